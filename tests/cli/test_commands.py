@@ -377,7 +377,7 @@ def test_wrap_prints_results_logs_and_the_scans_that_failed(isopose, cohort, tmp
     log = out / "logs" / "a_bad.log"
     lines = err.splitlines()
     assert lines[-2:] == [
-        f"what the command printed: {out}/logs",
+        f"output of the command: {out}/logs",
         f"isopose: a_bad: the command ended with exit code 1; see {log}",
     ]
     assert log.read_text() == "out of luck\n"

@@ -162,8 +162,8 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
 
     page, text = report.read_text(), (output / "report.md").read_text()
     for word in (
-        "Table 1: from other patients",
-        "Table 2: pose and size",
+        "Table 1: transfer learning",
+        "Table 2: normalization of pose",
         "Table 3: the crop",
         "88.07 (5.61)",
     ):
@@ -447,7 +447,7 @@ def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
     short = subprocess.run(command, capture_output=True, text=True)
     assert short.returncode == 2
     assert short.stderr.count("\n") == 1
-    assert "a study shortens the U-Net only" in short.stderr
+    assert "a study shortens only the U-Net" in short.stderr
     assert not (tmp_path / "study").exists()
     done = subprocess.run([*command, "--short-stns"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -123,6 +123,6 @@ def wrap(
                 shown = list(volumes.items())[:MOST_VOLUMES]
                 listed = "".join(f"  {name} {ml:.1f} ml" for name, ml in shown)
                 typer.echo(f"{folder}/{files[0]}{more}{listed}{'  …' if len(volumes) > len(shown) else ''}")
-    typer.echo(f"what the command printed: {folder}/{LOGS}", err=True)
+    typer.echo(f"output of the command: {folder}/{LOGS}", err=True)
     # Scans that failed together have one line.
     fail_if(dict.fromkeys(outcome.problem for outcome in outcomes))

@@ -99,7 +99,7 @@ class ByScan:
     Args:
         method: ``zscore`` or ``raw``, see :func:`scale_of_scan`.
         percentiles: of the body's values, between which ``zscore`` clips.
-        air: smallest normalized value of all training scans, taken outside of what a network sees.
+        air: smallest normalized value of all training scans, used outside the image.
         top: largest normalized value of all training scans.
     """
 
@@ -145,12 +145,12 @@ class LabeledValues:
 def scale_of_scan(
     method: Literal["zscore", "raw"], percentiles: tuple[float, float], array: np.ndarray, body: np.ndarray
 ) -> Window:
-    """Return the scale of one scan, made of nothing but the scan.
+    """Return the scale of one scan, computed from that scan only.
 
     Args:
         method: ``zscore``: clip at percentiles of the body's values, then z-score by the mean and standard
-            deviation of what that gives; what is darker, around the patient too, becomes the lower
-            percentile. ``raw``: values stay as they are.
+            deviation of the clipped values; darker values, also around the patient, become the lower
+            percentile. ``raw``: values are not changed.
         percentiles: lower and upper.
         array: ``(z, y, x)`` raw values, finite.
         body: its mask, not empty.
@@ -189,7 +189,7 @@ def labeled_values(raw: np.ndarray) -> LabeledValues:
 def scaling_of(
     method: Normalization, facts: Sequence[LabeledValues | Window], percentiles: tuple[float, float]
 ) -> Scaling:
-    """Return how one channel is normalized, from what it is in each case."""
+    """Return the normalization of one channel, from its statistics in each case."""
     if method == "ct":
         return pooled([f for f in facts if isinstance(f, LabeledValues) and len(f.values)], percentiles)
     scales = [f for f in facts if isinstance(f, Window)]

@@ -278,8 +278,8 @@ def _normalize_into(
         slice_from_frame: ``(3, 3)``, normalized coordinates.
     """
     size = (out.shape[1], out.shape[2])
-    # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does. No scan is
-    # darker than what a network sees around it.
+    # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does. No value of
+    # a scan is below the air that surrounds it in the network's input.
     low, high = max(scale.air, scaling.air), min(scale.top, scaling.top)
     for part in chunks(array.shape, size, FEW):
         slices = warped(scale.normalize(array[part]), slice_from_frame, size, scale.air, "bicubic")

@@ -186,7 +186,7 @@ def open_truth(truth: Path, labels: Mapping[str, int] | None = None) -> tuple[Da
         truth: a dataset of any layout that :func:`isopose.io.datasets.open_dataset` reads, or a folder of
             label maps. Of the latter the labels are named by ``labels``, or by the dataset that the folder
             lies in (as ``labelsTr``).
-        labels: name to stored value, in place of what the dataset says.
+        labels: name to stored value; replaces the dataset's own labels.
 
     Returns:
         The dataset or the folder, and its labels, None where the dataset has them.

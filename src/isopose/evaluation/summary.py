@@ -59,7 +59,7 @@ class Summary:
         patients: number of patients.
         missed: scans in which the structure is there and nothing was predicted.
         false_alarms: scans in which it is not there and something was predicted.
-        empty: scans in which it is neither there nor predicted; they enter no mean.
+        empty: scans in which it is neither present nor predicted; they are left out of all means.
         statistics: by metric, in the order of :data:`isopose.evaluation.metrics.METRICS`.
     """
 

@@ -201,7 +201,7 @@ def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> 
             return volume
     except InputError as error:
         # The file is in a temporary folder, whose path would not help the user.
-        raise InputError(str(error).replace(str(path), f"what the command wrote as {name}")) from None
+        raise InputError(str(error).replace(str(path), f"the command's output {name}")) from None
     notes.append(
         f"{name}: left out: values from {low:g} to {high:g} are neither labels (0 to 255) nor probabilities "
         "(0 to 1)"
@@ -221,7 +221,7 @@ def _check_named(name: str, volume: Volume, labels: Labels) -> None:
     unknown = [value for value in values_in(volume.array) if value not in known]
     if known and unknown:
         raise InputError(
-            f"what the command wrote as {name}: label value {unknown[0]}, expected 0 or one of "
+            f"the command's output {name}: label value {unknown[0]}, expected 0 or one of "
             f"{sorted(known)}; name it too (--label NAME={unknown[0]}), or give no names"
         )
 

@@ -68,9 +68,10 @@ def _estimator(
 def make_case(
     case: Case, *, settings: HomogenizeSettings, reported: type[Exception] = Exception
 ) -> CaseOutcome:
-    """Homogenize one case and write it, unless it is there already; why it cannot be done is not raised.
+    """Homogenize one case and write it, unless it exists already; a failure is returned, not raised.
 
-    Of what is raised only ``reported`` becomes the case's line; a cluster tries again what may pass.
+    Only exceptions of the types ``reported`` are returned as the case's problem; on a cluster, others are
+    raised and the case is tried again.
 
     Raises:
         RunError: it concerns all cases.

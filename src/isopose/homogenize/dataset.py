@@ -37,7 +37,7 @@ def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
 
     Args:
         path: see :func:`isopose.io.datasets.open_dataset` and :func:`isopose.inference.files.find_scans`.
-        labels: name to stored value, in place of what a dataset's layout says.
+        labels: name to stored value; replaces the layout's own labels.
 
     Raises:
         InputError: neither.
@@ -143,7 +143,7 @@ def _find_pose_channel(config: HomogenizeConfig, dataset: Dataset, model: Path |
 def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> HomogenizeConfig:
     """Return the configuration with the modality that a dataset states, where none was given.
 
-    Scans and tables state none: they are what the model is of, else CT.
+    Scans and tables state none: the model's modality is used, or CT without a model.
     """
     if config.modality != AUTO or (dataset.layout in ("scans", "manifest") and model is not None):
         return config
@@ -182,7 +182,7 @@ def _homogenize(
                 for warning in outcome.record.warnings if outcome.record else ():
                     reporter.say(f"  warning: {warning}")
     finally:
-        # A worker that is stopped cannot clear away what it was writing.
+        # A stopped worker cannot remove the files that it was writing.
         sweep(settings.root)
     finish(dataset, settings, head, outcomes)
     return outcomes
@@ -197,7 +197,7 @@ def _reported(outcome: CaseOutcome, seconds_left: float) -> str:
 
 
 def say_doubts(settings: HomogenizeSettings, reporter: Reporter) -> None:
-    """Report what is to be doubted of the reference."""
+    """Report the warnings about the reference."""
     for warning in settings.reference.warnings if settings.reference else ():
         reporter.say(f"warning: the reference: {warning}")
 

@@ -90,7 +90,7 @@ def _channel_names(dataset: Dataset, head: dict[str, Any]) -> dict[str, str]:
 def finish(
     dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], outcomes: Sequence[CaseOutcome]
 ) -> None:
-    """Describe what is there: to nnU-Net, and to whoever restores."""
+    """Write the dataset's description for nnU-Net and for restoring."""
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     failed = [outcome.name for outcome in outcomes if outcome.record is None]
     if records:

@@ -244,8 +244,7 @@ def check_steps(model: Model) -> None:
     """Raise an InputError if a model has no steps of single slices to draw."""
     if model.config.dims == 3:
         raise InputError(
-            "--steps draws what was done to single slices: expected a model with dims=2, got dims=3; "
-            "leave --steps out"
+            "--steps draws single slices: expected a model with dims=2, got dims=3; leave --steps out"
         )
 
 

@@ -174,7 +174,7 @@ def _scaling(path: Path, header: Nifti1Header) -> tuple[float, float] | None:
         slope, inter = header.get_slope_inter()
     except HeaderDataError:
         raise InputError(
-            f"{path}: the header scales its values by {header['scl_slope']:g}, but what it adds (scl_inter) "
+            f"{path}: the header scales its values by {header['scl_slope']:g}, but its intercept (scl_inter) "
             "is not a number; export it again"
         ) from None
     return None if slope is None or (slope, inter) == (1, 0) else (slope, inter)

@@ -84,7 +84,7 @@ class Stack:
 
 
 def stack_of(scan: PhantomScan, plane: Plane, slices: int | None, rng: np.random.Generator) -> Stack:
-    """Return the stack that shows what an axial scan shows.
+    """Return a stack in another plane with the contents of an axial scan.
 
     Args:
         scan: the axial scan.

@@ -117,8 +117,8 @@ def window(image: np.ndarray) -> tuple[float, float]:
 def window_of_scan(array: np.ndarray) -> tuple[float, float]:
     """Return the display range of a scan whose values have no unit, such as MR, the same for all its slices.
 
-    From the first percentile, which is air, to the 99.5th of what is brighter than the mean, which is patient
-    however small in the picture.
+    It runs from the first percentile, which is air, to the 99.5th percentile of the values above the mean,
+    which belong to the patient, however small the patient is in the image.
 
     Args:
         array: any shape, finite.

@@ -70,7 +70,7 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
         calibration: ``(5,)``, see :func:`isopose.models.roll.log_odds_of`.
         config: the prior and the odds at which a turn is believed.
     """
-    # The number of slices as a tensor, for an exported graph takes any number.
+    # The number of slices is a tensor, because an exported graph accepts any number.
     count, mean = torch.ones_like(evidence[:, 0]).sum(), evidence.mean(dim=0)
     length = mean.norm()
     concentration = calibrated_concentration(length, calibration) * effective_count(count, calibration)

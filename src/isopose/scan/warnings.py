@@ -12,10 +12,10 @@ from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.prior import TURNED
 from isopose.settings import PredictConfig
 
-#: Mean logit from which a scan counts as mirrored, by what the roll network sees. CT: of 500 unseen phantoms
-#: none comes near it (at most 0.2), 98 % exceed it when mirrored; two real scans, turned and scaled in 120
-#: ways, have at most -1.8. Any contrast: of 60 phantoms in MR and 60 MR made of real CT none exceeds it,
-#: 47 and 20 do when mirrored (benchmarks/pose_mr.py).
+#: Mean logit from which a scan counts as mirrored, by the contrast of the roll network. CT: of 500 unseen
+#: phantoms none comes near it (at most 0.2), 98 % exceed it when mirrored; two real scans, turned and scaled
+#: in 120 ways, have at most -1.8. Any contrast: of 60 phantoms in MR and 60 MR made of real CT none exceeds
+#: it, 47 and 20 do when mirrored (benchmarks/pose_mr.py).
 MIRRORED: Final[dict[Contrast, float]] = {"ct": 0.7, "any": 0.4}
 
 

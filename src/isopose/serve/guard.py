@@ -138,7 +138,7 @@ class Guard:
         if not self.access.knows(host):
             return "this server does not use that name; open the address that isopose printed"
         origin = headers.get("origin")
-        # With the port, for another port of this machine is another site.
+        # With the port, because another port of this machine is another site.
         if origin is not None and origin.lower().partition("://")[2] != host.lower():
             return "requests from other sites are refused"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
