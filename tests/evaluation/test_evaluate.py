@@ -182,7 +182,7 @@ def test_bad_input_names_the_case_in_one_line(folders, spoil, message):
 
 
 def test_folder_needs_labels_and_ages_must_be_plausible(folders):
-    with pytest.raises(InputError, match="name them"):
+    with pytest.raises(InputError, match="give them"):
         evaluate(*folders)
     with pytest.raises(InputError, match="case_1: age of -1"):
         evaluate(*folders, KIDNEY_TUMOR, ages_years={"case_1": -1.0})

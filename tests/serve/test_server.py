@@ -245,7 +245,7 @@ def test_a_process_that_is_killed_costs_its_scan_and_no_more(client, scan):
 def test_two_servers_do_not_share_a_folder(client, isopose, model_folder):
     code, _, message = isopose("serve", model_folder, "--folder", client.folder, "--port", 0, "--no-browser")
     assert (code, message.count("\n")) == (2, 1)
-    assert "another isopose is writing to it" in message
+    assert "another isopose process is writing to it" in message
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def snapshot(folder: Path) -> dict[str, str]:
 def test_the_card_lies_with_the_model_and_names_nobody(fitted: Fitted) -> None:
     card = (fitted.folder / CARD).read_text(encoding="utf-8")
     assert card == model_card(fitted.model)
-    assert "Marks kidney, tumor in CT" in card
+    assert "Segments kidney, tumor in CT" in card
     assert "Muster" not in card
     assert str(fitted.folder) not in card
 
@@ -448,7 +448,7 @@ def test_a_folder_of_something_else_is_not_taken_over(fitted: Fitted, tiny, tmp_
         folder.mkdir()
         (folder / name).write_bytes((fitted.folder / "model.json").read_bytes())
         before = snapshot(folder)
-        with pytest.raises(InputError, match=rf"{folder}: holds something that no isopose fit began here"):
+        with pytest.raises(InputError, match=rf"{folder}: is not a training folder of isopose fit"):
             fit(fitted.dataset, folder, fitted.config, store=fitted.store, resume=True)
         assert snapshot(folder) == before
 

@@ -128,7 +128,8 @@ def _inspect(
     if case.label is None and case.split != "test":
         note(
             "warning",
-            "has no label, so it can be predicted but does not train; give it one or mark it as test",
+            "has no label, so it can be predicted but is not used for training; add a label or mark it as "
+            "test",
         )
     image: Volume | None = None
     shown = pose_channel_of(config, channels)

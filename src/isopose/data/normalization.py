@@ -162,7 +162,7 @@ def scale_of_scan(
         low, high = float(array.min()), float(array.max())
         if max(-low, high) > _LARGEST:
             raise InputError(
-                f"values from {low:g} to {high:g} are too large to be taken as they are, expected at most "
+                f"values from {low:g} to {high:g} are too large to be used unchanged, expected at most "
                 f"{_LARGEST:g}; scale them, or set data.normalization=zscore"
             )
         return Window(low, high)
@@ -171,7 +171,7 @@ def scale_of_scan(
     low, high = (float(value) for value in np.percentile(inside, percentiles))
     if low == high:
         raise InputError(
-            f"nearly all voxels of the body have the value {low:g}, by which nothing can be normalized; "
+            f"nearly all voxels of the body have the value {low:g}, so they cannot be normalized; "
             "export the scan again"
         )
     np.clip(inside, low, high, out=inside)

@@ -332,7 +332,7 @@ def _warn_of_training(ensemble: Ensemble, files_hash: str) -> list[str]:
         "validate": [files_hash in one.validation_images_sha256 for one in seen],
     }
     return [
-        f"this scan was used to {use} {_of_members(used)}: its result says nothing about others"
+        f"this scan was used to {use} {_of_members(used)}: its result is not an independent test"
         for use, used in uses.items()
         if any(used)
     ]

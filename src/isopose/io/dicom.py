@@ -61,7 +61,7 @@ def _check_modality(path: Path, found: str, expected: Modality | None) -> None:
         return
     instead = "is it the right series?"
     if found in ("CT", "MR"):
-        instead = f"set --modality {found.lower()}, or take a model of {found}"
+        instead = f"set --modality {found.lower()}, or use a model of {found}"
     raise InputError(f"{path}: a DICOM series of {found}, expected {expected.upper()}; {instead}")
 
 

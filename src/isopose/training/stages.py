@@ -163,7 +163,7 @@ def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[Progress],
         )
         context.reporter.say(
             "note: the confidence of a fine-tuned roll network is not calibrated again: on scans unlike "
-            "these it doubts poses that are right (docs/measurements.md, 'What was tried')"
+            "these it may warn about correct poses (docs/measurements.md, 'What was tried')"
         )
     return stages, turning
 
