@@ -109,7 +109,7 @@ def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 "another folder"
             ) from None
         except OSError:
-            # A file system without locks, such as some network mounts; to refuse it would help nobody.
+            # A file system without locks, such as some network mounts; work without a lock.
             pass
         yield
     finally:

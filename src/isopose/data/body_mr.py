@@ -44,7 +44,7 @@ RIM, BAND = 4, 2
 GAP = 7
 #: How far such gaps are followed from the outside, in working pixels.
 DEEP = 60
-#: Such gaps are looked for where halfway from air to the rim is above this multiple of the noise.
+#: These gaps are searched only where halfway from air to the rim is above this multiple of the noise.
 CLEAR = 3.0
 #: Distance from the bright part, as a part of the body's diameter, from which the rest is air.
 AWAY = 0.12

@@ -150,7 +150,7 @@ def _surface_scores(
     # Imported here: MONAI takes seconds to import.
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
-    # MONAI 1.6 warns about its own call of its own function; nothing that a user could act upon.
+    # MONAI 1.6 warns about a call in its own code; users cannot do anything about it.
     warnings.filterwarnings("ignore", message=".*get_mask_edges.*", category=FutureWarning)
     # A rim of background closes surfaces at the border; MONAI's two functions treat the border differently.
     p, t = (torch.from_numpy(np.pad(mask, 2))[None, None] for mask in (prediction, truth))

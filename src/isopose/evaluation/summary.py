@@ -20,7 +20,7 @@ AGE_STRATA: tuple[tuple[str, float, float], ...] = (
     ("adult", 18.0, np.inf),
 )
 
-#: Fewest pairs for which a Wilcoxon test is worth a number: with five, p cannot fall below 0.06.
+#: Fewest pairs for a Wilcoxon test: with five, p cannot fall below 0.06.
 FEWEST_PAIRS = 6
 
 

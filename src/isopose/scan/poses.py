@@ -82,7 +82,7 @@ def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> T
     for _ in range(2):
         views = views_at_angle(slices, angle.expand(mask.shape[0]))
         evidence = turned(network(views)[:, :2], angle)
-        # A start only: whether it is believed, and whether an outline is visible, does not matter.
+        # Only an initial value, so it does not matter whether it overrides the header.
         filled = torch.zeros_like(evidence[:, 0])
         angle = scan_roll(evidence, filled, network.calibration, transformer.config).mean
     return angle

@@ -32,12 +32,13 @@ class ScanRoll(NamedTuple):
     """The roll of one scan.
 
     Args:
-        angle: ``()`` radians; 0, the header's, where the slices are not believed.
-        shown: ``()`` radians, the roll that the slices show, whether it is believed or not.
+        angle: ``()`` radians; 0, the header's, where the slices do not override it.
+        shown: ``()`` radians, the roll that the slices show, whether it is used or not.
         mean: ``()`` radians, the mean of the posterior if the slices show the roll: where they are weak, near
             the header's.
         odds: ``()`` odds that the slices show the roll: alone or given the header, whichever is less.
-        believed: ``()`` True where the odds reach ``config.turn_odds`` and an outline is visible.
+        believed: ``()`` True (the slices override the header) where the odds reach ``config.turn_odds`` and
+            an outline is visible.
         outline_visible: ``()`` False where the body exceeds the field of view.
         concentration: ``()`` of the angle, where it rests on the slices.
         probability: ``()`` posterior probability that the angle is right within :data:`RIGHT`.
@@ -68,7 +69,7 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
         evidence: ``(N, 2)`` of the slices, see :class:`isopose.models.pose.SlicePoses`.
         filled: ``(N,)`` part of its bounding box that each slice's mask fills.
         calibration: ``(5,)``, see :func:`isopose.models.roll.log_odds_of`.
-        config: the prior and the odds at which a turn is believed.
+        config: the prior and the odds at which the slices override the header.
     """
     # The number of slices is a tensor, because an exported graph accepts any number.
     count, mean = torch.ones_like(evidence[:, 0]).sum(), evidence.mean(dim=0)
