@@ -251,7 +251,7 @@ def _from_packed(
 ) -> Volume | None:
     """Restore nnU-Net's probabilities and return their label map; None, with a note, if they are not valid.
 
-    Some of nnU-Net's readers store arrays in the patient's axes and not in the file's. Which, is found by
+    Some of nnU-Net's readers store arrays in the patient's axes and not in the file's. The order is found by
     comparison with the label map beside them or, if that is empty, from nnU-Net's plans: with the wrong axes
     left and right would be exchanged.
     """

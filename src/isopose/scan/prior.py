@@ -61,9 +61,9 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
     of component j in the posterior is w_j · I0(abs(K u + k_j m_j)) / (I0(K) · I0(k_j)), its direction and
     concentration those of K u + k_j m_j.
 
-    The header decides whether the slices are believed, not how far the patient is turned: a roll that is
-    believed is u. The posterior's mean falls short of every turn, by one degree in a hundred where the slices
-    are as sure as usual.
+    The header only decides whether the slices override it, not how far the patient is rotated: if they do,
+    the roll is u. The posterior's mean is smaller than every rotation, by one degree in a hundred where the
+    slices are as sure as usual.
 
     Args:
         evidence: ``(N, 2)`` of the slices, see :class:`isopose.models.pose.SlicePoses`.

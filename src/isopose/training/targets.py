@@ -111,7 +111,8 @@ def reference_among(
 ) -> Reference:
     """Return the reference among one slice each of some patients.
 
-    Coronal and sagittal slices are taken as they lie, and the patient whose width or depth is nearest to the
+    Coronal and sagittal slices are used as scanned; the patient is chosen whose width or depth is nearest to
+    the
     median: the height of their outlines is that of the field of view, and they show no roll.
 
     Args:

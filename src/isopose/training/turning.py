@@ -1,6 +1,6 @@
 """Measure whether a pose network has learned rotations, which the Dice of the masks does not show.
 
-Eq. 1 is near its optimum once place and size are right: a trunk that leans by ten degrees overlaps an upright
+Eq. 1 is near its optimum once position and size are right: a trunk rotated by ten degrees overlaps an upright
 one by 0.95 to 0.98. Therefore slices are rotated by known angles, and STN1's estimate has to follow.
 """
 
