@@ -60,7 +60,7 @@ class HomogenizeSettings:
 def _estimator(
     model: Path | None, config: HomogenizeConfig, reference: ReferenceOutline | None
 ) -> PoseEstimator:
-    """Opened once in each process."""
+    """Return the pose estimator, opened once in each process."""
     return open_estimator(model, config, reference)
 
 

@@ -136,7 +136,7 @@ def check_apart(inputs: Sequence[Path], output: Path) -> None:
 
 
 def _scans_in(folder: Path) -> list[Path]:
-    """A folder's volumes; where it has nothing but ZIP archives, these; none where it is a DICOM series.
+    """Return a folder's volumes, or its ZIP archives if it has nothing else; none of a DICOM series.
 
     A folder with both a DICOM series and volumes gives none either; reading it as one scan then raises an
     error.

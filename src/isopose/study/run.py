@@ -317,12 +317,12 @@ def _try_briefly(study: Study, job: PlannedRun) -> dict[str, float]:
 
 
 def _estimate_run(options: Options, job: PlannedRun, seconds: Seconds) -> float:
-    """Estimated seconds of a run's training."""
+    """Return the estimated seconds of a run's training."""
     return sum(_estimate_stages(options, job, seconds).values())
 
 
 def _estimate_stages(options: Options, job: PlannedRun, seconds: Seconds) -> dict[str, float]:
-    """Estimated seconds of each stage of a run's training."""
+    """Return the estimated seconds of each stage of a run's training."""
     if job.arm in UNTRAINED:
         return {}
     config = config_of(options, job.preset, _find_arm(job), job.seed)
