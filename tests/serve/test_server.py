@@ -326,4 +326,4 @@ def test_a_model_of_volumes_takes_no_pose_by_hand(serve, scan, tmp_path):
         body = {"correction": {"poses": [{"slice": 4, "pose": [0.0] * 5}]}}
         answer = client.post(f"/api/jobs/{number}/again", json=body)
         assert answer.status_code == 409
-        assert "where slices were predicted" in answer.json()["detail"]
+        assert "only models of slices" in answer.json()["detail"]
