@@ -145,7 +145,7 @@ def main(
 def _stn1_table(output: Path, cases: int, epochs: int) -> str:
     """Train STN1 on phantoms in CT and in MR, and return how well it finds the roll of others."""
     lines = [
-        "| phantoms | STN1: slope on applied turns | STN1: median, ° | moments: median, ° |",
+        "| phantoms | STN1: slope over applied rotations | STN1: median, ° | moments: median, ° |",
         "| --- " * 4 + "|",
     ]
     settings = [*STN1, f"pose.optimizer.epochs={epochs}", f"pose.optimizer.min_epochs={epochs}"]

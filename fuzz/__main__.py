@@ -121,7 +121,7 @@ def _print_unusual(rows: list[dict[str, Any]]) -> None:
     """How many unusual inputs were refused although they are valid, and why most often."""
     if not rows:
         return
-    print("\n| input | tried | read, and alike | refused although valid | refused, as it may be | failed |")
+    print("\n| input | tried | read correctly | refused although valid | refused correctly | failed |")
     print("| --- | --- | --- | --- | --- | --- |")
     names = list(dict.fromkeys(row["target"] for row in rows))
     refused = {

@@ -98,9 +98,9 @@ def test_the_report_shows_both_arms(made):
     assert not re.search(r"""(src|href)=["']?https?:""", html)
     # A short demo is no test of any preset, and says so.
     assert "2 of 2 slices: shortened, the default preset has 3000" in html
-    assert "says nothing about the paper" in html
+    assert "does not test the paper preset" in html
     assert re.search(r"Test patients.{0,80}\b2\b", html, re.S)
-    assert said[-1] == "phantoms are phantoms: these numbers say nothing about patients"
+    assert said[-1] == "these results are from phantoms and say nothing about patients"
 
 
 def test_both_arms_have_the_same_network_and_steps(made):

@@ -102,7 +102,7 @@ def test_a_folder_for_results_is_made_or_refused_in_one_line(tmp_path):
     assert output_folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="a file is in the way") as error:
+        with pytest.raises(InputError, match="a file has that name") as error:
             output_folder(place)
         assert str(place) in str(error.value)
     assert (tmp_path / "file").read_text() == "x"
@@ -128,7 +128,7 @@ def holder(tmp_path):
 
 def test_one_process_at_a_time_writes_to_a_folder(holder, tmp_path):
     with (
-        pytest.raises(InputError, match="another isopose is writing to it"),
+        pytest.raises(InputError, match="another isopose process is writing to it"),
         only_writer(tmp_path),
     ):
         pass

@@ -243,7 +243,9 @@ def test_evaluate(kind, isopose, cohort, clean, tmp_path, monkeypatch):
     assert scores["cases"] == [case for case in expected["cases"] if case["case"] != "case_1"]
     assert {f"isopose: {why}" for why in scores["failed"].values()} == {line}
     for name in ("scores.md", "report.html"):
-        assert "Could not be scored, in no mean (1): case_1." in (tmp_path / "out" / name).read_text()
+        assert (
+            "Could not be scored, left out of all means (1): case_1." in (tmp_path / "out" / name).read_text()
+        )
 
 
 def test_evaluate_of_nothing_that_can_be_scored(isopose, cohort, clean, tmp_path, monkeypatch):

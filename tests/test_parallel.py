@@ -92,7 +92,7 @@ def test_an_item_that_fails_in_any_way_takes_no_other_with_it(workers):
     assert failed.keys() == {2, 4, 5, 7, 9}
     assert [one[0] for n, one in enumerate(found) if n not in failed] == [0, 1, 3, 6, 8, 10, 11]
     assert failed[2] == failed[9].replace("9", "2", 1)
-    assert failed[2].startswith("2: a worker process died at this case, most often for lack of memory; ")
+    assert failed[2].startswith("2: a worker process died at this case, probably because memory ran out; ")
     assert failed[4].startswith("4: failed unexpectedly by Unsendable")
     assert failed[7].startswith("7: out of memory: ")
     assert not any("DOE" in why for why in failed.values())

@@ -53,8 +53,8 @@ def warnings_of(estimator, volume: Volume) -> str:
 @pytest.mark.parametrize("per", ["volume", "smooth", "slice"])
 def test_what_is_no_trunk_is_left_as_it_lies_with_one_warning(make, per) -> None:
     found = homogenize_scan(open_estimator(None, homogenize_config(size=128, per=per)), make())
-    assert [line for line in found.warnings if "which way up" in line] == [
-        "no slice shows which way up the patient lies (is it a trunk?): left as the file's header says"
+    assert [line for line in found.warnings if "roll of the patient" in line] == [
+        "no slice shows the roll of the patient (is it a trunk?): left as the file's header says"
     ]
     np.testing.assert_allclose(found.poses.pose[:, 0], 0.0, atol=1e-6)
     assert found.poses.decision.header_kept
@@ -113,7 +113,7 @@ def test_real_trunks_are_not_doubted_and_turned_back_from_any_side(real_ct, name
     volume = read_volume(real_ct / name).reoriented()
     smooth = open_estimator(None, homogenize_config(size=128, per="smooth"))
     straight = homogenize_scan(smooth, volume)
-    assert not [line for line in straight.warnings if "which way up" in line or "turned" in line]
+    assert not [line for line in straight.warnings if "roll of the patient" in line or "turned" in line]
     seen = straight.poses
     degrees = np.degrees(seen.pose[seen.has_body, 0])
     assert np.abs(degrees).max() < 5.0

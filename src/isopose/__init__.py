@@ -11,7 +11,7 @@ __all__ = ["Homogenized", "Homogenizer", "Pipeline", "Result", "__version__", "w
 
 
 def __getattr__(name: str) -> Any:
-    """The Python API, loaded when it is asked for: the command line starts without PyTorch."""
+    """Load the Python API on first use, so that the command line starts without PyTorch."""
     if name not in __all__:
         raise AttributeError(f"module 'isopose' has no attribute {name!r}")
     from isopose import api

@@ -105,7 +105,7 @@ def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter, modal
     _write(report, dataset, arms[0], arms[1])
     for arm in arms:
         reporter.say(f"{arm.name:>7} homogenization: {_line(arm.evaluation)}  ({arm.seconds:.0f} s)")
-    reporter.say("phantoms are phantoms: these numbers say nothing about patients")
+    reporter.say("these results are from phantoms and say nothing about patients")
     return report
 
 
@@ -179,8 +179,8 @@ def _write(report: Path, dataset: Dataset, ours: ScoredModel, plain: ScoredModel
             "U-Net steps": f"{steps.epochs * steps.iterations} of {steps.batch_size} slices",
             "STN2 steps": f"{crop.epochs * crop.iterations} of {crop.batch_size} slices: shortened, the "
             f"default preset has {whole.epochs * whole.iterations}",
-            "STN1": "not trained here: the shipped roll network and moments give the pose, so that this demo "
-            "says nothing about the paper's preset",
+            "STN1": "not trained here: the shipped roll network and moments give the pose, so this demo does "
+            "not test the paper preset",
             "isopose": __version__,
         },
         sections=[
@@ -188,9 +188,8 @@ def _write(report: Path, dataset: Dataset, ours: ScoredModel, plain: ScoredModel
             ReportSection(
                 "Step by step",
                 text=(
-                    "As in the paper's Figure 3. The blue square on the input is the frame that pose and "
-                    "size were brought to, the pink line the reference patient's outline, the orange square "
-                    "the crop.",
+                    "As in the paper's Figure 3. The blue square on the input becomes the homogenized slice. "
+                    "The pink line is the reference patient's outline; the orange square is the crop.",
                 ),
                 pictures=pictures,
             ),

@@ -59,7 +59,7 @@ def output_folder(path: Path) -> Path:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else ""
+        reason = "a file has that name" if isinstance(error, FileExistsError | NotADirectoryError) else ""
         raise InputError(
             f"{path}: cannot be used as a folder for results ({reason or error.strerror}); choose another"
         ) from None
@@ -105,10 +105,11 @@ def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
             fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise BusyError(
-                f"{folder}: another isopose is writing to it; wait until it is done, or choose another folder"
+                f"{folder}: another isopose process is writing to it; wait until it is done, or choose "
+                "another folder"
             ) from None
         except OSError:
-            # A file system without locks, such as some network mounts; to refuse it would help nobody.
+            # A file system without locks, such as some network mounts; work without a lock.
             pass
         yield
     finally:

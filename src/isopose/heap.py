@@ -13,9 +13,9 @@ _MOST_KEPT, _LARGEST_IN_HEAP = 2**31 - 1, 32 * 2**20
 def keep_freed_memory() -> bool:
     """Let glibc reuse freed memory instead of returning it to the system, in a single arena.
 
-    A training step allocates again what the step before freed. By default glibc returns large blocks to the
-    system, which must then zero every page anew: a tenth of a step's time. It also gives each reading thread
-    an arena of its own, whose fragmentation took more memory than the training. Measured in
+    A training step allocates the same memory that the previous step freed. By default glibc returns large
+    blocks to the system, which must then zero every page again: a tenth of a step's time. It also gives each
+    reading thread its own arena, whose fragmentation took more memory than the training. Measured in
     docs/measurements.md, "The heap".
 
     The setting holds for the whole process, so only the commands that train make it, before they start

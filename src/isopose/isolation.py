@@ -63,7 +63,7 @@ def line_of(error: Exception) -> IsoposeError:
     if isinstance(error, FloatingPointError):
         return IsoposeError(
             f"values that are not numbers{where}; is it a scan as the model was trained on, CT in Hounsfield "
-            "units? If every scan fails so, the model is damaged: copy it again, or train again"
+            "units? If all scans fail in this way, the model is damaged: copy it again, or train again"
         )
     return IsoposeError(f"failed unexpectedly by {type(error).__name__}{where}; please report it")
 

@@ -52,7 +52,7 @@ class Labels:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 255:
                 raise InputError(f"labels: {name!r} has value {value!r}, expected an integer from 1 to 255")
             if name == "background":
-                raise InputError(f"labels: 'background' is what has no label, value 0, not {value}")
+                raise InputError(f"labels: 'background' must have the value 0, not {value}")
             if name == IGNORE:
                 raise InputError(
                     f"labels: 'ignore' is for unannotated voxels, not a structure of value {value}"
@@ -165,12 +165,12 @@ class Labels:
         return len(self.values) + 1
 
     def targets(self) -> dict[str, tuple[int, ...]]:
-        """Return what is scored: name to the stored values it consists of, single labels first."""
+        """Return the targets of scoring: name to stored values, single labels first."""
         single = {name: (self.values[name],) for name in self.names}
         return single | {u: tuple(self.values[m] for m in members) for u, members in self.unions.items()}
 
     def judged(self) -> dict[str, tuple[int, ...]]:
-        """Return what the U-Net's loss compares: name to its classes, the regions or else each label."""
+        """Return the targets of the U-Net's loss: name to classes, the regions or else each label."""
         of_value = {self.values[name]: index for index, name in enumerate(self.names, start=1)}
         targets = self.targets()
         return {

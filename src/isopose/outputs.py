@@ -48,8 +48,8 @@ def made_from(record: Mapping[str, Any] | None, parameters: Mapping[str, Any]) -
 def listed(record: Mapping[str, Any] | None) -> set[str]:
     """Return the files that a record lists, as paths relative to its folder.
 
-    A path that leads out of the folder is left out: a person may have edited the record, and what is listed
-    may be removed.
+    A path that leads out of the folder is left out: someone may have edited the record, and listed files may
+    be removed.
     """
     names = (record or {}).get("files")
     paths = {name: PurePath(name) for name in names or () if isinstance(name, str)}

@@ -25,7 +25,7 @@ R = TypeVar("R")
 Progress = Callable[[int, int], None]
 
 _DIED = (
-    "a worker process died at this case, most often for lack of memory; run again with fewer workers, or "
+    "a worker process died at this case, probably because memory ran out; run again with fewer workers, or "
     "leave it out"
 )
 

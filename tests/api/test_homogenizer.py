@@ -175,7 +175,7 @@ def test_a_reference_is_named_by_word_or_path(cohort):
     own = Homogenizer(size=128, reference=cohort / "imagesTr" / "phantom_000_0000.nii.gz")
     upright = own.transform(image, labels)
     assert upright.transform.grid.z_scale == pytest.approx(1.0, abs=0.02)
-    with pytest.raises(InputError, match="one is named already"):
+    with pytest.raises(InputError, match="but one was given"):
         own.fit([image])
     with pytest.raises(
         InputError, match="expected child, adult, or the path of a scan or of a model's folder"

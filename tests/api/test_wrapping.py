@@ -83,7 +83,7 @@ def test_warnings_of_the_pose_are_logged(homogenizer, caplog) -> None:
     [
         (lambda v: v.with_array(v.array.astype(np.float32) / 7), "whole numbers from 0 to 255"),
         (lambda v: SCENE.volume.with_array(SCENE.truth), "does not lie on the homogenized grid"),
-        (lambda v: v.array > 145, "expected an image with its place in the patient"),
+        (lambda v: v.array > 145, "expected an image with its position in the patient"),
         (lambda v: {"background": v}, "no class but the background"),
         (lambda v: {"mass": v}, "mass: expected probabilities from 0 to 1"),
         (lambda v: {"mass": v.with_array(np.full(v.array.shape, np.nan, np.float32))}, "got values from nan"),

@@ -122,7 +122,7 @@ def test_a_prediction_loads_neither_compiler_nor_what_draws_nor_the_store(cohort
         ),
         (
             ("wrap", "{data}", "{data}/more", "--output", "{tmp}/o", "--", "true", "{{input}}", "{{output}}"),
-            "more: no such program, or it may not be run; give one path of scans",
+            "more: no such program, or it is not executable; give one path of scans",
         ),
         (
             ("wrap", "{tmp}/none", "--output", "{tmp}/o", "--", "true", "{{input}}", "{{output}}"),
@@ -166,7 +166,7 @@ def test_a_folder_that_another_process_writes_to_is_refused(
         given = [argument.format(out=out, data=cohort, model=model_folder) for argument in arguments]
         code, _, err = isopose(*given)
     assert code == 2
-    assert "another isopose is writing to it" in err
+    assert "another isopose process is writing to it" in err
     assert one_line(err), err
     assert list(out.iterdir()) == []
 
@@ -377,7 +377,7 @@ def test_wrap_prints_results_logs_and_the_scans_that_failed(isopose, cohort, tmp
     log = out / "logs" / "a_bad.log"
     lines = err.splitlines()
     assert lines[-2:] == [
-        f"what the command printed: {out}/logs",
+        f"output of the command: {out}/logs",
         f"isopose: a_bad: the command ended with exit code 1; see {log}",
     ]
     assert log.read_text() == "out of luck\n"

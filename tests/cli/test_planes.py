@@ -84,7 +84,7 @@ def test_a_model_of_a_plane_is_trained_and_predicts_on_the_scans_grid(stacks, is
     (path,) = (root / "imagesTs").iterdir()
     code, _, err = isopose("predict", model, path, "--output", tmp_path / "out", "--steps")
     assert code == 0
-    for word in ("which way up", "turned by", "mirror image", "axial"):
+    for word in ("roll of the patient", "turned by", "mirror image", "axial"):
         assert word not in err
     scan = read_volume(path)
     name = path.name.replace("_0000", "")

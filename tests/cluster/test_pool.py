@@ -85,7 +85,7 @@ def test_an_item_that_kills_every_worker_is_given_up_and_the_others_are_done(poo
     results, _ = run(pool, Squares(tmp_path, dies=(6,)), 10)
     failed = results.pop(2)
     assert isinstance(failed, Failed)
-    assert "the worker died, 3 times, most often for lack of memory" in failed.why
+    assert "the worker died, 3 times, probably because memory ran out" in failed.why
     assert tries(tmp_path, 6) == TRIES
     assert results == {n: 9 * n * n for n in range(10) if n != 2}
 

@@ -83,7 +83,7 @@ def test_the_body_alone_decides() -> None:
 
 def test_a_body_of_one_value_is_refused_and_so_are_values_that_do_not_fit() -> None:
     flat, body = np.full((3, 9, 9), 5.0), np.ones((3, 9, 9), dtype=bool)
-    with pytest.raises(InputError, match="have the value 5, by which nothing can be normalized"):
+    with pytest.raises(InputError, match="have the value 5, so they cannot be normalized"):
         scale_of_scan("zscore", (0.5, 99.5), flat, body)
     with pytest.raises(InputError, match=r"from 0 to 70000 are too large .* data\.normalization=zscore"):
         scale_of_scan("raw", (0.5, 99.5), np.array([[[0.0, 7e4]]]), body)

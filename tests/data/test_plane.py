@@ -52,7 +52,7 @@ def test_another_plane_is_refused_with_what_to_do() -> None:
         check_plane(scan((1.0, 6.0, 1.0)), "axial")
     assert str(refused.value) == (
         "coronal slices (voxels of 1.00 x 6.00 x 1.00 mm left-right, front-back, head-foot), expected axial "
-        "ones; set --plane coronal (fit: --set data.plane=coronal), or take a model of coronal slices"
+        "ones; set --plane coronal (fit: --set data.plane=coronal), or use a model of coronal slices"
     )
     check_plane(scan((1.0, 6.0, 1.0)), "coronal")
     check_plane(scan((1.0, 1.1, 1.0)), "sagittal")

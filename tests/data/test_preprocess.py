@@ -235,7 +235,7 @@ def test_labels_outside_the_frame_are_warned_of() -> None:
     prepared = prepare(
         case.volume, fingerprint(210.0), DataConfig(size=64), case.volume.with_array(marks), LABELS
     )
-    assert any("out of the frame" in warning for warning in prepared.warnings)
+    assert any("beyond the frame" in warning for warning in prepared.warnings)
     assert not prepared.labels.any()
 
 

@@ -232,7 +232,7 @@ def test_a_file_where_the_folder_should_be(cohort, fingerprint, tmp_path) -> Non
         ({"cases": None}, "missing or damaged"),
         ({"key": "0" * 64}, "do not agree with their hash"),
         ({"labels": {}}, "missing or damaged"),
-        ({"cases": []}, "names no case"),
+        ({"cases": []}, "lists no case"),
     ],
 )
 def test_a_tampered_store_is_refused(copy: Path, store: Store, change: dict, message: str) -> None:

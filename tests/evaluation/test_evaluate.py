@@ -182,7 +182,7 @@ def test_bad_input_names_the_case_in_one_line(folders, spoil, message):
 
 
 def test_folder_needs_labels_and_ages_must_be_plausible(folders):
-    with pytest.raises(InputError, match="name them"):
+    with pytest.raises(InputError, match="give them"):
         evaluate(*folders)
     with pytest.raises(InputError, match="case_1: age of -1"):
         evaluate(*folders, KIDNEY_TUMOR, ages_years={"case_1": -1.0})
@@ -268,8 +268,8 @@ def test_undrawn_slices_score_nothing_where_that_is_said(tmp_path):
     assert found.provenance["undrawn"] == "ignore"
     assert "undrawn" not in plain.provenance
     text = write_and_read(found, tmp_path / "out")
-    assert "labeled in part" in text
-    assert "labeled in part" not in write_and_read(plain, tmp_path / "plain")
+    assert "partly labeled" in text
+    assert "partly labeled" not in write_and_read(plain, tmp_path / "plain")
 
 
 def write_and_read(evaluation, folder):

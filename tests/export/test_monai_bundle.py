@@ -128,7 +128,7 @@ def test_it_says_what_it_is_and_names_nobody(model: Path, bundle: Path) -> None:
     channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     assert channels == {"0": "background", "1": "kidney", "2": "tumor"}
     assert metadata["model_sha256"] == load_model(model).weights_sha256
-    assert "Marks kidney, tumor in CT" in (bundle / "docs" / "README.md").read_text("utf-8")
+    assert "Segments kidney, tumor in CT" in (bundle / "docs" / "README.md").read_text("utf-8")
     # A card that its maker filled in goes with it.
     (model / "MODEL_CARD.md").write_text("ours")
     try:

@@ -269,7 +269,7 @@ def test_a_crop_grows_so_that_nothing_labeled_is_cut() -> None:
 
 def test_a_crop_needs_a_model_that_crops() -> None:
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
-    with pytest.raises(InputError, match=r"the model crops nothing \(crop.enabled=false\)"):
+    with pytest.raises(InputError, match=r"the model has no crop \(crop.enabled=false\)"):
         estimator_from_model(model, HomogenizeConfig(crop=True))
     volumes = bright_model(
         {"dims": 3, "pose": {"learned": False, "per": "volume"}, "crop": {"per": "volume"}}
@@ -376,7 +376,7 @@ def test_the_tilt_of_a_low_scan_is_doubted() -> None:
 
 def test_tilted_is_not_for_what_is_of_slices() -> None:
     joint = bright_model({"stn": "joint", "pose": {"per": "smooth"}})
-    with pytest.raises(InputError, match="takes no model with stn=joint"):
+    with pytest.raises(InputError, match="supports neither --crop nor a model with stn=joint"):
         estimator_from_model(joint, HomogenizeConfig(per="tilted"))
     plain = bright_model({"pose": {"learned": False}})
     with pytest.raises(InputError, match="has no crop"):

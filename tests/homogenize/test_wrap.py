@@ -196,7 +196,7 @@ WRONG = {
     "killed": "the command was ended by SIGKILL",
     "logits": "values from -4.5 to -4.5 are neither labels (0 to 255) nor probabilities (0 to 1)",
     "nan": "holds values that are not finite",
-    "nothing": "the command wrote no label map or probabilities; what the command printed: ",
+    "nothing": "the command wrote no label map or probabilities; output of the command: ",
     "text": "(left out, neither label maps nor probabilities: answer.txt)",
 }
 

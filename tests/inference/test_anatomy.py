@@ -82,9 +82,9 @@ def test_a_scan_that_shows_nothing_is_left_as_its_header_says(models):
     middle = (volume.array.shape[1] - 1) / 2
     disc = np.hypot(x - middle, y - middle) < 30
     nothing = predict(models["smooth"], replace(volume, array=np.where(disc, 0, -1000)[None].repeat(8, 0)))
-    assert warns_of(nothing, "no slice shows which way up")
+    assert warns_of(nothing, "no slice shows the roll")
     assert nothing.scan_pose.roll == 0.0
-    assert not warns_of(predict(models["smooth"], volume), "which way up")
+    assert not warns_of(predict(models["smooth"], volume), "roll of the patient")
 
 
 @pytest.mark.parametrize("per", ["slice", "smooth", "volume"])

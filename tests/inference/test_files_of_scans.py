@@ -249,7 +249,7 @@ def test_a_training_scan_is_recognized_by_its_bytes_whatever_its_name(key, use, 
     trained = replace(model, info=ModelInfo(TrainingInfo(**{"images_sha256": (), key: ("0" * 64, known)})))
     renamed, unseen = run(trained, [tmp_path / "in"], tmp_path / "out")
     assert renamed.record["warnings"] == [
-        f"this scan was used to {use} the model: its result says nothing about others"
+        f"this scan was used to {use} the model: its result is not an independent test"
     ]
     assert unseen.record["warnings"] == []
     assert json.loads((tmp_path / "out" / "renamed.json").read_text())["warnings"] != []

@@ -344,7 +344,7 @@ def test_an_outline_unlike_the_reference_is_of_low_agreement_but_predicted() -> 
     model = bright_model(PLAIN, reference=ring)
     here = scene()
     result = predict(model, here.volume)
-    assert "low agreement in 6 of 6 slices: the outline does not resemble the reference's" in result.warnings
+    assert "low agreement in 6 of 6 slices: the outline does not match the reference" in result.warnings
     assert result.scan_pose.agreement.max() < 0.8
     assert dice(result.labels.array > 0, here.truth > 0) > 0.85
     without = bright_model({"pose": {"learned": False, "start": "identity"}}, reference=ring)
@@ -566,5 +566,5 @@ def test_an_answer_that_is_no_number_is_no_background() -> None:
             return [answer * float("nan") for answer in super().forward(image, deep=deep)]
 
     model.pipeline.unet = Broken()
-    with pytest.raises(FloatingPointError, match="the U-Net's answer is not finite"):
+    with pytest.raises(FloatingPointError, match="the U-Net's output is not finite"):
         predict(model, scene().volume)

@@ -199,7 +199,7 @@ def test_a_longer_scan_than_those_of_the_training_is_reported(model):
     result = predict(model, volume)
     # 250 mm, of which 0.75 times 230 are seen.
     assert result.beyond_mm == pytest.approx(250 - 0.75 * 230, abs=3)
-    assert any("mm further than those the model was trained on" in line for line in result.warnings)
+    assert any("mm longer than those the model was trained on" in line for line in result.warnings)
 
 
 def test_from_the_identity_nothing_is_posed_and_unlike_the_reference_is_reported(model):
@@ -210,7 +210,7 @@ def test_from_the_identity_nothing_is_posed_and_unlike_the_reference_is_reported
     assert result.warnings == ()
     assert dice(result.labels.array > 0, truth > 0) > 0.88
     low = bright_model({**VOLUMES, "predict": {"min_pose_dice": 0.999}})
-    assert "low agreement: the outline does not resemble the reference's" in predict(low, volume).warnings
+    assert "low agreement: the outline does not match the reference" in predict(low, volume).warnings
 
 
 def test_slabs_are_what_the_whole_is():

@@ -30,7 +30,7 @@ def model() -> Model:
 
 def test_the_card_names_what_the_model_is_and_nobody(model: Model) -> None:
     card = model_card(model)
-    assert f"Marks {', '.join(model.labels.names)} in CT" in card
+    assert f"Segments {', '.join(model.labels.names)} in CT" in card
     assert f"`{'cd' * 32}`" in card
     assert "3 patients (4 scans), and 2 scans of others for validation." in card
     seen = model.fingerprint
@@ -40,7 +40,7 @@ def test_the_card_names_what_the_model_is_and_nobody(model: Model) -> None:
     assert isinstance(scale, Intensity)
     assert f"| {scale.low:.0f} | {scale.median:.0f} | {scale.high:.0f} |" in card
     # Of the epoch whose weights it has.
-    assert "so that it is too good: kidney 0.812, tumor 0.500." in card
+    assert "so it is optimistic: kidney 0.812, tumor 0.500." in card
     assert "Mustermann" not in card
     # Brackets for what only its maker knows.
     assert card.count("[ ]") == 10
@@ -71,13 +71,13 @@ def test_every_setting_that_was_changed_is_reported_and_no_other(model: Model) -
 
 def test_without_validation_no_figure_is_made_up(model: Model) -> None:
     card = model_card(replace(model, info=replace(model.info, history=())))
-    assert "it had no validation scans" in card
+    assert "there were no validation scans" in card
     assert "0.812" not in card
 
 
 def test_weights_that_it_began_from_are_reported(model: Model) -> None:
     training = replace(TRAINING, from_weights_sha256="ab" * 32)
-    assert f"began from the weights `{'ab' * 32}`" in model_card(
+    assert f"Fine-tuned from the weights `{'ab' * 32}`" in model_card(
         replace(model, info=replace(model.info, training=training))
     )
 

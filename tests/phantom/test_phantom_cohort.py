@@ -173,9 +173,9 @@ def test_other_folders_and_other_parameters_are_refused(cohort: Path, tmp_path: 
     with pytest.raises(InputError, match="not empty"):
         write_cohort(tmp_path, **SMALL)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["holiday.txt"]
-    with pytest.raises(InputError, match="a file is in the way"):
+    with pytest.raises(InputError, match="a file has that name"):
         write_cohort(tmp_path / "holiday.txt", **SMALL)
-    with pytest.raises(InputError, match="a file is in the way"):
+    with pytest.raises(InputError, match="a file has that name"):
         write_cohort(tmp_path / "holiday.txt" / "below", **SMALL)
     with pytest.raises(InputError, match="other parameters"):
         write_cohort(cohort, **{**SMALL, "seed": 8})

@@ -166,7 +166,7 @@ def test_evaluation_sections_hold_the_scores():
         "Scores",
         "By age and body size",
         "Failures",
-        "Every scan",
+        "All scans",
     ]
     parsed = Page(page(*sections))
     overall = parsed.tables[0]
@@ -188,7 +188,7 @@ def test_failures_list_all_that_failed_and_nothing_else():
     ]
     fine = failures_section(cohort(scores=(GOOD,) * 3))
     assert fine.tables == ()
-    assert "No structure of any scan" in fine.text[0]
+    assert fine.text[0].endswith(": none.")
 
 
 def test_comparison_and_limits_say_what_they_must():
@@ -198,8 +198,8 @@ def test_comparison_and_limits_say_what_they_must():
         "kidney", "Dice", "3", "0.267", "0.433", "+0.167 (0.289)", "1", "0", "–", "0",
     ]  # fmt: skip
     assert "not a medical device" in page(limits_section())
-    assert "Phantoms are phantoms" not in page(limits_section())
-    assert "Phantoms are phantoms" in page(limits_section(phantom=True))
+    assert "Results on phantoms" not in page(limits_section())
+    assert "Results on phantoms" in page(limits_section(phantom=True))
 
 
 def test_sort_keys_are_exact_and_empty_for_no_value():

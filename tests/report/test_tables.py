@@ -98,7 +98,7 @@ def test_comparison_table_has_sign_and_direction():
 def test_markdown_page_says_what_was_left_out_and_from_what_it_was_made():
     page = markdown(cohort())
     assert page.startswith("# Scores\n")
-    assert "Without a prediction, in no mean (1): case_4." in page
+    assert "Without a prediction, left out of all means (1): case_4." in page
     assert "Predictions without a label, not scored (1): case_9." in page
     assert "`abc`" in page
     assert "| kidney | Dice | 2 | 0.825 (0.106) | 0.825 | 0.600 (case_2) | 0 |" in page

@@ -81,7 +81,7 @@ def test_another_site_reads_nothing():
 def test_a_malformed_header_is_refused_in_one_line(headers):
     answer = client(LOCAL).get("/read", headers=headers)
     assert answer.status_code == 403
-    reason = "not known by that name" if "Host" in headers else "requests of other sites are refused"
+    reason = "does not use that name" if "Host" in headers else "requests from other sites are refused"
     assert reason in answer.text
 
 
@@ -90,7 +90,7 @@ def test_a_name_that_another_site_let_point_here_is_refused(access):
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     answer = client(access, "http://evil.example:8470").get("/read", headers=bearer)
     assert answer.status_code == 403
-    assert "not known by that name" in answer.text
+    assert "does not use that name" in answer.text
 
 
 def test_a_token_is_needed_at_another_address_and_leaves_the_address_bar():

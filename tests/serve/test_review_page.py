@@ -65,11 +65,11 @@ def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, t
     assert first[0] == "case_499"
     assert page.locator("#scatter circle").count() == CASES
 
-    # Prediction, reference and the other prediction, each with its score.
+    # Prediction, ground truth and the other prediction, each with its score.
     captions = page.locator("#sides figcaption").all_inner_texts()
     assert captions[0] == "Scan"
     assert captions[1] == f"Prediction, Dice {first[1]}"
-    assert captions[2:] == ["Reference", "Other prediction, Dice 1.000"]
+    assert captions[2:] == ["Ground truth", "Other prediction, Dice 1.000"]
     seen = [colored(pixels(page, f"#sides figure:nth-child({n}) canvas")) for n in (1, 2, 3, 4)]
     assert seen[0] == 0
     assert seen[1] < 0.7 * seen[2]
@@ -171,7 +171,7 @@ def test_markup_in_a_warning_or_comment_stays_text(serve, tmp_path, page):
     page.wait_for_selector("body[data-case='case']", state="attached")
     listed = page.locator("#warnings li").all_inner_texts()
     assert listed[0] == evil
-    assert "--images names its folder" in listed[1]
+    assert "give its folder with --images" in listed[1]
     assert page.locator("#warnings img").count() == 0
 
 

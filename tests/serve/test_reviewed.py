@@ -83,7 +83,7 @@ def test_without_references_there_is_a_table_all_the_same(folders, tmp_path):
     assert cohort.cases[0].image is None
     cohort = opened(folders, tmp_path, **options, images=folders / "imagesTs")
     assert cohort.cases[0].image == folders / "imagesTs" / "case_0_0000.nii.gz"
-    with pytest.raises(InputError, match="the labels are not known"):
+    with pytest.raises(InputError, match="the labels are unknown"):
         open_cohort(folders / "theirs", tmp_path, **{**options, "images": None, "labels": None})
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="expected a folder of predicted label maps"):

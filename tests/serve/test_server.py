@@ -238,7 +238,7 @@ def test_a_process_that_is_killed_costs_its_scan_and_no_more(client, scan):
     number = give(client, scan)
     job = ended(client, number)
     if job["state"] == "failed":
-        assert "was killed, most often for lack of memory" in job["problem"]
+        assert "was killed, probably because memory ran out" in job["problem"]
         number = give(client, scan)
     assert ended(client, number)["state"] == "done"
 
@@ -246,7 +246,7 @@ def test_a_process_that_is_killed_costs_its_scan_and_no_more(client, scan):
 def test_two_servers_do_not_share_a_folder(client, isopose, model_folder):
     code, _, message = isopose("serve", model_folder, "--folder", client.folder, "--port", 0, "--no-browser")
     assert (code, message.count("\n")) == (2, 1)
-    assert "another isopose is writing to it" in message
+    assert "another isopose process is writing to it" in message
 
 
 @pytest.mark.parametrize(
@@ -327,4 +327,4 @@ def test_a_model_of_volumes_takes_no_pose_by_hand(serve, scan, tmp_path):
         body = {"correction": {"poses": [{"slice": 4, "pose": [0.0] * 5}]}}
         answer = client.post(f"/api/jobs/{number}/again", json=body)
         assert answer.status_code == 409
-        assert "where slices were predicted" in answer.json()["detail"]
+        assert "only models of slices" in answer.json()["detail"]

@@ -144,7 +144,7 @@ def test_a_scan_that_kills_the_process_is_reported_and_the_next_is_done(
         worker.stop()
     third, second, first = queue.all()
     assert [first.state, second.state, third.state] == ["failed", "failed", "done"]
-    assert "was killed, most often for lack of memory" in first.problem
+    assert "was killed, probably because memory ran out" in first.problem
     assert second.problem.startswith("failed unexpectedly by Unsendable at isopose.io.channels:")
     assert SECRET not in second.problem
     result = queue.folder / "3" / "result" / f"{RESULT}.nii.gz"

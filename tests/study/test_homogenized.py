@@ -88,7 +88,7 @@ def test_a_patient_that_cannot_be_homogenized_stops_the_arm(children: Path, tmp_
     broken = tmp_path / "broken"
     shutil.copytree(children, broken)
     (broken / "imagesTr" / "phantom_000_0000.nii.gz").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"phantom_000.*\(1 such; leave out the patients or the arm\)"):
+    with pytest.raises(InputError, match=r"phantom_000.*\(1 in total; leave out the patients or the arm\)"):
         homogenize_patients(open_dataset(broken), tmp_path / "raw" / "Dataset001_study", 64, Silent())
 
 

@@ -140,7 +140,7 @@ def test_runs_are_every_arm_with_every_seed_and_twins_are_not_run_twice(options:
 
 
 def test_transfer_needs_a_source(options: Options, children: Path) -> None:
-    with pytest.raises(InputError, match="name them with --source"):
+    with pytest.raises(InputError, match="add --source"):
         arms_of(options, ["decoder"])
     with_source = replace(options, source=children)
     assert [arm.name for arm in arms_of(with_source, None) if arm.source] == [
@@ -179,7 +179,7 @@ def test_a_study_of_mr_leaves_out_what_finds_poses_in_ct_and_takes_no_source_of_
     monkeypatch.setattr(nnunet, "require", lambda: None)
     names = [[arm.name for arm in arms_of(one, None)] for one in (options, of_mr)]
     assert [name for name in names[0] if name not in names[1]] == ["nnunet-pose"]
-    with pytest.raises(InputError, match="'nnunet-pose' finds poses in CT"):
+    with pytest.raises(InputError, match="'nnunet-pose' needs CT"):
         arms_of(of_mr, ["nnunet-pose"])
     with pytest.raises(InputError, match="the source has the channels CT, the dataset MR: expected the same"):
         check_options(replace(of_mr, source=options.dataset))
@@ -214,7 +214,7 @@ def test_a_test_case_without_a_body_is_named(
     monkeypatch.setattr(plan, "find_body", find)
     dataset = patients_of(options, 0)
     case = next(case.id for case in dataset.cases if case.id in held_out(dataset))
-    with pytest.raises(InputError, match=f"^{case}, a test case: no body found above -400 HU; mend it or"):
+    with pytest.raises(InputError, match=f"^{case}, a test case: no body found above -400 HU; repair it or"):
         measure_widths(tmp_path, [dataset], of(options, "default", "pose").data, lambda *_: None)
 
 
@@ -281,7 +281,7 @@ def test_settings_that_shorten_an_stn_are_refused_unless_it_is_asked_for(
 ) -> None:
     """An earlier study trained STN1 for a twelfth of its steps and reported it as the paper's preset."""
     given = replace(options, settings=(*options.settings, *settings), values={**options.values, **values})
-    with pytest.raises(InputError, match="a study shortens the U-Net only") as error:
+    with pytest.raises(InputError, match="a study shortens only the U-Net") as error:
         check_options(given)
     assert message in str(error.value)
     assert "--short-stns" in str(error.value)

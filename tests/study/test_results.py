@@ -264,7 +264,7 @@ def test_scores_at_equal_steps_at_equal_time_and_at_the_end() -> None:
     peer = arm("nnunet", run({"a": 1.0}, history=gaps))
     table = pace_table({"augmented": base, "nnunet": peer}, ["kidney"], "augmented")
     assert table.rows[1][1:4] == ("0.700", "0.700", "0.700")
-    assert "equal steps: 10 epochs" in table.notes[0]
+    assert "equal steps: after 10 epochs" in table.notes[0]
     assert rise(history_curve([0.1 * n for n in range(10)])) == pytest.approx(0.2)
     assert rise(history_curve([0.5] * 9)) is None
 
@@ -381,10 +381,12 @@ def test_nnunets_arms_are_held_to_nnunet_with_homogenizing_counted() -> None:
     assert [row[:2] for row in table.rows] == [
         ("nnunet", "1:20 min (1.00)"), ("nnunet-homogenized", "0:22 min (0.28)"),
     ]  # fmt: skip
-    assert "of homogenized slices" in table.notes[-1]
-    assert not any("not comparable in height" in note for note in table.notes)
+    assert "on homogenized slices" in table.notes[-1]
+    assert not any("not by patient: not comparable" in note for note in table.notes)
     mixed = results | {"pose": arm("pose", run({"a": 1.0}))}
-    assert any("not comparable in height" in note for note in time_table(mixed, ["kidney"], "nnunet").notes)
+    assert any(
+        "not by patient: not comparable" in note for note in time_table(mixed, ["kidney"], "nnunet").notes
+    )
 
 
 def test_each_seed_is_held_to_its_own_validation_patients() -> None:

@@ -133,7 +133,7 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     assert tried == ["plain", "augmented", "crop-half", "source"]
     assert ran == ["plain", "augmented", "crop-half", "source", "direct", "direct-homogenized", "decoder"]
     assert not list((output / "tried").glob("*/*/seed*"))
-    assert any(re.search(r"7 of 7 runs to do, training about \d+ s", line) for line in reporter.lines)
+    assert any(re.search(r"7 of 7 runs to do, about \d+ s of training", line) for line in reporter.lines)
 
     # Every score and every stage of every run, and each with its folder.
     scores = rows(output / "scores.csv")
@@ -162,14 +162,14 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
 
     page, text = report.read_text(), (output / "report.md").read_text()
     for word in (
-        "Table 1: from other patients",
-        "Table 2: pose and size",
+        "Table 1: transfer learning",
+        "Table 2: normalization of pose",
         "Table 3: the crop",
         "88.07 (5.61)",
     ):
         assert word in page
         assert word in text
-    assert "Phantoms are phantoms" in page
+    assert "Results on phantoms" in page
     assert page.count("data:image/png") >= 6
     shown = re.findall(r"!\[.*\]\((.*)\)\n\n\*(.*)\.\* (.*)", text)
     for figure, *_ in shown:
@@ -178,9 +178,9 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     # Fewer patients than pictures: one who is the median is also another.
     assert [name for _, name, _ in shown] == [f"default-{name}" for name in names]
     assert "of runs/default/crop-half/seed-0-fold-0, step by step" in shown[-1][2]
-    assert "* Patients trained and validated on: 4\n* Patients tested on: 2\n" in text
-    assert re.search(r"\* Made on: cpu, .+, \d+ threads; isopose .+, torch .+\n", text)
-    assert "not known to be of one machine" not in text
+    assert "* Training and validation patients: 4\n* Test patients: 2\n" in text
+    assert re.search(r"\* Hardware and versions: cpu, .+, \d+ threads; isopose .+, torch .+\n", text)
+    assert "may come from different machines" not in text
     # Table 3 begins with the U-Net on whole slices, the paper's memory beside it.
     third = text[text.index("Table 3: the crop") :]
     heading, _, *lines = third.split("\n\n")[1].splitlines()
@@ -195,7 +195,7 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
     assert "20.83 (35.55)" in tex
     # STN2 was trained in four steps, which was asked for and is said beside the table.
-    short = "STN2 was shortened in crop-half (4 of 3,000 steps): this says nothing about the default preset."
+    short = "STN2 was shortened in crop-half (4 of 3,000 steps): this does not test the default preset."
     assert short in text
     assert short in tex
     assert short in page
@@ -205,7 +205,7 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     # The side of each tumor is known of phantoms; kidneys are on both.
     assert set(result["sides"]["tumor"]["known"]) <= {"phantom_004", "phantom_005"}
     assert result["sides"]["kidney"]["known"] == []
-    for caption in ("Failures", "Validation Dice along training", "Scores over patients"):
+    for caption in ("Failures", "Validation Dice during training", "Scores over patients"):
         assert caption in text
     assert "Primary comparisons" not in text, "none of them was run"
     whole = json.loads((output / "study-results.json").read_text())
@@ -275,7 +275,7 @@ def test_a_source_that_holds_a_patient_who_is_tested_on_is_refused(cohorts, tmp_
     shutil.copytree(adults, pooled)
     for kind, end in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
         shutil.copy(children / f"{kind}Ts" / f"phantom_004{end}", pooled / f"{kind}Tr" / f"case_x{end}")
-    message = r"case_x is the same scan as the test patient phantom_004 \(1 such\): remove"
+    message = r"case_x is the same scan as the test patient phantom_004 \(1 in total\): remove"
     with pytest.raises(InputError, match=message):
         run_study(tmp_path / "study", options((children, pooled)), arms=["plain"], reporter=Silent())
     assert not (tmp_path / "study").exists()
@@ -308,7 +308,7 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_reported(
     # 4 s of 5 are the crop's.
     with pytest.raises(
         InputError,
-        match=r"leave 0\.2 epochs of 4 to each U-Net; STN1 and STN2 take 4 s of it, and are not shortened; "
+        match=r"leaves 0\.2 of 4 epochs for each U-Net; STN1 and STN2 need 4 s and are not shortened; "
         r"give at least 16 s",
     ):
         run_study(tmp_path / "small", given, arms=arms, budget_s=5.0, reporter=Silent())
@@ -319,7 +319,7 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_reported(
     # Settled: arms that come later are as long, whatever is said then.
     reporter = Listening()
     run_study(tmp_path / "study", given, arms=["augmented"], budget_s=1000.0, reporter=reporter)
-    assert any("--budget changes nothing" in line for line in reporter.lines)
+    assert any("--budget has no effect" in line for line in reporter.lines)
     assert {r["epochs"] for r in rows(tmp_path / "study" / "runs.csv") if r["stage"] == "unet"} == {"3"}
 
 
@@ -447,7 +447,7 @@ def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
     short = subprocess.run(command, capture_output=True, text=True)
     assert short.returncode == 2
     assert short.stderr.count("\n") == 1
-    assert "a study shortens the U-Net only" in short.stderr
+    assert "a study shortens only the U-Net" in short.stderr
     assert not (tmp_path / "study").exists()
     done = subprocess.run([*command, "--short-stns"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

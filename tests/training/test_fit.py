@@ -95,7 +95,7 @@ def snapshot(folder: Path) -> dict[str, str]:
 def test_the_card_lies_with_the_model_and_names_nobody(fitted: Fitted) -> None:
     card = (fitted.folder / CARD).read_text(encoding="utf-8")
     assert card == model_card(fitted.model)
-    assert "Marks kidney, tumor in CT" in card
+    assert "Segments kidney, tumor in CT" in card
     assert "Muster" not in card
     assert str(fitted.folder) not in card
 
@@ -250,14 +250,14 @@ def test_how_stn1_sees_the_roll_is_measured_kept_and_warned_of(fitted: Fitted, t
     assert turning.degrees_from_truth is None
     assert turning.patients == "validation"
     assert turning.slices > 0
-    assert not any("has not learned to turn" in line for line in fitted.said)
+    assert not any("has not learned rotation" in line for line in fitted.said)
     assert any(line.startswith("STN1's roll on ") for line in fitted.said)
     assert json.loads((fitted.folder / "model.json").read_text())["info"]["turning"] == asdict(turning)
 
     reporter, config = Listening(), tiny("pose.start=identity")
     model = fit(fitted.dataset, tmp_path / "still", config, store=fitted.store, reporter=reporter)
     assert model.info.turning.slope < 0.5
-    [warning] = [line for line in reporter.lines if "has not learned to turn" in line]
+    [warning] = [line for line in reporter.lines if "has not learned rotation" in line]
     assert warning.startswith("warning: STN1")
     assert "pose.optimizer.epochs" in warning
     # Nothing in it is a case's name, and a trial of the speed judges nothing.
@@ -265,7 +265,7 @@ def test_how_stn1_sees_the_roll_is_measured_kept_and_warned_of(fitted: Fitted, t
     quick = Listening()
     tried = fit(fitted.dataset, tmp_path / "tried", config, store=fitted.store, reporter=quick, trial=True)
     assert tried.info.turning is None
-    assert not any("learned to turn" in line for line in quick.lines)
+    assert not any("learned rotation" in line for line in quick.lines)
 
 
 def test_without_validation_patients_the_roll_is_measured_on_those_that_train(
@@ -449,7 +449,7 @@ def test_a_folder_of_something_else_is_not_taken_over(fitted: Fitted, tiny, tmp_
         folder.mkdir()
         (folder / name).write_bytes((fitted.folder / "model.json").read_bytes())
         before = snapshot(folder)
-        with pytest.raises(InputError, match=rf"{folder}: holds something that no isopose fit began here"):
+        with pytest.raises(InputError, match=rf"{folder}: is not a training folder of isopose fit"):
             fit(fitted.dataset, folder, fitted.config, store=fitted.store, resume=True)
         assert snapshot(folder) == before
 

@@ -102,7 +102,7 @@ def test_a_tumor_that_only_the_second_channel_shows_is_found_with_it(
     loaded = load_model(tmp_path / "both")
     assert loaded.pipeline.airs == made.pipeline.airs
     np.testing.assert_array_equal(predict(loaded, images).labels.array, found)
-    assert "Marks kidney, tumor in CT and PET, on" in (tmp_path / "both" / CARD).read_text()
+    assert "Segments kidney, tumor in CT and PET, on" in (tmp_path / "both" / CARD).read_text()
     # The scans that trained it are known by all their channels.
     assert len(set(made.info.training.images_sha256)) == len(made.info.training.images_sha256) == 4
 

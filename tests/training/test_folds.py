@@ -48,7 +48,7 @@ def folds(cohort: Path, tiny, tmp_path_factory) -> Folds:
     assert (folder / "fold-0" / "model.json").exists()
     assert not (held / "model.json").exists()
     assert (folder / "fold-2" / "model.json").exists()
-    with pytest.raises(InputError, match="its folds are not all trained, go on with --resume"):
+    with pytest.raises(InputError, match="not all of its folds are trained; continue with --resume"):
         load_ensemble([folder])
     stamps = [(folder / name / "model.json").stat().st_mtime_ns for name in ("fold-0", "fold-2")]
     assert fit_folds(dataset, folder, config, resume=True, reporter=reporter) is True

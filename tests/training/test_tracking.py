@@ -172,7 +172,7 @@ def test_one_that_fails_on_the_way_costs_no_training(tmp_path, tiny, monkeypatch
     with Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
         report_rows(tracked, ROWS)
     assert reporter.rows == ROWS
-    assert reporter.said == ["json: the line is cut; the training goes on without it"]
+    assert reporter.said == ["json: the line is cut; the training continues without it"]
 
 
 def test_one_that_fails_at_the_end_costs_no_model_and_hides_no_error(tmp_path, tiny, monkeypatch):

@@ -173,7 +173,7 @@ def test_other_labels_and_channels_are_refused(source: Source, cohort: Path) -> 
     other = replace(opened, labels=Labels.create({"kidney": 1, "cyst": 2}))
     with pytest.raises(InputError, match="has the labels kidney, tumor, the dataset kidney, cyst"):
         check_source(source.model, going_on(source), other)
-    with pytest.raises(InputError, match="sees the channels CT, the dataset has CT, PET; the same names"):
+    with pytest.raises(InputError, match="has the channels CT, the dataset CT, PET; the same names"):
         check_source(source.model, going_on(source), replace(opened, channels=("CT", "PET")))
 
 

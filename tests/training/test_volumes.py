@@ -82,7 +82,7 @@ def test_predict_writes_labels_on_the_scans_grid_and_a_record(fitted, cohort, tm
 
 def test_steps_are_refused_with_one_line(fitted, cohort, tmp_path) -> None:
     scans = [Scan("six", cohort / "imagesTs" / "Muster_Erika_6_0000.nii.gz")]
-    with pytest.raises(InputError, match="--steps draws what was done to single slices"):
+    with pytest.raises(InputError, match="--steps draws single slices"):
         predict_scans(
             fitted[0], scans, tmp_path / "out", probabilities=False, reporter=Silent(), steps=write_steps
         )

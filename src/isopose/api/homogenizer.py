@@ -131,9 +131,9 @@ class Homogenizer:
                 was named, or that of a trained model.
         """
         if self.model is not None:
-            raise InputError("fit: a trained model's networks know their own reference; leave model out")
+            raise InputError("fit: a trained model has its own reference; leave model out")
         if self.reference is not None:
-            raise InputError("fit: chooses a reference, and one is named already; leave reference out")
+            raise InputError("fit: chooses the reference itself, but one was given; leave reference out")
         plain = shipped_estimator(self._config())
         candidates = [_candidate(number, image, plain) for number, image in enumerate(images)]
         if not candidates:

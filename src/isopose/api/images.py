@@ -53,8 +53,8 @@ def as_volume(image: Image) -> Volume:
     if isinstance(image, tuple) and len(image) == 2:
         return _from_pair(*image)
     raise InputError(
-        "expected an image with its place in the patient (a path, a SimpleITK image, a MetaTensor, or a pair "
-        f"of array (x, y, z) and RAS affine), got {type(image).__name__}"
+        "expected an image with its position in the patient (a path, a SimpleITK image, a MetaTensor, or a "
+        f"pair of array (x, y, z) and RAS affine), got {type(image).__name__}"
     )
 
 

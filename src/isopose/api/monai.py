@@ -91,7 +91,7 @@ class ReferencePose(InvertibleTransform):
 
         One channel of whole numbers from 0 to 255 is a label map: each label is interpolated linearly, and
         the largest share is taken. Otherwise each channel is a class's probability, 0 outside; with several
-        channels the first is background and gets what is missing to 1.
+        channels the first is background and receives the missing probability mass.
 
         Raises:
             InputError: the segmentation is not on the grid of this transform's result.

@@ -11,7 +11,7 @@ from isopose.cli.output import fail_if, print_json
 
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="folder of label maps, one for each case")],
-    labels: Annotated[Path, typer.Argument(help="dataset, or folder of reference label maps")],
+    labels: Annotated[Path, typer.Argument(help="dataset, or folder of ground-truth label maps")],
     output: Annotated[Path | None, typer.Option(help="folder for CSV, JSON, Markdown and HTML")] = None,
     label: Label = None,
     tolerance: Annotated[float, typer.Option(min=0.01, help="tolerance of the surface Dice, mm")] = 2.0,
@@ -25,7 +25,7 @@ def evaluate(
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score predictions against reference labels, in 3D per patient on the native grid."""
+    """Score predictions against ground-truth labels, in 3D per patient on the native grid."""
     from isopose.evaluation.evaluate import evaluate, open_truth
     from isopose.files import output_folder
     from isopose.progress import Terminal

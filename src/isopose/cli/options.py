@@ -27,9 +27,9 @@ Series = Annotated[
 OfReference = Annotated[
     str | None,
     typer.Option(
-        help="whose pose and size the scans get: child (2 years, the default) or adult, a case of the "
-        "dataset, the path of a scan or of a model's folder; with --model the "
-        "default is the model's"
+        help="reference to whose pose and size the scans are brought: child (2 years, the default) or "
+        "adult, a case of the dataset, the path of a scan or of a model's folder; with --model the default "
+        "is the model's"
     ),
 ]
 ScaleZ = Annotated[

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def review(
     predictions: Annotated[Path, typer.Argument(help="folder of label maps, as isopose predict writes them")],
     labels: Annotated[
-        Path | None, typer.Argument(help="dataset, or folder of reference label maps, as for evaluate")
+        Path | None, typer.Argument(help="dataset, or folder of ground-truth label maps, as for evaluate")
     ] = None,
     images: Annotated[
         Path | None,
@@ -66,7 +66,7 @@ def _scored(
     workers: int,
     reporter: "Reporter",
 ) -> "Evaluation | None":
-    """Score predictions where there are reference labels; report what cannot be scored."""
+    """Score predictions where there are ground-truth labels; report what cannot be scored."""
     from isopose.evaluation.evaluate import evaluate, open_truth
 
     if predictions is None or labels is None:

@@ -38,8 +38,8 @@ def serve(
     loaded = load_ensemble([model]).changed(lambda one: with_precision(one, precision))
     if len(loaded.channels) > 1:
         raise InputError(
-            f"{model}: sees the channels {', '.join(loaded.channels)}, and the page takes scans of one; use "
-            "isopose predict"
+            f"{model}: needs the channels {', '.join(loaded.channels)}, but the page accepts only scans of "
+            "one channel; use isopose predict"
         )
     choose_device(device)
     run_server(

@@ -124,6 +124,6 @@ def wrap(
                 typer.echo(
                     f"{folder}/{first_names(files, 1)}{listed}{'  …' if len(volumes) > len(shown) else ''}"
                 )
-    typer.echo(f"what the command printed: {folder}/{LOGS}", err=True)
+    typer.echo(f"output of the command: {folder}/{LOGS}", err=True)
     # Scans that failed together have one line.
     fail_if(dict.fromkeys(outcome.problem for outcome in outcomes))

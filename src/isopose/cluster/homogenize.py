@@ -90,7 +90,7 @@ def homogenize_on_cluster(
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
         config: one pose for a scan or several, the size, and the reference: a case, or a path on this
             machine.
-        labels: name to stored value, in place of what the layout says.
+        labels: name to stored value; replaces the layout's own labels.
         model: folder of the model that estimates the poses; it is sent to the workers.
         masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
         reporter: receives messages and progress.

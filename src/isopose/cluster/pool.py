@@ -204,7 +204,11 @@ class _Run(Generic[Item, R]):
                 return
             if isinstance(failure, RunError):
                 raise failure from None
-            hint = "" if lives else ", most often for lack of memory; give it more, or leave it out"
+            hint = (
+                ""
+                if lives
+                else ", probably because memory ran out; give it more memory, or leave the item out"
+            )
             self.given_up += 1
             if self.given_up >= GIVE_UP:
                 raise IsoposeError(

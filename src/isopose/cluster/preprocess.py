@@ -112,7 +112,7 @@ def preprocess_on_cluster(
         store: folder for stores, on a shared disk or a URL.
         address: of the cluster; see :func:`~isopose.cluster.pool.cluster`.
         config: configuration of the training, which decides its cases and their preprocessing.
-        labels: name to stored value, in place of what the layout says.
+        labels: name to stored value; replaces the layout's own labels.
         masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
         reporter: receives messages and progress.
 

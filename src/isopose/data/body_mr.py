@@ -1,9 +1,10 @@
 """Find the patient's trunk in MR, whose values have no unit, without arms where they can be separated.
 
-Air is found first, as what lies around the bright part of the image: its level is the noise. What is brighter
-than the noise, and than a small part of the tissue nearby, may be body; "nearby" follows the coils' bias
-field. From there on the trunk is found as in CT (:mod:`isopose.data.body`): holes (lungs, gas, vessels) are
-filled, arms cut off at their neck. Its boundary lies where the brightness is halfway from air to the rim.
+The region around the bright part of the image is air; its level is the noise. Voxels that are brighter than
+the noise and than a fraction of the tissue nearby may be body; comparing with tissue nearby follows the
+coils' bias field. After that the trunk is found as in CT (:mod:`isopose.data.body`): holes (lungs, gas,
+vessels) are filled, arms cut off at their neck. Its boundary lies where the brightness is halfway from air to
+the rim.
 
 Limits: those of the trunk in CT; a rim of fat that is suppressed down to the noise is lost; a ghost of motion
 or of wrap-around brighter than an eighth of the tissue nearby stays where it touches the body broadly.
@@ -43,7 +44,7 @@ RIM, BAND = 4, 2
 GAP = 7
 #: How far such gaps are followed from the outside, in working pixels.
 DEEP = 60
-#: Such gaps are looked for where halfway from air to the rim is above this multiple of the noise.
+#: These gaps are searched only where halfway from air to the rim is above this multiple of the noise.
 CLEAR = 3.0
 #: Distance from the bright part, as a part of the body's diameter, from which the rest is air.
 AWAY = 0.12
@@ -128,7 +129,7 @@ def _noise(smooth: np.ndarray, held: np.ndarray, bright: np.ndarray, diameter: f
 
 
 def _nearby(smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Return the mean brightness of the bright part near each pixel: what the bias field makes of tissue."""
+    """Return the mean brightness of the bright part near each pixel, which follows the bias field."""
     shrink = (1, 4, 4)
     sigma = [NEARBY_MM / (side * step) for side, step in zip(spacing, shrink, strict=True)]
     part = tuple(slice(None, None, step) for step in shrink)

@@ -78,7 +78,8 @@ def check_dataset(
 
     Args:
         dataset: what to check.
-        config: what the scans are, if the dataset does not say it; None: the defaults.
+        config: settings of the scans, such as the modality, if the dataset does not state it; None: the
+            defaults.
         workers: processes; 0 reads in this one. The result does not depend on it.
         progress: called with the numbers of cases done and of all cases.
         found: called with each problem as soon as it is known, so that an interrupted check still reports.
@@ -127,7 +128,8 @@ def _inspect(
     if case.label is None and case.split != "test":
         note(
             "warning",
-            "has no label, so it can be predicted but does not train; give it one or mark it as test",
+            "has no label, so it can be predicted but is not used for training; add a label or mark it as "
+            "test",
         )
     image: Volume | None = None
     shown = pose_channel_of(config, channels)

@@ -73,13 +73,13 @@ def doubts(
     elif low < high:
         if high - low < _NARROW_HU:
             yield (
-                f"values from {low:g} to {high:g} span too little for CT in HU; use the scan as it "
-                "was, neither windowed nor normalized"
+                f"values from {low:g} to {high:g} span too little for CT in HU; use the "
+                "original scan, neither windowed nor normalized"
             )
         elif low > _AIRLESS_HU:
             yield (
                 f"no value below {low:g}, but fat and air in CT are below; the HU offset (often "
-                "-1024) seems to be missing, or this is no CT"
+                "-1024) seems to be missing, or this is not CT"
             )
         elif high > _HIGHEST_HU:
             yield f"values up to {high:g} are not plausible HU; is the rescale slope missing?"
@@ -94,4 +94,4 @@ def doubts(
     yield from size_doubts(upright, body_mm)
     off = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(upright.direction)), 0, 1)).max()))
     if off > _OBLIQUE_DEGREES:
-        yield f"its axes lie {off:.0f} degrees off the patient's; expected slices nearly along them"
+        yield f"its axes are {off:.0f} degrees off the patient's axes; expected them to be nearly parallel"

@@ -123,7 +123,7 @@ class Fingerprint:
             InputError: a key is missing or unknown, or a value has another type or is out of range.
         """
         if isinstance(values, dict) and "intensity" in values:
-            # Of a version that knew CT only.
+            # Written by a version that supported only CT.
             values = {**values, "channels": [{"name": CT[0], "scale": values["intensity"]}]}
             del values["intensity"]
         try:
@@ -157,9 +157,9 @@ class CaseFacts:
     channels: tuple[LabeledValues | Window, ...]
     volumes_ml: tuple[float, ...]
     label_slices: tuple[int, ...]
-    #: None in MR, whose values say nothing of the tissue.
+    #: None in MR, whose values do not identify tissue.
     tissue: Tissue | None
-    #: Part of the voxels that nobody labeled, and slices of which nothing was.
+    #: Fraction of voxels that were not annotated, and number of slices without any annotated voxel.
     ignored: float = 0.0
     undrawn: int = 0
 
@@ -291,7 +291,7 @@ def reduce_facts(
 
 
 def ignored_of(facts: Sequence[CaseFacts]) -> dict[str, float]:
-    """Return how much of the cases nobody labeled; empty where all is labeled.
+    """Return how much of the cases was not annotated; empty where everything was.
 
     Returns:
         ``voxels``, the mean over the cases of a part from 0 to 1; ``slices`` that are wholly ignored;

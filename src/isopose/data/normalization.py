@@ -99,7 +99,7 @@ class ByScan:
     Args:
         method: ``zscore`` or ``raw``, see :func:`scale_of_scan`.
         percentiles: of the body's values, between which ``zscore`` clips.
-        air: smallest normalized value of all training scans, taken outside of what a network sees.
+        air: smallest normalized value of all training scans, used outside the image.
         top: largest normalized value of all training scans.
     """
 
@@ -145,12 +145,12 @@ class LabeledValues:
 def scale_of_scan(
     method: Literal["zscore", "raw"], percentiles: tuple[float, float], array: np.ndarray, body: np.ndarray
 ) -> Window:
-    """Return the scale of one scan, made of nothing but the scan.
+    """Return the scale of one scan, computed from that scan only.
 
     Args:
         method: ``zscore``: clip at percentiles of the body's values, then z-score by the mean and standard
-            deviation of what that gives; what is darker, around the patient too, becomes the lower
-            percentile. ``raw``: values stay as they are.
+            deviation of the clipped values; darker values, also around the patient, become the lower
+            percentile. ``raw``: values are not changed.
         percentiles: lower and upper.
         array: ``(z, y, x)`` raw values, finite.
         body: its mask, not empty.
@@ -162,7 +162,7 @@ def scale_of_scan(
         low, high = float(array.min()), float(array.max())
         if max(-low, high) > _LARGEST:
             raise InputError(
-                f"values from {low:g} to {high:g} are too large to be taken as they are, expected at most "
+                f"values from {low:g} to {high:g} are too large to be used unchanged, expected at most "
                 f"{_LARGEST:g}; scale them, or set data.normalization=zscore"
             )
         return Window(low, high)
@@ -171,7 +171,7 @@ def scale_of_scan(
     low, high = (float(value) for value in np.percentile(inside, percentiles))
     if low == high:
         raise InputError(
-            f"nearly all voxels of the body have the value {low:g}, by which nothing can be normalized; "
+            f"nearly all voxels of the body have the value {low:g}, so they cannot be normalized; "
             "export the scan again"
         )
     np.clip(inside, low, high, out=inside)
@@ -189,7 +189,7 @@ def labeled_values(raw: np.ndarray) -> LabeledValues:
 def scaling_of(
     method: Normalization, facts: Sequence[LabeledValues | Window], percentiles: tuple[float, float]
 ) -> Scaling:
-    """Return how one channel is normalized, from what it is in each case."""
+    """Return the normalization of one channel, from its statistics in each case."""
     if method == "ct":
         return pooled_intensity(
             [f for f in facts if isinstance(f, LabeledValues) and len(f.values)], percentiles

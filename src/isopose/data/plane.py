@@ -60,7 +60,7 @@ def check_plane(volume: Volume, expected: Plane) -> None:
         size = " x ".join(f"{side:.2f}" for side in volume.reoriented().spacing)
         raise InputError(
             f"{found} slices (voxels of {size} mm left-right, front-back, head-foot), expected {expected} "
-            f"ones; set --plane {found} (fit: --set data.plane={found}), or take a model of {found} slices"
+            f"ones; set --plane {found} (fit: --set data.plane={found}), or use a model of {found} slices"
         )
 
 

@@ -278,8 +278,8 @@ def _normalize_into(
         slice_from_frame: ``(3, 3)``, normalized coordinates.
     """
     size = (out.shape[1], out.shape[2])
-    # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does. No scan is
-    # darker than what a network sees around it.
+    # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does. No value of
+    # a scan is below the air that surrounds it in the network's input.
     low, high = max(scale.air, scaling.air), min(scale.top, scaling.top)
     for part in chunks(array.shape, size, FEW):
         slices = warped(scale.normalize(array[part]), slice_from_frame, size, scale.air, "bicubic")
@@ -366,7 +366,7 @@ def _label_doubts(native: np.ndarray, classes: np.ndarray, prepared: Prepared) -
     """
     rows, columns = np.nonzero(structures(native).any(axis=0))
     if not len(rows):
-        yield "no voxel is labeled, so the case shows background only; is that meant?"
+        yield "no voxel is labeled, so the case shows background only; is that intended?"
         return
     doubt = undrawn_doubt(native)
     if doubt is not None:
@@ -376,10 +376,12 @@ def _label_doubts(native: np.ndarray, classes: np.ndarray, prepared: Prepared) -
     along = np.abs(rows * spacing[1] - frame.center_mm[1]).max()
     out = max(across, along) - frame.fov_mm / 2.0
     if out > 0:
-        yield f"labels reach {out:.0f} mm out of the frame around the body and are cut there"
+        yield f"labels reach {out:.0f} mm beyond the frame around the body and are cut off there"
     count = int((structures(classes).any(axis=(1, 2)) & ~prepared.mask.any(axis=(1, 2))).sum())
     if count:
-        yield f"labels lie in {count} slices in which no body was found; nothing is learned from these slices"
+        yield (
+            f"labels lie in {count} slices in which no body was found; these slices are not used for training"
+        )
 
 
 def _shape(array: np.ndarray) -> tuple[int, int, int]:

@@ -70,7 +70,7 @@ def largest_share(
 
     Args:
         shares: values and their shares in [0, 1], of the given shape, or of a window of it outside of which
-            they are 0; what is missing to 1 is the share of background, 0.
+            they are 0; the missing share is that of background, 0.
         shape: of the result.
 
     Returns:

@@ -143,7 +143,7 @@ def open_store(folder: Path) -> Store:
     if not agrees:
         raise InputError(f"{where}: the contents do not agree with their hash; prepare the dataset again")
     if not names:
-        raise InputError(f"{where}: names no case; prepare the dataset again")
+        raise InputError(f"{where}: lists no case; prepare the dataset again")
     config = validate_config({"data": head["config"]}, str(where)).data
     fingerprint = Fingerprint.from_json(head["fingerprint"], str(where))
     cases = []

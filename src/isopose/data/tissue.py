@@ -127,6 +127,6 @@ def unlike(found: Tissue, usual: UsualTissue) -> Iterator[str]:
     least = usual.rising_min if sign > 0 else -usual.rising_max
     if sign * found.rising < min(-_CLEAR, least - _LESS):
         yield (
-            "from the feet to the head fat and lean tissue change the other way round than in the training "
-            "scans: are feet and head exchanged in the file's header?"
+            "from feet to head, the fractions of fat and lean tissue change in the opposite direction to the "
+            "training scans: are feet and head exchanged in the file's header?"
         )

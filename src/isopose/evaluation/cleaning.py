@@ -39,9 +39,9 @@ class Counts:
 
     Args:
         patient: scans with the same value are of one patient.
-        targets: for each target the voxels predicted, of the reference, and of both.
+        targets: for each target the voxels predicted, of the ground truth, and of both.
         removed: for each rule the voxels that it removes, and how many of them are in each target's
-            reference.
+            ground truth.
     """
 
     patient: str

@@ -1,4 +1,4 @@
-"""Score a folder of predictions against reference labels, scan by scan."""
+"""Score a folder of predictions against ground-truth labels, scan by scan."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -152,9 +152,7 @@ def evaluate(
     """
     labels = labels or (truth.labels if isinstance(truth, Dataset) else None)
     if labels is None:
-        raise InputError(
-            f"{truth}: the labels are not known; name them, as in --label kidney=1 --label tumor=2"
-        )
+        raise InputError(f"{truth}: the labels are unknown; give them, e.g. --label kidney=1 --label tumor=2")
     found = label_maps(Path(predictions))
     known = _truths(truth, ages_years or {})
     wanted = _wanted(known, cases)
@@ -184,13 +182,13 @@ def evaluate(
 
 
 def open_truth(truth: Path, labels: Mapping[str, int] | None = None) -> tuple[Dataset | Path, Labels | None]:
-    """Open the reference labels at a path, as :func:`evaluate` takes them.
+    """Open the ground-truth labels at a path, as :func:`evaluate` takes them.
 
     Args:
         truth: a dataset of any layout that :func:`isopose.io.datasets.open_dataset` reads, or a folder of
             label maps. Of the latter the labels are named by ``labels``, or by the dataset that the folder
             lies in (as ``labelsTr``).
-        labels: name to stored value, in place of what the dataset says.
+        labels: name to stored value; replaces the dataset's own labels.
 
     Returns:
         The dataset or the folder, and its labels, None where the dataset has them.
@@ -361,7 +359,7 @@ def _score_pair(
     # Crop to the labels' box first: most of a scan is background, and each step below is done per target.
     box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
     predicted, marked = prediction.array[box], truth.array[box]
-    # Predictions are ignored where the reference was not annotated.
+    # Predictions are ignored where the ground truth was not annotated.
     for path, array, known in (
         (pair.prediction, predicted, replace(labels, ignore=None)),
         (pair.label, marked, labels),

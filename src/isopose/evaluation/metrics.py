@@ -49,7 +49,7 @@ class Scores:
     Which values exist depends on which masks are empty:
 
     =================  ==================  ====  ============  ======
-    reference          prediction          Dice  surface Dice  HD95
+    ground truth       prediction          Dice  surface Dice  HD95
     =================  ==================  ====  ============  ======
     not empty          not empty (scored)  yes   yes           yes
     not empty          empty (missed)      0     0             none
@@ -60,7 +60,7 @@ class Scores:
 
     Two empty masks say nothing about an outline: they are excluded from means and counted separately.
     With one mask empty the surface distance is infinite; HD95 has no value then, and tables count the case as
-    missed or as a false alarm beside their means. A scan that is labeled in part has no surface scores.
+    missed or as a false alarm beside their means. A partly labeled scan has no surface scores.
 
     Args:
         dice: ``2 |P and T| / (|P| + |T|)`` by voxels, 0 to 1.
@@ -68,7 +68,7 @@ class Scores:
             (Nikolov et al., arXiv:1809.04430).
         hd95_mm: the larger of the two directed 95th percentiles of the distances between boundary voxels.
         prediction_ml: volume of the prediction in ml.
-        truth_ml: volume of the reference in ml.
+        truth_ml: volume of the ground truth in ml.
     """
 
     dice: float | None
@@ -91,7 +91,7 @@ def score(
     spacing_zyx: Sequence[float] | np.ndarray,
     tolerance_mm: float | None = SURFACE_TOLERANCE_MM,
 ) -> Scores:
-    """Score one mask against its reference.
+    """Score one mask against its ground truth.
 
     Surfaces are MONAI's. For the surface Dice they run between voxel centers and are weighted by their area
     (as in DeepMind's ``surface-distance``); for HD95 they are the mask's boundary voxels, unweighted. Where a
@@ -150,7 +150,7 @@ def _surface_scores(
     # Imported here: MONAI takes seconds to import.
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
-    # MONAI 1.6 warns about its own call of its own function; nothing that a user could act upon.
+    # MONAI 1.6 warns about a call in its own code; users cannot do anything about it.
     warnings.filterwarnings("ignore", message=".*get_mask_edges.*", category=FutureWarning)
     # A rim of background closes surfaces at the border; MONAI's two functions treat the border differently.
     p, t = (torch.from_numpy(np.pad(mask, 2))[None, None] for mask in (prediction, truth))

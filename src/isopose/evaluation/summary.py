@@ -20,7 +20,7 @@ AGE_STRATA: tuple[tuple[str, float, float], ...] = (
     ("adult", 18.0, np.inf),
 )
 
-#: Fewest pairs for which a Wilcoxon test is worth a number: with five, p cannot fall below 0.06.
+#: Fewest pairs for a Wilcoxon test: with five, p cannot fall below 0.06.
 FEWEST_PAIRS = 6
 
 
@@ -36,7 +36,7 @@ class Statistic:
         worst: the worst scan's value; ``None`` if that scan has no value because a mask is empty on one side,
             which is worse than any distance.
         worst_case: that scan's id; ``None`` if no scan counts.
-        without_value: scans with a structure on one side only, or labeled in part, and hence no value of this
+        without_value: scans with a structure on one side only, or partly labeled, and hence no value of this
             metric.
     """
 
@@ -59,7 +59,7 @@ class Summary:
         patients: number of patients.
         missed: scans in which the structure is there and nothing was predicted.
         false_alarms: scans in which it is not there and something was predicted.
-        empty: scans in which it is neither there nor predicted; they enter no mean.
+        empty: scans in which it is neither present nor predicted; they are left out of all means.
         statistics: by metric, in the order of :data:`isopose.evaluation.metrics.METRICS`.
     """
 
@@ -106,7 +106,7 @@ def badness(scores: Scores, metric: str) -> tuple[float, float]:
     """Return a sort key that grows with a scan's error.
 
     A scan without value ranks worst if only one of its masks is empty, and last if both are or if it was
-    labeled in part, so that the value is not known.
+    partly labeled, so that the value is not known.
     """
     value = getattr(scores, metric)
     if scores.outcome == "empty" or (value is None and not _is_infinite(scores, metric)):
@@ -223,7 +223,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Compare two evaluations of the same scans, e.g. without and with homogenization.
 
     Raises:
-        InputError: no scan or target in common, different tolerances, or different reference labels.
+        InputError: no scan or target in common, different tolerances, or different ground-truth labels.
     """
     if a.tolerance_mm != b.tolerance_mm:
         raise InputError(

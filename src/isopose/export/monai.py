@@ -116,10 +116,10 @@ def metadata(model: Model) -> dict[str, Any]:
         "required_packages_version": {"isopose": __version__},
         "name": f"isopose: {marked}",
         "task": f"segmentation of {sees}",
-        "description": f"Marks {marked} in {sees}, on each scan's own grid; see docs/README.md",
+        "description": f"Segments {marked} in {sees}, on each scan's own grid; see docs/README.md",
         "authorship": "see docs/README.md",
         "copyright": "see docs/README.md",
-        "intended_use": "Research; no medical device. See docs/README.md",
+        "intended_use": "For research only, not a medical device. See docs/README.md",
         "model_sha256": model.weights_sha256,
         "network_data_format": {
             "inputs": {

@@ -58,7 +58,7 @@ def window_of(
         input_size: ``(h, w)``.
         size: ``(h, w)`` of the output.
     """
-    # Samples see a pixel on each side, and what the blur brings there.
+    # A sample depends on one pixel on each side, and on the pixels that the blur mixes into it.
     sigma = float(prefilter_sigmas(input_from_output, input_size, size).max())
     reach = 1 + (math.ceil(3.0 * sigma) if sigma >= LEAST_SIGMA else 0)
     y, x = (

@@ -77,8 +77,8 @@ def pose_from_matrix(matrix: Tensor) -> Tensor:
     """Return the pose of a matrix T · R · S with positive scales; the inverse of :func:`matrix_from_pose`.
 
     Args:
-        matrix: ``(..., 3, 3)`` or ``(..., 4, 4)``, neither sheared nor mirrored, for such a matrix has no
-            pose. A volume's yaw is assumed to lie within 90 degrees.
+        matrix: ``(..., 3, 3)`` or ``(..., 4, 4)``, neither sheared nor mirrored, because such a matrix has no
+            pose. A volume's yaw is assumed to be within 90 degrees.
     """
     dims = matrix.shape[-1] - 1
     scales = matrix[..., :dims, :dims].norm(dim=-2)

@@ -52,7 +52,7 @@ def warp_straight(
     n, channels, height, width = image.shape
     rows = _weights(scale_y, shift_y, height, size[0], mode).to(image.device)
     columns = _weights(scale_x, shift_x, width, size[1], mode).to(image.device)
-    # What the weights lack to 1 lies outside.
+    # The rest of the weights, up to a sum of 1, lies outside the image.
     outside = fill * (1.0 - rows.shares.sum(dim=1)[:, None] * columns.shares.sum(dim=1))
     out = image.new_empty((n, channels, *size), dtype=torch.float32)
     with torch.autocast(image.device.type, enabled=False):

@@ -202,7 +202,7 @@ def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> 
             return volume
     except InputError as error:
         # The file is in a temporary folder, whose path would not help the user.
-        raise InputError(str(error).replace(str(path), f"what the command wrote as {name}")) from None
+        raise InputError(str(error).replace(str(path), f"the command's output {name}")) from None
     notes.append(
         f"{name}: left out: values from {low:g} to {high:g} are neither labels (0 to 255) nor probabilities "
         "(0 to 1)"
@@ -222,7 +222,7 @@ def _check_named(name: str, volume: Volume, labels: Labels) -> None:
     unknown = [value for value in values_in(volume.array) if value not in known]
     if known and unknown:
         raise InputError(
-            f"what the command wrote as {name}: label value {unknown[0]}, expected 0 or one of "
+            f"the command's output {name}: label value {unknown[0]}, expected 0 or one of "
             f"{sorted(known)}; name it too (--label NAME={unknown[0]}), or give no names"
         )
 
@@ -252,7 +252,7 @@ def _from_packed(
 ) -> Volume | None:
     """Restore nnU-Net's probabilities and return their label map; None, with a note, if they are not valid.
 
-    Some of nnU-Net's readers store arrays in the patient's axes and not in the file's. Which, is found by
+    Some of nnU-Net's readers store arrays in the patient's axes and not in the file's. The order is found by
     comparison with the label map beside them or, if that is empty, from nnU-Net's plans: with the wrong axes
     left and right would be exchanged.
     """

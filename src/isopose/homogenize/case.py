@@ -31,16 +31,16 @@ CaseOutcome = Outcome[CaseRecord]
 
 @dataclass(frozen=True)
 class HomogenizeSettings:
-    """What all cases share; small and picklable, as it goes to other processes.
+    """Settings that all cases share; small and picklable, as they are sent to other processes.
 
     Args:
         root: folder of the homogenized dataset.
-        model: folder of the model whose poses are taken; None for those of the shipped network.
+        model: folder of the model whose pose networks are used; None: the shipped network.
         config: one pose for a scan or several, and the size; names no reference.
-        reference: whose pose and size the scans get; None for that of the model.
+        reference: to whose pose and size the scans are brought; None: that of the model.
         labels: of the source dataset.
-        sha256: of all that decides a result besides its scan and label file.
-        series: which DICOM series is meant where scans hold several, see ``read_volume``.
+        sha256: hash of everything that determines a result, except its scan and label file.
+        series: DICOM series to read from scans that hold several, see ``read_volume``.
         channels: names of the scans' channels.
         pose_channel: number of the channel that shows body and pose.
     """
@@ -60,7 +60,7 @@ class HomogenizeSettings:
 def _estimator(
     model: Path | None, config: HomogenizeConfig, reference: ReferenceOutline | None
 ) -> PoseEstimator:
-    """Opened once in each process."""
+    """Return the pose estimator, opened once in each process."""
     return open_estimator(model, config, reference)
 
 
@@ -68,9 +68,10 @@ def _estimator(
 def make_case(
     case: Case, *, settings: HomogenizeSettings, reported: type[Exception] = Exception
 ) -> CaseOutcome:
-    """Homogenize one case and write it, unless it is there already; why it cannot be done is not raised.
+    """Homogenize one case and write it, unless it exists already; a failure is returned, not raised.
 
-    Of what is raised only ``reported`` becomes the case's line; a cluster tries again what may pass.
+    Only exceptions of the types ``reported`` are returned as the case's problem; on a cluster, others are
+    raised and the case is tried again.
 
     Raises:
         RunError: it concerns all cases.
@@ -136,16 +137,16 @@ def _paths(root: Path, case: str, part: str, channels: int) -> list[Path]:
 
 
 def image_path(root: Path, case: str, channel: int = 0) -> Path:
-    """Return where a channel of the homogenized image of a scan without labels lies."""
+    """Return the path of a channel of the homogenized image of a scan without labels."""
     return _paths(root, case, "Ts", channel + 1)[-1]
 
 
 def _results(root: Path, case: str, channels: int) -> list[Path]:
-    """Return the paths of all that may have been made of a case, its record first."""
+    """Return the paths of all files that may exist for a case, its record first."""
     both = (path for part in ("Tr", "Ts") for path in _paths(root, case, part, channels))
     return [record_path(root, case), *both]
 
 
 def remove_case(settings: HomogenizeSettings, case: str) -> None:
-    """Remove all that may have been made of a case, its record first."""
+    """Remove all files that may exist for a case, its record first."""
     remove(_results(settings.root, case, len(settings.channels)))

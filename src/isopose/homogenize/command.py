@@ -71,8 +71,8 @@ def read_command(words: Sequence[str], *, elsewhere: bool = False) -> Command:
         )
     if not elsewhere and shutil.which(words[0]) is None:
         raise InputError(
-            f"{words[0]}: no such program, or it may not be run; give one path of scans, then options, then "
-            "-- and the command"
+            f"{words[0]}: no such program, or it is not executable; give one path of scans, then options, "
+            "then -- and the command"
         )
     return Command(tuple(words), not single)
 

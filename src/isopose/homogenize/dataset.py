@@ -33,11 +33,11 @@ from isopose.version import __version__
 
 
 def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
-    """A dataset, or scans without labels as one: a file, a folder of files, a DICOM series' folder.
+    """Open a dataset, or scans without labels as a dataset: a file, a folder of files, or of a DICOM series.
 
     Args:
         path: see :func:`isopose.io.datasets.open_dataset` and :func:`isopose.io.scans.find_scans`.
-        labels: name to stored value, in place of what a dataset's layout says.
+        labels: name to stored value; replaces the layout's own labels.
 
     Raises:
         InputError: neither.
@@ -50,14 +50,14 @@ def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
 
 
 def scans_as_dataset(path: Path, series: str | None = None) -> Dataset:
-    """Scans without labels as a dataset of test cases.
+    """Open scans without labels as a dataset of test cases.
 
     Args:
         path: see :func:`isopose.io.scans.find_scans`.
         series: number or instance UID, for DICOM that holds several series.
 
     Raises:
-        InputError: no scans, or some of several channels, whose names only a dataset tells.
+        InputError: no scans, or scans of several channels, whose names only a dataset states.
     """
     scans = find_scans([path], series)
     for scan in scans:
@@ -80,26 +80,26 @@ def homogenize(
     workers: int = 0,
     reporter: Reporter,
 ) -> list[CaseOutcome]:
-    """Bring every case to one pose and size; one that fails, whatever by, is reported and stops no other.
+    """Bring every case to one pose and size; a failed case is reported, and the others continue.
 
     Writes an nnU-Net v2 raw dataset (``docs/formats.md``). Cases with labels that are not for testing go to
-    ``imagesTr`` and ``labelsTr``, all others to ``imagesTs`` and, with labels, ``labelsTs``. A case that is
-    there whole, made by the same isopose from the same scan, labels, model and settings, is not made again.
+    ``imagesTr`` and ``labelsTr``, all others to ``imagesTs`` and, with labels, ``labelsTs``. Complete cases
+    from the same isopose, scan, labels, model and settings are skipped.
 
     Args:
         dataset: see :func:`open_input`.
-        output: a new folder, or one that this command was stopped in.
+        output: a new folder, or that of an interrupted run.
         config: one pose for a scan or several, the size, and the reference.
-        model: a model's folder whose poses are taken; none: those of the shipped network.
-        workers: processes; any number writes the same voxels.
-        reporter: where progress goes.
+        model: folder of the model whose pose networks are used; None: the shipped network.
+        workers: number of processes; the result does not depend on it.
+        reporter: receives progress.
 
     Returns:
-        One for each case, in their order.
+        The outcome of each case, in their order.
 
     Raises:
-        InputError: no such model or reference, a folder that holds something else, or one in that of a DICOM
-            series.
+        InputError: no such model or reference, a folder that holds something else, or a folder within that of
+            a DICOM series.
         RunError: the output is full or cannot be written to.
     """
     if dataset.layout == "scans":
@@ -143,7 +143,7 @@ def _find_pose_channel(config: HomogenizeConfig, dataset: Dataset, model: Path |
 def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> HomogenizeConfig:
     """Return the configuration with the modality that a dataset states, where none was given.
 
-    Scans and tables state none: they are what the model is of, else CT.
+    Scans and tables state none: the model's modality is used, or CT without a model.
     """
     if config.modality != AUTO or (dataset.layout in ("scans", "manifest") and model is not None):
         return config
@@ -182,7 +182,7 @@ def _homogenize(
                 for warning in outcome.record.warnings if outcome.record else ():
                     reporter.say(f"  warning: {warning}")
     finally:
-        # A worker that is stopped cannot clear away what it was writing.
+        # A stopped worker cannot remove the files that it was writing.
         sweep(settings.root)
     finish(dataset, settings, head, outcomes)
     return outcomes
@@ -197,7 +197,7 @@ def _reported(outcome: CaseOutcome, seconds_left: float) -> str:
 
 
 def say_doubts(settings: HomogenizeSettings, reporter: Reporter) -> None:
-    """Report what is to be doubted of the reference."""
+    """Report the warnings about the reference."""
     for warning in settings.reference.warnings if settings.reference else ():
         reporter.say(f"warning: the reference: {warning}")
 
@@ -210,10 +210,10 @@ def homogenize_settings(
     reference: ReferenceOutline | None,
     estimator: PoseEstimator,
 ) -> HomogenizeSettings:
-    """Return what all cases of a run share."""
+    """Return the settings that all cases of a run share."""
     labels, channels = dataset.labels, dataset.channels
     pose_channel = channel_number(config.pose_channel or 0, channels, "--pose-channel")
-    # Hashes are of what reference and channel are, not of how they were named.
+    # Hashes depend on the reference and the channel themselves, not on how the user named them.
     config = config.model_copy(update={"reference": None, "pose_channel": pose_channel})
     decides = [FORMAT, __version__, config.model_dump(mode="json"), estimator.sha256, labels.stored]
     if len(channels) > 1:

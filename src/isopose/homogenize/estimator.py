@@ -140,21 +140,21 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
     if config.modality not in (AUTO, model.modality):
         raise InputError(
             f"the scans are {config.modality.upper()}, the model is of {model.modality.upper()}; leave "
-            "--model out, or name one of the scans' modality"
+            "--model out, or give a model of the scans' modality"
         )
     if config.plane not in (None, model.config.data.plane):
         raise InputError(
             f"--plane {config.plane}: the model is of {model.config.data.plane} slices; leave --model out, "
-            "or name one of the scans' plane"
+            "or give a model of the scans' plane"
         )
     _check_plane(config.model_copy(update={"plane": model.config.data.plane}))
     if config.per == "tilted" and (config.crop or model.pipeline.joint is not None):
         raise InputError(
-            "--per tilted: has no crop and takes no model with stn=joint, both of which are of slices; "
-            "choose another --per"
+            "--per tilted: supports neither --crop nor a model with stn=joint, because both work slice by "
+            "slice; choose another --per"
         )
     if config.crop and not model.config.crop.enabled:
-        raise InputError("--crop: the model crops nothing (crop.enabled=false); leave --crop out")
+        raise InputError("--crop: the model has no crop (crop.enabled=false); leave --crop out")
     if config.crop and model.config.dims == 3:
         raise InputError("--crop: cuts slices, and the model crops volumes (dims=3); leave --crop out")
     if not model.config.pose_estimated:

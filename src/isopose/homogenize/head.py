@@ -1,4 +1,4 @@
-"""What a homogenized dataset says of itself: ``homogenize.json``, ``dataset.json`` and ``patients.csv``."""
+"""The description of a homogenized dataset: ``homogenize.json``, ``dataset.json`` and ``patients.csv``."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from isopose.version import __version__
 
 
 def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstimator) -> dict[str, Any]:
-    """What ``homogenize.json`` says of all cases."""
+    """Return the values of ``homogenize.json`` for all cases."""
     return {
         "format": FORMAT,
         "complete": False,
@@ -41,7 +41,7 @@ def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstim
             "pixel_mm": estimator.pixel_mm,
             "side_mm": estimator.side_mm,
         },
-        # nnU-Net wants consecutive values; restoring gives the dataset's own back.
+        # nnU-Net requires consecutive values; restoring converts them to the dataset's own again.
         "labels": {
             name: {"value": value, "stored": dataset.labels.values[name]}
             for name, value in _written(dataset.labels).items()
@@ -52,7 +52,7 @@ def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstim
 
 
 def check_claim(settings: HomogenizeSettings, dataset: Dataset) -> None:
-    """Make sure that the folder is ours: absent, empty, or begun with the same settings and cases."""
+    """Check that the folder is absent, empty, or of a run with the same settings and cases."""
     begun = claim(
         settings.root,
         settings.root / HEAD,
@@ -90,7 +90,7 @@ def _channel_names(dataset: Dataset, head: dict[str, Any]) -> dict[str, str]:
 def finish(
     dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], outcomes: Sequence[CaseOutcome]
 ) -> None:
-    """Describe what is there: to nnU-Net, and to whoever restores."""
+    """Write the dataset's description for nnU-Net and for restoring."""
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     failed = [outcome.name for outcome in outcomes if outcome.record is None]
     if records:
@@ -112,12 +112,12 @@ def finish(
 
 
 def _written(labels: Labels) -> dict[str, int]:
-    """Consecutive values, in the order of the stored ones."""
+    """Return consecutive values by label, in the order of the stored ones."""
     return {name: value for value, name in enumerate(labels.names, start=1)}
 
 
 def _patients(cases: Sequence[Case]) -> str:
-    """``patients.csv`` with numbers in place of the patients' own names; empty where it would say nothing."""
+    """Return ``patients.csv`` with numbers instead of patients' ids; empty if it would add nothing."""
     if all(case.patient == case.id and case.age_years is None for case in cases):
         return ""
     numbers = {patient: number for number, patient in enumerate(sorted({case.patient for case in cases}))}

@@ -64,7 +64,7 @@ class CaseRecord:
         roll_degrees: median of the angles by which the slices were turned back.
         slices: from the feet.
         transform: to the homogenized grid and back.
-        roll_decision: whether the roll that the slices show was believed; None where it was not estimated.
+        roll_decision: whether the slices' roll overrides the header; None where it was not estimated.
         reference: source of the reference; None in format 2.
     """
 

@@ -86,7 +86,7 @@ def wrap(
     workers: int = 0,
     reporter: Reporter,
 ) -> list[Wrapped]:
-    """Run a command on homogenized scans and restore what it writes; a scan that fails stops no other.
+    """Run a command on homogenized scans and restore its output; a scan that fails does not stop the others.
 
     For the written files see ``docs/formats.md``; the record of each scan is written last. A scan is skipped
     if its results are complete and from the same isopose, scan, command and settings.
@@ -259,7 +259,7 @@ def _run_together(
         for case in cases:
             _give(settings, case.id, inputs / f"{case.id}_0000{ENDING}")
         log = settings.output / LOGS / LOG_OF_ALL
-        reporter.say(f"the command runs on {len(cases)} scans; what it prints: {log}")
+        reporter.say(f"the command runs on {len(cases)} scans; its output: {log}")
         run = _run(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
         found, strange = sort_by_case(visible_files(written), [case.id for case in cases])
         if strange:
@@ -363,7 +363,7 @@ def _restore(case: Case, answer: Answer, settings: WrapSettings, run: Run) -> di
     try:
         return write_restored(case, answer, run, settings)
     except InputError as error:
-        raise InputError(f"{case.id}: {error}; what the command printed: {run.log}") from None
+        raise InputError(f"{case.id}: {error}; output of the command: {run.log}") from None
 
 
 def _prepare(case: Case, *, settings: WrapSettings, reported: type[Exception] = Exception) -> Wrapped | None:

@@ -106,8 +106,7 @@ def check_steps(model: Model) -> None:
     """Raise an InputError if a model has no steps of single slices to draw."""
     if model.config.dims == 3:
         raise InputError(
-            "--steps draws what was done to single slices: expected a model with dims=2, got dims=3; "
-            "leave --steps out"
+            "--steps draws single slices: expected a model with dims=2, got dims=3; leave --steps out"
         )
 
 
@@ -195,7 +194,7 @@ def _warn_of_training(ensemble: Ensemble, files_hash: str) -> list[str]:
         "validate": [files_hash in one.validation_images_sha256 for one in seen],
     }
     return [
-        f"this scan was used to {use} {_of_members(used)}: its result says nothing about others"
+        f"this scan was used to {use} {_of_members(used)}: its result is not an independent test"
         for use, used in uses.items()
         if any(used)
     ]

@@ -69,8 +69,8 @@ class Predictor(ABC):
         ]
         if self.beyond_mm > BEYOND_MM:
             lines.append(
-                f"the scan reaches {self.beyond_mm:.0f} mm further than those the model was trained on; "
-                "structures near its ends may be missed"
+                f"the scan is {self.beyond_mm:.0f} mm longer than those the model was trained on; structures "
+                "near its ends may be missed"
             )
         everything, outside = self.areas.tolist()
         if outside > OUTSIDE * everything:
@@ -264,7 +264,7 @@ def _answer(model: Model, crop: Tensor) -> Tensor:
         answer = model.pipeline.probabilities(crop.contiguous(memory_format=layout))
     # The largest of values that are not finite would be the background, without a warning.
     if not answer.isfinite().all():
-        raise FloatingPointError("the U-Net's answer is not finite")
+        raise FloatingPointError("the U-Net's output is not finite")
     return answer
 
 

@@ -20,7 +20,7 @@ from isopose.io.endings import ending
 from isopose.io.limits import VARIABLE, largest_bytes
 
 _CHUNK = 1 << 20
-#: Of a member's flags, that its content is encrypted.
+#: The flag of a member whose content is encrypted.
 _ENCRYPTED = 1
 #: In UTF-8; systems take no longer names.
 _LONGEST_PART, _LONGEST_NAME = 200, 800

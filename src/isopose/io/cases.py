@@ -11,7 +11,7 @@ from isopose.labels import Labels
 
 #: The values of ``Case.split``.
 SPLITS = ("train", "val", "test")
-#: Names of the channels of a dataset that says nothing else.
+#: Default names of the channels of a dataset.
 CT = ("CT",)
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
 _LONGEST_ID = 150

@@ -35,7 +35,7 @@ def read_series(path: Path, series: str | None = None, modality: Modality | None
         path: a folder (its own files and those of its subfolders), a ``DICOMDIR`` (the files that it lists),
             or one file, which stands for the whole series that it belongs to in its folder and those below.
         series: series number or series instance UID, where a folder holds several.
-        modality: what the series has to be of; None: anything.
+        modality: required modality of the series; None: any.
 
     Returns:
         Array ``(z, y, x)``: rows and columns as stored, z along the right-handed slice normal; int16 if the
@@ -61,7 +61,7 @@ def _check_modality(path: Path, found: str, expected: Modality | None) -> None:
         return
     instead = "is it the right series?"
     if found in ("CT", "MR"):
-        instead = f"set --modality {found.lower()}, or take a model of {found}"
+        instead = f"set --modality {found.lower()}, or use a model of {found}"
     raise InputError(f"{path}: a DICOM series of {found}, expected {expected.upper()}; {instead}")
 
 
@@ -252,7 +252,7 @@ def _check_unread(path: Path, frames: list[DicomFrame], unread: list[Path]) -> N
 
 
 def _instead(others: list[NoFrame], scouts: int = 0, broken: int = 0) -> str:
-    """Describe what was found in place of slices, by kind and by missing field.
+    """Describe the objects that are not slices, by kind and by missing field.
 
     Args:
         others: DICOM files without frames.

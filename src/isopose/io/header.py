@@ -1,4 +1,4 @@
-"""Check what a file's header says of its grid before voxels are read, and what was read."""
+"""Check the grid in a file's header before its voxels are read, and the voxels afterward."""
 
 import math
 from pathlib import Path

@@ -53,7 +53,7 @@ def read_volume(path: Path, series: str | None = None, *, modality: Modality | N
     Args:
         path: file or folder.
         series: for DICOM, the series number or series instance UID, if a folder holds several series.
-        modality: what the scan has to be of, where the file says it (DICOM); None: anything.
+        modality: required modality, where the file states one (DICOM); None: any.
 
     Returns:
         Array ``(z, y, x)`` in stored order, integers in their own type (HU: int16), all else float32; with
@@ -78,7 +78,7 @@ def read_volume(path: Path, series: str | None = None, *, modality: Modality | N
         try:
             image = reader.Execute()
         except RuntimeError:
-            # ITK's message may quote what the header says of the patient.
+            # ITK's message may quote patient data from the header.
             raise InputError(f"{path}: truncated or corrupt; copy or export it again") from None
     if complained(heard):
         raise InputError(f"{path}: truncated or corrupt (its voxels do not unpack); copy or export it again")
@@ -251,7 +251,7 @@ def existing(path: Path) -> Path:
     """Return the path of a file or folder.
 
     Raises:
-        InputError: nothing is there, or what is neither file nor folder, or an empty file.
+        InputError: the path does not exist, is neither a file nor a folder, or an empty file.
     """
     path = Path(path)
     if not path.exists():

@@ -1,6 +1,6 @@
 """Read NIfTI-1 and NIfTI-2 files.
 
-nibabel unpacks the header. Its own check is not used, since it changes fields and logs what they were.
+nibabel unpacks the header. Its own check is not used, because it changes fields and logs their former values.
 SimpleITK reads truncated files without an error, filled with uninitialized memory, and takes the voxel size
 from ``pixdim`` even if the sform differs. Therefore what nibabel unpacks and the length of the voxel data are
 checked here, after the NIfTI-1 and NIfTI-2 standards (nifti1.h, nifti2.h). If readers disagree about a field
@@ -132,7 +132,7 @@ def _layout(path: Path, file: IO[bytes]) -> _Layout:
             "split time points or channels into one file each"
         )
     stored, scaling = _stored(path, header), _scaling(path, header)
-    # Integers stay what they are, all else becomes float32.
+    # Integers keep their type, all else becomes float32.
     dtype = np.dtype(np.float32) if scaling or stored.kind == "f" else stored.newbyteorder("=")
     offset = _offset(path, file, header, raw)
     matrix = world_from_index(path, header, extent[:3])
@@ -174,7 +174,7 @@ def _scaling(path: Path, header: Nifti1Header) -> tuple[float, float] | None:
         slope, inter = header.get_slope_inter()
     except HeaderDataError:
         raise InputError(
-            f"{path}: the header scales its values by {header['scl_slope']:g}, but what it adds (scl_inter) "
+            f"{path}: the header scales its values by {header['scl_slope']:g}, but its intercept (scl_inter) "
             "is not a number; export it again"
         ) from None
     return None if slope is None or (slope, inter) == (1, 0) else (slope, inter)

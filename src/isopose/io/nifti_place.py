@@ -15,8 +15,9 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _STANDS_IN_MM = 0.5
 #: Largest excess of the quaternion's length over 1 that rounding may cause.
 _LONGER = 1e-3
-#: Below this, or this many times what the header's numbers are rounded to, the square of the quaternion's
-#: first part is rounding of the others: a turn of 180 degrees. nifti1_io.c has the first, nibabel the second.
+#: Below this, or below this multiple of the header's rounding error, the square of the quaternion's first
+#: part is only rounding of the others: a rotation by 180 degrees. nifti1_io.c has the first limit, nibabel
+#: the second.
 _HALF_TURN, _HALF_TURN_ROUNDINGS = 1e-7, 3
 #: Codes of ``xyzt_units`` for units other than millimeters.
 _UNITS = {1: "meters", 3: "micrometers"}

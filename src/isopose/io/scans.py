@@ -107,9 +107,10 @@ def check_apart(inputs: Sequence[Path], output: Path) -> None:
 
 
 def _scans_in(folder: Path) -> list[Path]:
-    """A folder's volumes; where it has nothing but ZIP archives, these; none where it is a DICOM series.
+    """Return a folder's volumes, or its ZIP archives if it has nothing else; none of a DICOM series.
 
-    Nor where it holds both, which is refused as one scan when that is read.
+    A folder with both a DICOM series and volumes gives none either; reading it as one scan then raises an
+    error.
     """
     files = sorted(p for p in folder.iterdir() if not is_hidden(p.relative_to(folder)))
     images = [p for p in files if is_image(p)]

@@ -43,11 +43,11 @@ def _how(model: Model) -> str:
         size += f", with {config.unet.context} neighboring slices on each side"
     steps = [
         {
-            "anatomy": "the roll by a network that ships with isopose, place and size by moments",
-            "header": "the roll as the file's header has it, place and size by "
+            "anatomy": "the roll from the network that ships with isopose, position and size from moments",
+            "header": "the roll from the file's header, position and size from "
             + ("moments" if config.data.plane == "axial" else "the body's width in the slices"),
-            "moments": "pose and size by moments",
-            "identity": "pose and size as the scan has them",
+            "moments": "pose and size from moments",
+            "identity": "pose and size unchanged",
         }[config.pose.start]
         + (", refined by a trained network" if config.pose.learned else ""),
         *(["a crop around the labels"] if config.crop.enabled else []),
@@ -56,7 +56,7 @@ def _how(model: Model) -> str:
     plane = config.data.plane
     slices = "Slice by slice" if plane == "axial" else f"{plane.capitalize()} slice by slice"
     whole = "Whole volumes" if config.dims == 3 else slices
-    return f"{whole}: {'; '.join(steps)}; then back to where the patient lies."
+    return f"{whole}: {'; '.join(steps)}; then restored to the scan's own grid."
 
 
 def _patients(training: TrainingInfo) -> str:
@@ -65,7 +65,7 @@ def _patients(training: TrainingInfo) -> str:
         "scans of others for validation."
     )
     begun = training.from_weights_sha256
-    return f"{cases} It began from the weights `{begun}` and what those had seen." if begun else cases
+    return f"{cases} Fine-tuned from the weights `{begun}` and their training patients." if begun else cases
 
 
 def _rows(model: Model) -> Iterator[tuple[str, ...]]:
@@ -103,10 +103,10 @@ def _validation(model: Model) -> str:
     best: Row = next((row for row in rows if stage and row["epoch"] == stage.best_epoch), {})
     dice = [f"{name[5:]} {value:.3f}" for name, value in best.items() if name.startswith("dice ")]
     if not dice:
-        return "Nothing was measured in training: it had no validation scans."
+        return "Not measured in training: there were no validation scans."
     return (
-        "Dice of the validation scans in the frame, by which the epoch was chosen whose weights these are, "
-        f"so that it is too good: {', '.join(dice)}."
+        "Validation Dice in the frame. The epoch of these weights was chosen by it, so it is optimistic: "
+        f"{', '.join(dice)}."
     )
 
 

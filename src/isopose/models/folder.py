@@ -161,7 +161,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     manifest = folder / "model.json"
     if not manifest.is_file():
         unfinished = (
-            "; its folds are not all trained, go on with --resume" if (folder / "fold-0").is_dir() else ""
+            "; not all of its folds are trained; continue with --resume"
+            if (folder / "fold-0").is_dir()
+            else ""
         )
         raise InputError(
             f"{folder}: no model.json; expected the --model folder of a finished isopose fit{unfinished}"

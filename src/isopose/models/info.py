@@ -10,8 +10,8 @@ from isopose.strict import STRICT, Count, first_problem
 
 #: One epoch of a stage: ``stage``, ``epoch``, ``loss``, ``learning_rate``, seconds and validation's numbers.
 Row = dict[str, str | int | float]
-#: Below this slope more than half of a patient's turn is left in the homogenized slice, which then varies
-#: nearly as much as before: the network has not learned to turn.
+#: Below this slope more than half of a patient's rotation remains in the homogenized slice, which then varies
+#: nearly as much as before: the network has not learned rotation.
 LEAST_SLOPE = 0.5
 
 
@@ -82,11 +82,11 @@ class Turning:
     """How well a trained STN1 estimates the roll; medians over slices.
 
     Args:
-        slope: change of the estimated angle divided by the angle by which a slice was turned; 1 is perfect,
-            0 means that the network learned nothing of rotation.
-        degrees_from_moments: distance from the angle of the mask's moments, of axes (at most 90).
-        degrees_from_truth: distance from the true angle; None where it is not known (only phantoms know it).
-        moments_from_truth: distance of the moments' angle from the true one, to compare.
+        slope: change of the estimated angle divided by the angle by which a slice was rotated; 1 is correct,
+            0 means that the network has not learned rotation.
+        degrees_from_moments: difference from the angle of the mask's moments, as an axis (at most 90).
+        degrees_from_truth: difference from the true angle, which is known only for phantoms; else None.
+        moments_from_truth: difference of the moments' angle from the true one, for comparison.
         slices: number of slices that were measured.
         patients: whose slices these are; training patients where there is no validation.
     """

@@ -45,7 +45,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 class _OfAllRanks(torch.autograd.Function):
     """Batch norm (Ioffe and Szegedy, 2015) whose sums run over all ranks.
 
-    Of the activations only the input is saved for the backward pass.
+    Only the input is saved for the backward pass.
     """
 
     @staticmethod

@@ -172,7 +172,7 @@ class PoseTransformer(nn.Module):
         """Return Eq. 1 for each slice: soft Dice ``(N,)`` of the homogenized mask and the reference's.
 
         In coronal and sagittal slices only rows are compared in which both are shown: how far a field of view
-        reaches to the head and the feet says nothing of a pose.
+        reaches toward head and feet does not depend on the pose.
 
         Args:
             mask: ``(N, 1, S, S)``.

@@ -1,4 +1,4 @@
-"""Estimate the roll of a slice, which way up the patient lies, from the anatomy inside the body.
+"""Estimate the roll of a slice (the patient's rotation in its plane) from the anatomy inside the body.
 
 The outline is not enough: a nearly round one has no axis, and one turned by 180 degrees looks the same.
 Spine, back muscles, organs and gas tell the direction. The body is centered and scaled to one size by its

@@ -53,7 +53,7 @@ def load_shipped(network: RollNetwork, contrast: Contrast = "ct") -> RollNetwork
 
     Args:
         network: is changed.
-        contrast: ``pose.contrast``, what the network sees.
+        contrast: ``pose.contrast``, the input that the network was trained on.
     """
     tensors = _tensors(WEIGHTS[contrast])
     network.load_state_dict(

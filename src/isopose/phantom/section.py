@@ -95,7 +95,7 @@ class Canvas:
     """The image that is painted: float32 ``(rows, columns)`` each.
 
     Args:
-        hu: HU, or what ``tones`` makes of it.
+        hu: HU, or the brightness that ``tones`` assigns to it.
         kidney: fraction of each pixel that is kidney.
         tumor: fraction of each pixel that is tumor.
         cavity: fraction of each pixel inside the abdominal cavity, which bounds soft organs.

@@ -1,4 +1,4 @@
-"""Paint what a tumor does not displace: spine, ribs, iliac wings, the muscles beside the spine."""
+"""Paint structures that a tumor does not displace: spine, ribs, iliac wings, the muscles beside the spine."""
 
 import numpy as np
 

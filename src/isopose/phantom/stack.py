@@ -84,7 +84,7 @@ class ThickStack:
 
 
 def stack_of(scan: PhantomScan, plane: Plane, slices: int | None, rng: np.random.Generator) -> ThickStack:
-    """Return the stack that shows what an axial scan shows.
+    """Return a stack in another plane with the contents of an axial scan.
 
     Args:
         scan: the axial scan.

@@ -39,7 +39,7 @@ class Tumor:
 
     @property
     def diameter_mm(self) -> float:
-        """Diameter in mm of the sphere of the same volume, not counting what the cavity's walls cut off."""
+        """Diameter in mm of the sphere of the same volume, before it is cut off at the cavity's walls."""
         return 2.0 * self.mass.radius
 
 
@@ -53,10 +53,10 @@ def largest_diameter(trunk: Trunk) -> float:
 
 
 def sample_diameter(rng: np.random.Generator, largest: float, age_years: float) -> float:
-    """A diameter in mm, up to what the body holds.
+    """Sample a tumor's diameter in mm, at most ``largest``.
 
-    Of children a quarter are small, up to 40 mm, the others larger. Of adults (KiTS19, Heller et al. 2019,
-    arXiv:1904.00445) the median is 42 mm, the middle half 26 to 61.
+    In children a quarter are small, up to 40 mm, the others larger. In adults (KiTS19, Heller et al. 2019,
+    arXiv:1904.00445) the median is 42 mm, the quartiles 26 and 61 mm.
     """
     if age_years >= ADULT_YEARS:
         return float(np.clip(np.exp(rng.normal(np.log(42.0), 0.63)), SMALLEST_MM, largest))

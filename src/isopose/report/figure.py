@@ -117,8 +117,8 @@ def window(image: np.ndarray) -> tuple[float, float]:
 def window_of_scan(array: np.ndarray) -> tuple[float, float]:
     """Return the display range of a scan whose values have no unit, such as MR, the same for all its slices.
 
-    From the first percentile, which is air, to the 99.5th of what is brighter than the mean, which is patient
-    however small in the picture.
+    It runs from the first percentile, which is air, to the 99.5th percentile of the values above the mean,
+    which belong to the patient, however small the patient is in the image.
 
     Args:
         array: any shape, finite.
@@ -262,7 +262,7 @@ def _draw_legend(
     ]
     entries += [Patch(color=c, label=n) for n, c in zip(label_names, colors, strict=True)]
     if any(row.native_truth is not None for row in rows):
-        entries.append(Line2D([], [], color=_TRUTH, linewidth=0.9, label="reference segmentation"))
+        entries.append(Line2D([], [], color=_TRUTH, linewidth=0.9, label="ground truth"))
     figure.legend(
         handles=entries,
         loc="lower center",

@@ -31,13 +31,13 @@ FAILURE_DICE = 0.5
 #: Limits stated in every report.
 LIMITS = (
     "isopose is research software and not a medical device. Nothing here may guide a diagnosis or treatment.",
-    "Scores hold for scans like those that were scored, and for no others: check them on your own scans.",
+    "Scores apply only to scans like those that were scored: validate on your own scans.",
 )
 
 #: Further limits stated in reports on synthetic patients.
 PHANTOM_LIMITS = (
-    "The patients are phantoms: drawn from published growth and organ figures, not measured. Phantoms are "
-    "phantoms: a network that does well on them shows that the method works, not that it works on patients.",
+    "The patients are phantoms: synthetic images, drawn from published data on growth and organs. Results on "
+    "phantoms show that the method works in principle, not that it works on patients.",
 )
 
 
@@ -60,7 +60,7 @@ class Picture:
 
     def __post_init__(self) -> None:
         if not self.alt.strip():
-            raise ValueError("a picture in a report needs a text that says what it shows")
+            raise ValueError("a picture in a report needs a text that describes it")
         _ = self.kind
 
     @property
@@ -134,7 +134,7 @@ def write_evaluation_report(path: Path, evaluation: Evaluation) -> None:
     write_report(
         path,
         title="Scores",
-        lead="How well predicted labels agree with reference labels, in 3D on each scan's own grid.",
+        lead="Agreement of predicted labels with the ground truth, in 3D on each scan's own grid.",
         facts={
             "Scans": str(len(evaluation.cases)),
             "Patients": str(len(patients)),
@@ -151,8 +151,8 @@ def evaluation_sections(evaluation: Evaluation) -> tuple[ReportSection, ...]:
     dots = Picture(
         score_dots(evaluation),
         f"Dice of each of {len(evaluation.cases)} scans per target; the values are in the tables below.",
-        "A dot is one scan; the box holds the middle half of them, the bar is the median. A square is a "
-        "structure that was missed or falsely found.",
+        "Each dot is a scan. The box shows the quartiles, the line in it the median. A square is a missed "
+        "structure or a false alarm.",
     )
     scores = ReportSection(
         "Scores",
@@ -172,8 +172,8 @@ def evaluation_sections(evaluation: Evaluation) -> tuple[ReportSection, ...]:
         ),
     )
     every = ReportSection(
-        "Every scan",
-        text=("Worst first; choose a heading to sort by it.",),
+        "All scans",
+        text=("Worst first. Click a column heading to sort.",),
         tables=tuple(case_table(evaluation, target) for target in evaluation.targets),
     )
     return (scores, *((by_group,) if strata else ()), failures_section(evaluation), every)
@@ -202,18 +202,18 @@ def failures_section(evaluation: Evaluation) -> ReportSection:
     columns = (
         Column("Case", text=True),
         Column("Target", text=True),
-        Column("What happened", text=True),
+        Column("Outcome", text=True),
         Column("Dice", 3),
         Column("HD95 (mm)", 1),
         Column("Predicted (ml)", 1),
-        Column("Reference (ml)", 1),
+        Column("Ground truth (ml)", 1),
     )
-    rule = f"missed, falsely found, or outlined with a Dice below {FAILURE_DICE:g}"
+    kinds = f"Missed structures, false alarms, and structures with a Dice below {FAILURE_DICE:g}"
     if not rows:
-        return ReportSection("Failures", text=(f"No structure of any scan was {rule}.",))
+        return ReportSection("Failures", text=(f"{kinds}: none.",))
     return ReportSection(
         "Failures",
-        text=(f"Structures that were {rule}.",),
+        text=(f"{kinds}.",),
         tables=(Table("Failures, worst first", columns, tuple(rows), sortable=True),),
     )
 

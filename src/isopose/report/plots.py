@@ -131,7 +131,7 @@ def score_dots(evaluation: Evaluation) -> bytes:
     """Dice of every scan, one lane per target, over a box of quartiles and the median.
 
     Returns:
-        An SVG. A structure that was missed or falsely found is a square; the worst scan has its id beside it.
+        An SVG. A structure that was missed or a false alarm is a square; the worst scan has its id beside it.
     """
     label = max(90.0, 7.5 * max(len(target) for target in evaluation.targets) + 20)
     lane, width = 62.0, 560.0

@@ -35,7 +35,7 @@ def steps_of(
 ) -> list[Steps]:
     """Return the steps of some slices, see :func:`write_steps`.
 
-    ``truth`` are reference labels on the scan's grid, stored values, where known.
+    ``truth`` are ground-truth labels on the scan's grid, stored values, where known.
     """
     plane = model.config.data.plane
     upright, apply = volume.reoriented(plane), volume.reorientation(plane).apply
@@ -109,7 +109,7 @@ def _show_slice(
         lines=(
             f"roll {math.degrees(records.pose[z, ANGLE]):+.1f}°",
             "scale {:.2f} × {:.2f}".format(*np.exp(records.pose[z, [LOG_SCALE_X, LOG_SCALE_Y]])),
-            f"outline agrees {records.agreement[z]:.2f}",
+            f"agreement {records.agreement[z]:.2f}",
             f"pose: {records.source_of(z)}",
             f"crop: {float(theta2[0, 0, 0]):.2f} of the frame",
         ),

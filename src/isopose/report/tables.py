@@ -25,9 +25,9 @@ NO_VALUE = "–"
 _FIRST = next(iter(METRICS))
 
 Cell = str | int | float | None
-#: Said of scores if some scans are labeled in part.
+#: Note on scores if some scans are only partly labeled.
 LABELED_IN_PART = (
-    "A scan that is labeled in part is scored over what is labeled; it has no surface Dice and no HD95."
+    "A partly labeled scan is scored only where it is labeled; it has no surface Dice and no HD95."
 )
 
 
@@ -167,12 +167,12 @@ def overall_table(evaluation: Evaluation) -> Table:
 
 
 def counts_table(evaluation: Evaluation) -> Table:
-    """Return one row per target: patients, scans, and how many were missed, falsely found or empty."""
+    """Return one row per target: patients, scans, and how many were missed, false alarms or empty."""
     names = ("Patients", "Scans", "Missed", "False alarms", "Empty")
     summaries = [summarize(evaluation.cases, target) for target in evaluation.targets]
     rows = tuple((s.target, s.patients, s.scans, s.missed, s.false_alarms, s.empty) for s in summaries)
     columns = (Column("Target", text=True), *(Column(name) for name in names))
-    return Table("Found and missed", columns, rows)
+    return Table("Outcomes", columns, rows)
 
 
 def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
@@ -190,7 +190,7 @@ def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
         *others,
         Column("Missed / false / empty"),
     )
-    note = "HD95 has no value for scans that were missed or falsely found; the last column counts them."
+    note = "HD95 is undefined for missed structures and false alarms; the last column counts them."
     return tuple(
         Table(
             f"By {name.lower()}",
@@ -227,7 +227,7 @@ def _make_stratum_row(group: str, summary: Summary) -> tuple[Cell, ...]:
 _SCORE_COLUMNS: tuple[tuple[Column, str], ...] = (
     *((Column(metric.title, metric.digits), name) for name, metric in METRICS.items()),
     (Column("Predicted (ml)", 1), "prediction_ml"),
-    (Column("Reference (ml)", 1), "truth_ml"),
+    (Column("Ground truth (ml)", 1), "truth_ml"),
     (Column("Outcome", text=True), "outcome"),
 )
 
@@ -253,7 +253,7 @@ def case_table(evaluation: Evaluation, target: str) -> Table:
         for case in ordered
     )
     columns = (*(column for column, _ in facts), *(column for column, _ in _SCORE_COLUMNS))
-    return Table(f"Every scan: {target}, worst first", columns, rows, sortable=True)
+    return Table(f"All scans: {target}, worst first", columns, rows, sortable=True)
 
 
 def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
@@ -293,9 +293,10 @@ def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
             )
         )
     notes = [
-        f"Difference: {name_b} minus {name_a}, over the same patients. Better and worse count patients. "
-        "Two-sided Wilcoxon signed-rank test, from six patients, not corrected for the number of tests. "
-        "Unpaired: patients with a value on one side only, such as a structure missed once."
+        f"Difference: {name_b} minus {name_a}, over the same patients. Better and worse are numbers of "
+        "patients. p: two-sided Wilcoxon signed-rank test with at least six patients, not corrected for the "
+        "number of tests. Unpaired: patients with a value in only one of the two, for example because a "
+        "structure was missed in one."
     ]
     notes += [
         f"Only in {name}, left out: {', '.join(cases)}."
@@ -314,10 +315,11 @@ def _format_p(p: float | None) -> str:
 def rules(evaluation: Evaluation) -> str:
     """Return a text on how to read the scores."""
     return (
-        "Scores are in 3D on the scan's own grid; scans of one patient are averaged first. Surface Dice at "
-        f"{evaluation.tolerance_mm:g} mm; HD95 is the larger directed 95th percentile. A missed structure "
-        "and a false alarm score Dice 0, surface Dice 0 and have no HD95; a scan in which the structure is "
-        "neither there nor predicted (empty) enters no mean."
+        "Scores are computed in 3D on each scan's own grid. The scans of a patient are averaged first. "
+        f"Surface Dice has a tolerance of {evaluation.tolerance_mm:g} mm; HD95 is the larger of the two "
+        "directed 95th percentiles. A missed structure and a false alarm have Dice 0, surface Dice 0 and no "
+        "HD95. A scan in which the structure is neither present nor predicted (empty) is left out of all "
+        "means."
     ) + (f" {LABELED_IN_PART}" if _is_any_labeled_in_part(evaluation) else "")
 
 
@@ -331,11 +333,12 @@ def left_out(evaluation: Evaluation) -> tuple[str, ...]:
     sentences = []
     if evaluation.missing:
         sentences.append(
-            f"Without a prediction, in no mean ({len(evaluation.missing)}): {', '.join(evaluation.missing)}."
+            f"Without a prediction, left out of all means ({len(evaluation.missing)}): "
+            f"{', '.join(evaluation.missing)}."
         )
     if evaluation.failed:
         names = ", ".join(evaluation.failed)
-        sentences.append(f"Could not be scored, in no mean ({len(evaluation.failed)}): {names}.")
+        sentences.append(f"Could not be scored, left out of all means ({len(evaluation.failed)}): {names}.")
     if evaluation.unlabeled:
         names = ", ".join(evaluation.unlabeled)
         sentences.append(f"Predictions without a label, not scored ({len(evaluation.unlabeled)}): {names}.")

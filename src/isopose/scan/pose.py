@@ -18,13 +18,13 @@ LEAST_AGREEMENT = 0.5
 
 @dataclass(frozen=True)
 class RollDecision:
-    """What the slices of a scan show of its roll, and whether it was believed.
+    """The roll that the slices of a scan show, and whether it overrides the file's header.
 
     Args:
         shown_degrees: roll that the slices show together, from +x to +y, against the file's header.
         odds: that the slices show the roll: alone or given the header, whichever is less.
-        needed_odds: smallest odds at which the slices are believed.
-        header_kept: True if they were not believed, so that the scan keeps the header's roll.
+        needed_odds: smallest odds at which the slices override the header.
+        header_kept: True if the odds are lower, so that the scan keeps the header's roll.
         outline_visible: False if the scan shows no outline of a body, so that it keeps its size as well.
     """
 
@@ -52,7 +52,7 @@ class ScanPose:
         theta2: ``(z, 3, 3)`` or ``(1, 4, 4)``, homogenized from crop.
         widened: ``(z,)`` True where the crop cut a structure and a larger one was used instead.
         cut_off: ``(z,)`` True where the segmentation still touches the crop's border.
-        decision: whether the slices' roll was believed; None where it comes from outlines or STN1.
+        decision: whether the slices' roll overrides the header; None where it comes from outlines or STN1.
     """
 
     pose: np.ndarray

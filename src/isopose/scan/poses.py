@@ -67,8 +67,9 @@ def slice_poses(
 def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> Tensor:
     """Return the roll ``()`` in radians from which all slices of a scan start, from a few of them.
 
-    The closer to upright the slices are turned back, the less their errors depend on how the patient lies.
-    Therefore the few are seen twice: as they lie, and turned back by what they show then.
+    The closer to upright the slices are when the network sees them, the less its errors depend on the
+    patient's position. Therefore these few slices pass through it twice: as scanned, and turned back by the
+    first estimate.
 
     Args:
         transformer: STN1, with the roll network.
@@ -81,7 +82,7 @@ def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> T
     for _ in range(2):
         views = views_at_angle(slices, angle.expand(mask.shape[0]))
         evidence = turned(network(views)[:, :2], angle)
-        # A start only: whether it is believed, and whether an outline is visible, does not matter.
+        # Only an initial value, so it does not matter whether it overrides the header.
         filled = torch.zeros_like(evidence[:, 0])
         angle = scan_roll(evidence, filled, network.calibration, transformer.config).mean
     return angle

@@ -32,12 +32,13 @@ class ScanRoll(NamedTuple):
     """The roll of one scan.
 
     Args:
-        angle: ``()`` radians; 0, the header's, where the slices are not believed.
-        shown: ``()`` radians, the roll that the slices show, whether it is believed or not.
+        angle: ``()`` radians; 0, the header's, where the slices do not override it.
+        shown: ``()`` radians, the roll that the slices show, whether it is used or not.
         mean: ``()`` radians, the mean of the posterior if the slices show the roll: where they are weak, near
             the header's.
         odds: ``()`` odds that the slices show the roll: alone or given the header, whichever is less.
-        believed: ``()`` True where the odds reach ``config.turn_odds`` and an outline is visible.
+        believed: ``()`` True (the slices override the header) where the odds reach ``config.turn_odds`` and
+            an outline is visible.
         outline_visible: ``()`` False where the body exceeds the field of view.
         concentration: ``()`` of the angle, where it rests on the slices.
         probability: ``()`` posterior probability that the angle is right within :data:`RIGHT`.
@@ -60,17 +61,17 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
     of component j in the posterior is w_j · I0(abs(K u + k_j m_j)) / (I0(K) · I0(k_j)), its direction and
     concentration those of K u + k_j m_j.
 
-    The header decides whether the slices are believed, not how far the patient is turned: a roll that is
-    believed is u. The posterior's mean falls short of every turn, by one degree in a hundred where the slices
-    are as sure as usual.
+    The header only decides whether the slices override it, not how far the patient is rotated: if they do,
+    the roll is u. The posterior's mean is smaller than every rotation, by one degree in a hundred where the
+    slices are as sure as usual.
 
     Args:
         evidence: ``(N, 2)`` of the slices, see :class:`isopose.models.pose.SlicePoses`.
         filled: ``(N,)`` part of its bounding box that each slice's mask fills.
         calibration: ``(5,)``, see :func:`isopose.models.roll.log_odds_of`.
-        config: the prior and the odds at which a turn is believed.
+        config: the prior and the odds at which the slices override the header.
     """
-    # The number of slices as a tensor, for an exported graph takes any number.
+    # The number of slices is a tensor, because an exported graph accepts any number.
     count, mean = torch.ones_like(evidence[:, 0]).sum(), evidence.mean(dim=0)
     length = mean.norm()
     concentration = calibrated_concentration(length, calibration) * effective_count(count, calibration)

@@ -12,10 +12,10 @@ from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.prior import TURNED
 from isopose.settings import PredictConfig
 
-#: Mean logit from which a scan counts as mirrored, by what the roll network sees. CT: of 500 unseen phantoms
-#: none comes near it (at most 0.2), 98 % exceed it when mirrored; two real scans, turned and scaled in 120
-#: ways, have at most -1.8. Any contrast: of 60 phantoms in MR and 60 MR made of real CT none exceeds it,
-#: 47 and 20 do when mirrored (benchmarks/pose_mr.py).
+#: Mean logit from which a scan counts as mirrored, by the contrast of the roll network. CT: of 500 unseen
+#: phantoms none comes near it (at most 0.2), 98 % exceed it when mirrored; two real scans, turned and scaled
+#: in 120 ways, have at most -1.8. Any contrast: of 60 phantoms in MR and 60 MR made of real CT none exceeds
+#: it, 47 and 20 do when mirrored (benchmarks/pose_mr.py).
 MIRRORED: Final[dict[Contrast, float]] = {"ct": 0.7, "any": 0.4}
 
 
@@ -50,12 +50,12 @@ def pose_warnings(
     if transformer.roll is not None:
         doubted = _where(scan, has_body & (scan.confidence < settings.min_confidence))
         if doubted is not None:
-            lines.append(f"it is not sure which way up the patient lies{doubted}")
+            lines.append(f"low confidence in the roll of the patient{doubted}")
         if total and float(scan.mirrored[has_body].mean()) > MIRRORED[config.contrast]:
             lines.append("looks like its own mirror image (liver on the left); check the sides in the header")
     low = _where(scan, has_body & (scan.agreement < settings.min_pose_dice))
     if low is not None and (joint or config.learned or config.start != "identity"):
-        lines.append(f"low agreement{low}: the outline does not resemble the reference's")
+        lines.append(f"low agreement{low}: the outline does not match the reference")
     return lines
 
 
@@ -64,14 +64,14 @@ def _kept(decision: RollDecision, *, unseen: bool) -> str:
     if not decision.outline_visible:
         return "no outline of a body is visible: its pose and size are left as the file has them"
     if unseen:
-        return "which way up the patient lies was not estimated: left as the file's header says"
+        return "the roll was not estimated: left as the file's header says"
     if abs(decision.shown_degrees) > math.degrees(TURNED) and decision.odds >= 1.0:
         return (
             f"its slices show a patient rotated by {decision.shown_degrees:+.0f} degrees against the file's "
             f"header, but at odds of {decision.odds:.1f} only ({decision.needed_odds:g} are needed): left as "
             "the header says; check the sides"
         )
-    return "no slice shows which way up the patient lies (is it a trunk?): left as the file's header says"
+    return "no slice shows the roll of the patient (is it a trunk?): left as the file's header says"
 
 
 def crop_warnings(scan: ScanPose) -> list[str]:

@@ -43,10 +43,10 @@ class Reviewed:
         prediction: label map.
         record: record of the prediction, empty if there is none.
         image: scan, if known.
-        truth: reference label map, if known.
+        truth: ground-truth label map, if known.
         against: another prediction of the case, if given.
-        scores: of the prediction, if there is a reference.
-        scores_against: of the other prediction, if there is a reference.
+        scores: of the prediction, if there is ground truth.
+        scores_against: of the other prediction, if there is ground truth.
         modality: of the scan, if known.
     """
 
@@ -107,12 +107,12 @@ def open_cohort(
     scores: Evaluation | None,
     scores_against: Evaluation | None,
 ) -> ReviewedCohort:
-    """Join each prediction with its record, scan, reference and scores.
+    """Join each prediction with its record, scan, ground truth and scores.
 
     Args:
         predictions: folder of label maps, with their records where isopose made them.
         folder: for the page's own files.
-        truth: dataset, or folder of reference label maps.
+        truth: dataset, or folder of ground-truth label maps.
         images: folder of the scans, named like the predictions; else those of the dataset.
         against: folder of other predictions of the same cases.
         labels: stored value of each label, instead of those of the dataset or the records.
@@ -120,7 +120,7 @@ def open_cohort(
         scores_against: scores of the other predictions.
 
     Raises:
-        InputError: there is no prediction, or the labels are not known.
+        InputError: there is no prediction, or the labels are unknown.
     """
     found = label_maps(predictions)
     if not found:
@@ -132,7 +132,7 @@ def open_cohort(
     others = label_maps(against) if against is not None else {}
     values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
     if not values:
-        raise InputError(f"{predictions}: the labels are not known; name them, as in --label kidney=1")
+        raise InputError(f"{predictions}: the labels are unknown; give them, e.g. --label kidney=1")
     ours, theirs = _index_by_case(scores), _index_by_case(scores_against)
     cases = tuple(
         Reviewed(
@@ -209,7 +209,7 @@ class Decisions:
             text = read_text(path, "decisions of a review (CSV)")
             rows = list(csv.reader(io.StringIO(text)))
             if not rows or tuple(rows[0]) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
-                raise InputError(f"{path}: expected columns {', '.join(COLUMNS)}; move it away to begin anew")
+                raise InputError(f"{path}: expected columns {', '.join(COLUMNS)}; move it away to start over")
             for case, decision, comment in rows[1:]:
                 if case in cases:
                     self.of[case] = (decision, _unescape(comment))

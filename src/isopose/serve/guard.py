@@ -135,13 +135,13 @@ class Guard:
         headers = request.headers
         host = headers.get("host", "")
         if not self.access.knows(host):
-            return "this server is not known by that name; open the address that isopose printed"
+            return "this server does not use that name; open the address that isopose printed"
         origin = headers.get("origin")
-        # With the port, for another port of this machine is another site.
+        # With the port, because another port of this machine is another site.
         if origin is not None and origin.lower().partition("://")[2] != host.lower():
-            return "requests of other sites are refused"
+            return "requests from other sites are refused"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return "requests of other sites are refused; type the address instead"
+            return "requests from other sites are refused; type the address instead"
         if request.scope["method"] not in _SAFE and INTENT not in headers:
             return f"expected a header {INTENT}, which the page itself sends"
         return ""

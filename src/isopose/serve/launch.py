@@ -60,11 +60,11 @@ def run_server(
         address = f"http://{shown}:{port}/"
         if not is_loopback(access.host):
             reporter.say(
-                "warning: others on the network can reach this server, and what is sent is not encrypted; "
+                "warning: others on the network can reach this server, and the connection is not encrypted; "
                 "an SSH tunnel to a server on 127.0.0.1 is safer (docs/guides/page.md)"
             )
         opened = f"{address}?{TOKEN}={quote(access.token, safe='')}" if access.token else address
-        reporter.say(f"isopose is at {opened}  (Ctrl-C stops it; what it keeps is in {folder})")
+        reporter.say(f"isopose is at {opened}  (Ctrl-C stops it; its data are in {folder})")
         server = uvicorn.Server(
             # No log of requests: addresses may hold the token, and names of files.
             uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", server_header=False)
@@ -78,7 +78,7 @@ def run_server(
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
-        reporter.say("isopose: stopped; waiting scans are predicted after a start with the same folder")
+        reporter.say("isopose: stopped; queued scans are predicted at the next start with the same folder")
 
 
 def _bind(access: Access) -> socket.socket:

@@ -65,7 +65,7 @@ def write_scan_report(
                 text=() if record["warnings"] else ("No warnings.",),
             ),
             *([ReportSection("Step by step", pictures=pictures)] if pictures else []),
-            ReportSection("What this is not", text=LIMITS),
+            ReportSection("Limits", text=LIMITS),
         ],
     )
 

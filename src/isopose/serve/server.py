@@ -231,7 +231,7 @@ def _check_correction(folder: Path, job: Job, given: dict[str, Any]) -> Correcti
     """Return a valid correction for this scan, with the frame and reference of its prediction."""
     view = read_view(folder / "jobs" / str(job.number) / "view")
     if view is None or "reference" not in view["steps"]:
-        raise HTTPException(409, "a pose is set by hand where slices were predicted")
+        raise HTTPException(409, "only models of slices support poses set by hand")
     known = {
         "format": FORMAT,
         "image_sha256": view["image_sha256"],

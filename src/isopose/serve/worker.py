@@ -154,9 +154,9 @@ class JobWorker:
         self._end_process()
         if code == -signal.SIGKILL:
             return (
-                "the process that predicts was killed, most often for lack of memory; try a machine with more"
+                "the prediction process was killed, probably because memory ran out; use a machine with more"
             )
-        return f"the process that predicts ended (code {code}) with this scan; is the file damaged?"
+        return f"the prediction process crashed on this scan (code {code}); the file may be damaged"
 
 
 def _work(settings: Settings, pipe: Connection) -> None:

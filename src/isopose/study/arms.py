@@ -1,4 +1,4 @@
-"""The arms of the study: named configurations that each change a preset in the aspect they are named for.
+"""The arms of the study: named configurations, each of which changes one aspect of a preset.
 
 The paper's results are stored beside the arm that repeats its row: 80 children of the authors' own, 512 x 512
 pixels, one GPU. Reports show them as the paper's, separate from the study's own measurements.
@@ -95,8 +95,8 @@ _PLAIN = (*_AS_THEY_LIE, *_NO_JITTER)
 _AUGMENTED = (*_PLAIN, "unet.augmentation=nnunet")
 _POSED = ("crop.enabled=false", "unet.input=full", *_STILL)
 
-#: Arms without training: the source's model on scans as scanned, and on scans brought to the pose and size of
-#: that model's reference.
+#: Arms without training: the source's model on the original scans, and on scans homogenized to the pose and
+#: size of that model's reference.
 DIRECT, DIRECT_HOMOGENIZED = "direct", "direct-homogenized"
 UNTRAINED = (DIRECT, DIRECT_HOMOGENIZED)
 
@@ -133,7 +133,7 @@ ARMS: tuple[Arm, ...] = (
         _PLAIN,
         published=Published("nnUNet", (88.07, 5.61), (78.14, 26.19), 22.0, 10.05),
     ),
-    Arm("jitter", "U-Net, the pose arm's jitter, no pose", 2, _AS_THEY_LIE),
+    Arm("jitter", "U-Net, jitter of the pose arms, no pose", 2, _AS_THEY_LIE),
     Arm(
         "augmented",
         "U-Net, nnU-Net's augmentation",
@@ -165,7 +165,9 @@ ARMS: tuple[Arm, ...] = (
         _AUGMENTED,
         peer=Peer(homogenized=True, turned=False),
     ),
-    Arm("nnunet-pose", "nnU-Net v2 2D, pose and size within", 2, _AUGMENTED, peer=Peer(posed=True)),
+    Arm(
+        "nnunet-pose", "nnU-Net v2 2D, pose and size normalized inside", 2, _AUGMENTED, peer=Peer(posed=True)
+    ),
     Arm("nnunet-resenc", "nnU-Net v2 2D, ResEnc M", 2, _AUGMENTED, peer=Peer(planner="nnUNetPlannerResEncM")),
     Arm("nnunet-3d", "nnU-Net v2 3D", 2, _AUGMENTED, peer=Peer("3d_fullres")),
     Arm(
@@ -183,10 +185,10 @@ ARMS: tuple[Arm, ...] = (
         published=Published("STNp-s + STNcrop + nnUNet 256", (86.71, 19.36), (84.15, 30.11), 19.5, 3.52),
     ),
     Arm("crop-quarter", "STN pose-size + STN crop + U-Net, quarter size", 3, ("unet.input=quarter", *_STILL)),
-    Arm("default", "the preset as it is", 3, ()),
+    Arm("default", "unchanged preset", 3, ()),
     Arm(
         DIRECT,
-        "the source's model as it is",
+        "direct inference with the source's model",
         1,
         _AUGMENTED,
         source=True,
@@ -194,7 +196,7 @@ ARMS: tuple[Arm, ...] = (
     ),
     Arm(
         DIRECT_HOMOGENIZED,
-        "the source's model as it is, patients in its reference's pose and size",
+        "direct inference with the source's model, patients homogenized to its reference",
         1,
         _AUGMENTED,
         source=True,

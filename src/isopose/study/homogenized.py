@@ -111,7 +111,7 @@ def homogenize_patients(
         outcomes = homogenize(replace(dataset, cases=cases), root, config, reporter=timing)
         problems = [outcome.problem for outcome in outcomes if outcome.problem is not None]
         if problems:
-            raise InputError(f"{problems[0]} ({len(problems)} such; leave out the patients or the arm)")
+            raise InputError(f"{problems[0]} ({len(problems)} in total; leave out the patients or the arm)")
     learned = tuple(case.id for case in cases if case.split != "test")
     return HomogenizedPatients(root, seconds, learned, len(dataset.channels))
 

@@ -1,7 +1,7 @@
 """The training lengths of STN1 and STN2 in a study's arms, compared with their preset.
 
-A study shortens the U-Net only. STN1 learns size first and rotation last, so a shortened one is no test of
-the method, however well its masks overlap.
+A study shortens only the U-Net. STN1 learns size first and rotation last, so a shortened STN1 does not test
+the method, even if its masks overlap well.
 """
 
 from collections import Counter
@@ -89,7 +89,7 @@ def refuse_short(config: Config, arm: Arm) -> None:
             raise InputError(
                 f"these settings train {name} of the arm {arm.name} ({config.preset} preset) for "
                 f"{length.steps} steps and {length.slices} slices, the preset for {length.preset_steps} and "
-                f"{length.preset_slices}: a study shortens the U-Net only. Leave {section}.optimizer.epochs, "
-                f"iterations, batch_size and {section}.learned as they are, or add --short-stns, which the "
-                "report then says"
+                f"{length.preset_slices}: a study shortens only the U-Net. Leave {section}.optimizer.epochs, "
+                f"iterations, batch_size and {section}.learned as they are, or add --short-stns; the report "
+                "then says so"
             )

@@ -1,4 +1,4 @@
-"""Tables of how fast arms learn: time to a score, scores at equal steps and time, and the last rise."""
+"""Tables of how fast arms learn: time to a score, scores at equal steps and time, and the final gain."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,10 +11,11 @@ from isopose.study.results import CLOCKS, ArmResult, Clock, SeedAndFold, StudyRu
 from isopose.study.tables import format_time
 
 #: nnU-Net's validation scores beside those of other arms, and those of its homogenized arms.
-PEER_NOTE = "nnU-Net's is over all slices at once and not by patient: not comparable in height"
-UPRIGHT_NOTE = (
-    "the validation of nnU-Net's homogenized arms is of homogenized slices, before they are restored"
+PEER_NOTE = (
+    "nnU-Net computes its validation Dice over all slices together, not by patient: not comparable with that "
+    "of the other arms"
 )
+UPRIGHT_NOTE = "nnU-Net's homogenized arms are validated on homogenized slices, before restoring"
 
 
 def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline: str) -> Table:
@@ -49,13 +50,13 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         if of_label
     )
     return Table(
-        f"Training until the validation Dice at which {baseline} ends",
+        f"Training time to reach the final validation Dice of {baseline}",
         columns,
         tuple(rows),
         notes=(
-            f"the mean of three epochs' validation Dice is to reach that at which {baseline} of the same "
-            f"seed and fold ends ({shown}); pose and crop included, validation not; in brackets the part of "
-            f"{baseline}'s own time",
+            f"time until the validation Dice (mean of three epochs) reaches the final one of {baseline} with "
+            f"the same seed and fold ({shown}); it includes the training of pose and crop, but no "
+            f"validation; in brackets: the time divided by that of {baseline}",
             *_note_peers(results),
         ),
     )
@@ -91,9 +92,9 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         *(
             Column(f"{label}: {where}", text=True)
             for label in labels
-            for where in ("at equal steps", "at equal CPU time", "at its end")
+            for where in ("at equal steps", "at equal CPU time", "at the end")
         ),
-        Column("Rises at the end (points)", 1),
+        Column("Gain at the end (points)", 1),
         Column("Stopped rising", text=True),
     )
     rows: list[tuple[Cell, ...]] = []
@@ -118,16 +119,17 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         most = max(rises, default=None)
         stopped = NO_VALUE if most is None else "yes" if most < RISE else "no"
         rows.append((name, *cells, None if most is None else 100.0 * most, stopped))
-    at = "no run" if seconds is None else f"{seconds:.0f} CPU seconds of training, when {baseline} ends"
+    at = "no run" if seconds is None else f"after {seconds:.0f} CPU seconds of training, when {baseline} ends"
     notes = (
-        f"the mean of three epochs' validation Dice: mean over seeds and folds (lowest to highest); equal "
-        f"steps: {epochs} epochs of the U-Net; equal CPU time: {at}, pose and crop included (an arm that has "
-        "ended before: at its end; one whose U-Net has not begun: none yet)",
-        f"rises: from the fifth before the last of the U-Net's epochs to the last, mean over seeds, of the "
-        f"label that rises most; stopped: by less than {100 * RISE:g} points",
+        "validation Dice (mean of three epochs): mean over seeds and folds (lowest to highest); equal steps: "
+        f"after {epochs} epochs of the U-Net; equal CPU time: {at}, including the training of pose and crop "
+        "(an arm that ended earlier: its last value; an arm whose U-Net has not started: none yet)",
+        "gain at the end: mean over the last fifth of the U-Net's epochs minus the mean over the fifth "
+        "before it, averaged over seeds, for the label that gains most; stopped rising: less than "
+        f"{100 * RISE:g} points",
         *_note_peers(trained),
     )
-    return Table("Validation Dice along training", columns, tuple(rows), notes=notes)
+    return Table("Validation Dice during training", columns, tuple(rows), notes=notes)
 
 
 def _note_peers(results: Mapping[str, ArmResult]) -> tuple[str, ...]:

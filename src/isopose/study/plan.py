@@ -132,8 +132,8 @@ def _check_source(options: Options) -> None:
     if same:
         mine, its = same[0]
         raise InputError(
-            f"{source.root}: {its} is the same scan as the test patient {mine} ({len(same)} such): remove "
-            "the test patients from the source"
+            f"{source.root}: {its} is the same scan as the test patient {mine} ({len(same)} in total): "
+            "remove the test patients from the source"
         )
 
 
@@ -184,14 +184,14 @@ def arms_of(options: Options, names: Sequence[str] | None) -> list[Arm]:
         if name not in BY_NAME:
             raise InputError(f"--arms: {name!r} is unknown; expected some of {', '.join(BY_NAME)}")
         if BY_NAME[name].source and options.source is None:
-            raise InputError(f"--arms: {name!r} transfers from other patients; name them with --source")
+            raise InputError(f"--arms: {name!r} is transfer learning from other patients; add --source")
         peer = BY_NAME[name].peer
         if peer:
             nnunet.require()
             if peer.posed and not _is_of_ct(options):
                 raise InputError(
-                    f"--arms: {name!r} finds poses in CT, and the dataset's first channel is another; leave "
-                    "that arm out"
+                    f"--arms: {name!r} needs CT as the first channel, and the dataset has another; leave "
+                    "this arm out"
                 )
     return [
         arm
@@ -329,7 +329,7 @@ def claim_study(output: Path, options: Options) -> tuple[Options, bool]:
     """Start a study in a folder, or check that the folder holds this study.
 
     Returns:
-        The options, with the study's scale if it was settled before; and whether it was.
+        The options, with the study's scale if it was fixed before; and whether it was.
 
     Raises:
         InputError: the folder holds another study or something else.
@@ -351,13 +351,13 @@ def settle(output: Path, options: Options) -> None:
 
 
 def notes_of_length(output: Path) -> tuple[str, ...]:
-    """Return notes on a study whose budget was settled by a version that shortened the STNs as well."""
+    """Return notes on a study whose budget was fixed by a version that shortened the STNs as well."""
     known = read_json(output / STUDY)
     if known["scale"] in (None, 1.0) or known.get("scales") == SHORTENED:
         return ()
     return (
-        "note: the version that settled this study's length shortened STN1 and STN2 as well; runs from now "
-        "on train them in full, so arms with a pose may not be comparable: for that, start a new study",
+        "note: this study's length was fixed by a version that shortened STN1 and STN2 as well; new runs "
+        "train them in full, so arms with a pose may not be comparable; to compare them, start a new study",
     )
 
 
@@ -414,7 +414,7 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, 
                 left, _, right, _ = body_box(find_body(volume, data, modality), volume.spacing)
             except InputError as error:
                 raise InputError(
-                    f"{case.id}, a test case: {error}; mend it or take it out of the dataset"
+                    f"{case.id}, a test case: {error}; repair it or remove it from the dataset"
                 ) from None
             known[case.id] = round(right - left, 1)
             write_json(output / SIZES, known)

@@ -74,14 +74,14 @@ def write_study_report(output: Path, options: Options) -> Path:
     facts = _collect_facts(options, results)
     phantom = (options.dataset / "phantom.json").exists()
     if phantom:
-        facts["Patients"] = "phantoms: drawn, not measured"
+        facts["Patients"] = "synthetic phantoms, no real patients"
     limits = limits_section(phantom=phantom, more=(PAPER_NOTE,))
     lead = (
-        "The experiment of the paper on this dataset: the same patients and the same number of training "
-        "steps in every arm, and the same network in all but nnU-Net's, which has its own; arms differ in "
-        "what they are named for. Dice in per cent in Tables 1 to 3 and as a part of 1 elsewhere, "
-        "mean (standard deviation) over patients, in 3D on each scan's own grid, a patient's seeds averaged "
-        "first.",
+        "The paper's experiment on this dataset. All arms have the same patients and the same number of "
+        "training steps. They use the same network, except nnU-Net's arms, which use nnU-Net's own. Each arm "
+        "differs only in what its name says. Dice is in percent in Tables 1 to 3, and between 0 and 1 "
+        "elsewhere. It is computed in 3D on each scan's own grid and averaged over each patient's seeds; "
+        "then mean (standard deviation) over patients.",
     )
     report = output / "report.html"
     write_report(report, title="isopose study", lead=lead, facts=facts, sections=[*sections, limits])
@@ -95,7 +95,7 @@ def write_study_report(output: Path, options: Options) -> Path:
 
 
 def _note_uneven_runs(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
-    """Return a note if arms have different seeds or folds, so that their means do not compare."""
+    """Return a note if arms have different seeds or folds, because their means are then not comparable."""
     runs: dict[str, list[str]] = {}
     for name, result in results.items():
         runs.setdefault(_format_places(result.places), []).append(name)
@@ -103,8 +103,8 @@ def _note_uneven_runs(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
         return ()
     summary = "; ".join(f"{which}: {', '.join(names)}" for which, names in sorted(runs.items(), reverse=True))
     return (
-        f"Not all arms were run with the same seeds and folds ({summary}), so compare them by the "
-        "differences by patient and not by these means.",
+        f"Not all arms were run with the same seeds and folds ({summary}): compare the arms by the "
+        "differences by patient, not by these means.",
     )
 
 
@@ -127,7 +127,7 @@ def _describe_machine(run: StudyRun) -> str:
 
 
 def _note_machines(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
-    """Return a note if runs come from different machines, so that their seconds do not compare."""
+    """Return a note if runs come from different machines, because their times are then not comparable."""
     # nnU-Net's version is only in its own arms.
     made = {
         _describe_machine(run).partition(", nnunetv2")[0]
@@ -138,8 +138,8 @@ def _note_machines(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
         return ()
     machines = " | ".join(sorted(made))
     return (
-        f"These runs are not known to be of one machine and one version ({machines}), so their seconds and "
-        "their memory may not compare; runs.csv lists each run's.",
+        f"These runs may come from different machines or versions ({machines}), so their times and memory "
+        "may not be comparable; runs.csv lists the machine and the versions of each run.",
     )
 
 
@@ -208,10 +208,10 @@ def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], base
     return ReportSection(
         f"Preset {preset}: against {baseline}",
         text=(
-            "Scores of each arm minus those of the same patients in "
-            f"{baseline}, in points; {COVERAGE:.0%} bootstrap interval over patients and seeds, both "
-            "drawn; seeds and folds that both have. With one seed it says nothing about training again, "
-            "with two little. p is of the patients' means over seeds.",
+            f"Scores of each arm minus those of {baseline} for the same patients, in percentage points, over "
+            f"the seeds and folds that both arms have. The {COVERAGE:.0%} interval is a bootstrap over "
+            "patients and seeds. With one seed it does not include the variance between trainings; with two "
+            "it estimates that variance poorly. p tests the patients' means over seeds.",
         ),
         tables=tuple(compared),
     )
@@ -224,10 +224,10 @@ def _make_cost_section(preset: str, results: Mapping[str, ArmResult], baseline: 
     return ReportSection(
         f"Preset {preset}: cost",
         text=(
-            "Training by stage, by the clock, without preprocessing, which the arms share. "
-            "Memory is what the U-Net's training held at its peak beyond what was there before it: "
-            "resident on a CPU, allocated on a GPU. Validation is counted here, and not in the time "
-            "until a Dice is reached. Each run's folder is in runs.csv.",
+            "Training time is the wall-clock time of each stage, without preprocessing, which the arms "
+            "share. Memory is the peak during the U-Net's training minus the memory in use before it: "
+            "resident memory on a CPU, allocated memory on a GPU. The training time includes validation; the "
+            "time to reach a Dice does not. runs.csv lists the folder of each run.",
         ),
         notices=_note_machines(results),
         tables=(
@@ -245,8 +245,8 @@ def _make_primary_section(results: Results) -> list[ReportSection]:
     if not found:
         return []
     text = (
-        f"Decided before the study was run (docs/study.md): {len(GOALS)} goals, of which {len(found)} were "
-        "run. All else in this report is secondary."
+        f"These comparisons were decided before the study was run (docs/study.md): {len(GOALS)} goals, of "
+        f"which {len(found)} were run. All other comparisons in this report are secondary."
     )
     return [ReportSection("Primary comparisons", text=(text,), tables=(goal_table(found),))]
 
@@ -256,9 +256,9 @@ def _make_stn_section(preset: str, table: Table) -> ReportSection:
     return ReportSection(
         f"Preset {preset}: STN1 and STN2",
         text=(
-            "A study shortens the U-Net only, for STN1 learns size first and rotation last. That the masks "
-            "overlap (its validation score) does not show whether it turns: a trunk that leans by ten "
-            "degrees overlaps an upright one by 0.95 to 0.98.",
+            "A study shortens only the U-Net, because STN1 learns size first and rotation last. Its "
+            "validation score, the overlap of the masks, does not show whether it has learned rotation: a "
+            "trunk that is rotated by ten degrees has an overlap of 0.95 to 0.98 with an upright one.",
         ),
         tables=(table,),
     )
@@ -269,14 +269,16 @@ def _draw_pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) 
     peers = any(result.arm.peer for result in results.values())
     drawn = {
         "boxes": (box_plots(results), "Dice of each patient by arm; the values are in scores.csv.",
-                  "A dot is a patient, the box holds the middle half, the bar is the median."),
+                  "Each dot is a patient. The box shows the quartiles, the line in it the median."),
         "curves": (learning_curves(results, single_labels(results)),
                    "Validation Dice against CPU seconds of training, with bands over seeds.",
-                   "Validation Dice, the mean of three epochs, against CPU seconds of training: the mean of "
-                   "the runs, and a band from the lowest to the highest, while all of them are trained."
-                   + " nnU-Net's (dashed) is over all slices at once: not comparable in height." * peers),
+                   "Validation Dice (mean of three epochs) against CPU seconds of training: the mean of the "
+                   "runs, and a band from the lowest to the highest, where all runs have values."
+                   + " nnU-Net (dashed) computes it over all slices together, not by patient: not comparable "
+                   "with the other arms." * peers),
         "size": (against_size(results), "Dice of each scan against the body's width, with running medians.",
-                 "Dice against body size in some arms: a dot is a scan of a run, the line a running median."),
+                 "Dice against body width in some arms. Each dot is a scan of one run; the line is a running "
+                 "median."),
     }  # fmt: skip
     pictures = {
         f"{preset}-{name}.png": Picture(data, alt, caption)
@@ -302,7 +304,9 @@ def _draw_pictures(output: Path, preset: str, results: Mapping[str, ArmResult]) 
 def _note_twins(options: Options, preset: str) -> list[str]:
     """Return notes on arms that are not run because an earlier arm has the same configuration."""
     _, twins = jobs_of(replace(options, presets=(preset,)), arms_of(options, None))
-    return [f"{twin} is configured as {name} and not run again." for twin, name in twins.items()]
+    return [
+        f"{twin} has the same configuration as {name} and is not run again." for twin, name in twins.items()
+    ]
 
 
 def _collect_facts(options: Options, results: Results) -> dict[str, str]:
@@ -312,12 +316,20 @@ def _collect_facts(options: Options, results: Results) -> dict[str, str]:
     facts = {
         "Runs": str(len(runs)),
         "Channels": ", ".join(open_dataset(options.dataset, options.labels).channels),
-        "Patients trained and validated on": _count_patients(options),
-        "Patients tested on": str(len({case.patient for case in scans})),
+        "Training and validation patients": _count_patients(options),
+        "Test patients": str(len({case.patient for case in scans})),
     }
     for name, unit, values in (
-        ("Ages tested on", "years", [case.age_years for case in scans if case.age_years is not None]),
-        ("Widths of their bodies", "mm", [c.body_size_mm for c in scans if c.body_size_mm is not None]),
+        (
+            "Ages of the test patients",
+            "years",
+            [case.age_years for case in scans if case.age_years is not None],
+        ),
+        (
+            "Body widths of the test patients",
+            "mm",
+            [c.body_size_mm for c in scans if c.body_size_mm is not None],
+        ),
     ):
         if values:
             facts[name] = f"{min(values):.3g} to {max(values):.3g} {unit}"
@@ -325,7 +337,7 @@ def _collect_facts(options: Options, results: Results) -> dict[str, str]:
         steps = config_of(options, preset, ARMS[0], 0).unet.optimizer
         facts[f"U-Net steps ({preset})"] = f"{steps.epochs * steps.iterations} of {steps.batch_size} slices"
     made = sorted({_describe_machine(run) for run in runs})
-    return facts | {"Made on": " | ".join(made), "Report": f"isopose {__version__}"}
+    return facts | {"Hardware and versions": " | ".join(made), "Report written by": f"isopose {__version__}"}
 
 
 def _count_patients(options: Options) -> str:

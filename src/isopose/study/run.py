@@ -79,7 +79,7 @@ def run_study(
         options: options of the study.
         arms: names of the arms to run now; None: all. The report shows all finished arms.
         budget_s: seconds for all runs of the study together. It shortens the U-Net of every arm to the same
-            fraction of its epochs; STN1 and STN2 keep all of theirs. It is settled when a study first starts.
+            fraction of its epochs; STN1 and STN2 keep all of theirs. It is fixed when a study first starts.
         workers: processes for preprocessing.
         reporter: receives messages and progress.
 
@@ -110,13 +110,13 @@ def _run_study(
 
     options, settled = claim_study(output, options)
     if settled and budget_s is not None:
-        reporter.say("note: this study's length was settled when it first started; --budget changes nothing")
+        reporter.say("note: this study's length was fixed when it first started; --budget has no effect")
     for line in notes_of_length(output):
         reporter.say(line)
     study = Study(output, options, workers, reporter)
     jobs, twins = jobs_of(options, chosen)
     for twin, name in twins.items():
-        reporter.say(f"{twin} is configured as {name}: not run again")
+        reporter.say(f"{twin} has the same configuration as {name}: not run again")
     seconds, untried = _estimate_batches(study, jobs)
     jobs = [job for job in jobs if _can_run(output, job, seconds)]
     if not settled and jobs:
@@ -129,7 +129,7 @@ def _run_study(
         data = config_of(options, options.presets[0], chosen[0], options.seeds[0]).data
         measure_widths(output, [patients_of(options, fold) for fold in range(options.folds)], data, progress)
     failed = [*untried, *_run_all(study, jobs, seconds)]
-    message = f"{len(failed)} of the runs failed: {', '.join(failed)}; the same command tries them again"
+    message = f"{len(failed)} of the runs failed: {', '.join(failed)}; run the same command to try them again"
     if failed and not load_results(output):
         raise IsoposeError(message)
     report = write_study_report(output, study.options)
@@ -156,14 +156,14 @@ def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: StageSeconds) ->
         rest = sum(_estimate_run(study.options, one, seconds) for one in left[number - 1 :])
         pace = taken / estimated if estimated > 0 else 1.0
         study.reporter.say(
-            f"--- [{number}/{len(left)}] {job.name}; about {_format_time(pace * rest)} left for all"
+            f"--- [{number}/{len(left)}] {job.name}; about {_format_time(pace * rest)} left for all runs"
         )
         started = time.monotonic()
         try:
             _run_job(study, job)
         except RunFailed as error:
             # An arm that diverges must not stop the others.
-            study.reporter.say(f"error: {error}, see above; going on with the others")
+            study.reporter.say(f"error: {error}, see above; continuing with the other runs")
             failed.append(str(error))
         estimated += _estimate_run(study.options, job, seconds)
         taken += time.monotonic() - started
@@ -276,11 +276,11 @@ def _estimate_batches(
             of_source = known.get(f"{preset}/{SOURCE.name}")
             known |= {key: of_source} if of_source else {}
             continue
-        study.reporter.say(f"trying {key} for an estimate")
+        study.reporter.say(f"estimating the time of {key} in a short trial")
         try:
             known[key] = _try_briefly(study, job)
         except RunFailed as error:
-            study.reporter.say(f"error: {error}, see above; going on without it")
+            study.reporter.say(f"error: {error}, see above; continuing without this arm")
             untried.append(str(error))
         write_json(path, known)
     return known, untried
@@ -317,12 +317,12 @@ def _try_briefly(study: Study, job: PlannedRun) -> dict[str, float]:
 
 
 def _estimate_run(options: Options, job: PlannedRun, seconds: StageSeconds) -> float:
-    """Estimated seconds of a run's training."""
+    """Return the estimated seconds of a run's training."""
     return sum(_estimate_stages(options, job, seconds).values())
 
 
 def _estimate_stages(options: Options, job: PlannedRun, seconds: StageSeconds) -> dict[str, float]:
-    """Estimated seconds of each stage of a run's training."""
+    """Return the estimated seconds of each stage of a run's training."""
     if job.arm in UNTRAINED:
         return {}
     config = config_of(options, job.preset, _find_arm(job), job.seed)
@@ -354,9 +354,9 @@ def _fit_into_budget(
         epochs = config_of(options, preset, BY_NAME["pose"], options.seeds[0]).unet.optimizer.epochs
         if round(scale * epochs) < min(FEWEST_EPOCHS, epochs):
             least = whole + unets * min(FEWEST_EPOCHS, epochs) / epochs
-            stns = f" STN1 and STN2 take {_format_time(whole)} of it, and are not shortened;" if whole else ""
+            stns = f" STN1 and STN2 need {_format_time(whole)} and are not shortened;" if whole else ""
             raise InputError(
-                f"--budget: {_format_time(budget_s)} leave {scale * epochs:.1f} epochs of {epochs} to each "
+                f"--budget: {_format_time(budget_s)} leaves {scale * epochs:.1f} of {epochs} epochs for each "
                 f"U-Net;{stns} give at least {_format_time(least)}, fewer arms or seeds, or a smaller "
                 "configuration"
             )
@@ -368,7 +368,7 @@ def _report_estimate(study: Study, jobs: Sequence[PlannedRun], seconds: StageSec
     every = add_sources(study.output, jobs)
     dataset = patients_of(study.options, 0)
     where = "" if study.options.folds == 1 else " in the first fold"
-    study.reporter.say(f"{len(held_out(dataset))} scans are tested on{where}")
+    study.reporter.say(f"{len(held_out(dataset))} test scans{where}")
     by_arm: dict[str, float] = {}
     for job in every:
         if not is_done(study.output, job):
@@ -378,7 +378,7 @@ def _report_estimate(study: Study, jobs: Sequence[PlannedRun], seconds: StageSec
         study.reporter.say(f"estimate: {key:<28} {_format_time(value)}")
     done = sum(is_done(study.output, job) for job in every)
     total = _format_time(sum(by_arm.values()))
-    study.reporter.say(f"estimate: {len(every) - done} of {len(every)} runs to do, training about {total}")
+    study.reporter.say(f"estimate: {len(every) - done} of {len(every)} runs to do, about {total} of training")
 
 
 def _format_time(seconds: float) -> str:

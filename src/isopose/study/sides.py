@@ -10,7 +10,7 @@ from isopose.io.cases import Case
 from isopose.io.images import read_labels
 from isopose.labels import Labels
 
-#: Minimum fraction of a reference structure on one side of the midline for its side to count as known.
+#: Minimum fraction of the ground truth on one side of the midline for its side to count as known.
 ONE_SIDED = 0.75
 
 
@@ -27,8 +27,8 @@ def count_sides(
             left out.
 
     Returns:
-        For each label the ids of the cases that are ``known`` (at least three quarters of the reference lie
-        on one side) and, of these, ``wrong`` (most of the prediction lies on the other side).
+        For each label the ids of the cases that are ``known`` (at least three quarters of the ground truth
+        lie on one side) and, of these, ``wrong`` (most of the prediction lies on the other side).
     """
     found: dict[str, dict[str, list[str]]] = {name: {"known": [], "wrong": []} for name in labels.values}
     for case in cases:

@@ -53,7 +53,7 @@ def notes_of(
         for part, names in by_steps.items():
             whose = "the paper's" if preset == "paper" else f"the {preset}"
             notes.append(
-                f"{stn} was shortened in {', '.join(names)} ({part}): this says nothing about {whose} preset."
+                f"{stn} was shortened in {', '.join(names)} ({part}): this does not test {whose} preset."
             )
     still = [
         f"{name} seed {run.seed} ({run.stn['turning']['slope']:.2f})"
@@ -63,9 +63,9 @@ def notes_of(
     ]
     if still:
         notes.append(
-            f"STN1 has not learned to turn in {', '.join(still)}: of a turn of the slice its angle follows "
-            f"less than {LEAST_SLOPE:.0%}, so that patients keep their own roll. Such a run is no test of "
-            "the method."
+            f"STN1 has not learned rotation in {', '.join(still)}: when a slice is rotated, its angle "
+            f"changes by less than {LEAST_SLOPE:.0%} of the rotation, so patients keep their own roll. Such "
+            "a run does not test the method."
         )
     return tuple(notes)
 
@@ -83,12 +83,12 @@ def stn_table(results: Mapping[str, ArmResult], lengths: Mapping[str, Mapping[st
         Column("Arm", text=True),
         Column("Seed"),
         Column("Fold"),
-        Column("STN1's steps (preset's)", text=True),
-        Column("STN2's steps (preset's)", text=True),
-        Column("Slope on applied turns", text=True),
-        Column("Degrees from the true roll", text=True),
-        Column("Moments: from the true roll", text=True),
-        Column("Degrees from moments", text=True),
+        Column("STN1: steps (in the preset)", text=True),
+        Column("STN2: steps (in the preset)", text=True),
+        Column("STN1: slope", text=True),
+        Column("STN1: roll error (degrees)", text=True),
+        Column("Moments: roll error (degrees)", text=True),
+        Column("STN1 to moments (degrees)", text=True),
     )
     rows: list[tuple[Cell, ...]] = []
     for name, result in results.items():
@@ -112,10 +112,10 @@ def stn_table(results: Mapping[str, ArmResult], lengths: Mapping[str, Mapping[st
         columns,
         tuple(rows),
         notes=(
-            "medians over slices of validation patients (of training patients where none validate), after "
-            "training; slope: change of STN1's angle over the angle by which a slice was turned, 1 follows, "
-            f"0 has learned nothing, below {LEAST_SLOPE} it has not learned to turn; the true roll is known "
-            "of phantoms only",
+            "medians over slices of the validation patients (of the training patients if there are none), "
+            "after training; slope: change of STN1's angle divided by the angle by which a slice was "
+            f"rotated: 1 is correct, 0 means that nothing was learned, below {LEAST_SLOPE} rotation was not "
+            "learned; roll error: absolute difference from the true roll, which is known only for phantoms",
         ),
     )
 

@@ -53,7 +53,7 @@ def group_tables(results: Mapping[str, ArmResult], baseline: str, rolls: Mapping
         note = f"mean over patients (median, worst scan); {sizes}"
         tables.append(Table(f"Dice by {what}", columns, rows, notes=(note,)))
         compared = differences(results, against(results, baseline), split)
-        # With fewer patients neither test nor interval is meaningful; study-results.json has all groups.
+        # With fewer patients, test and interval are not meaningful; study-results.json has all groups.
         enough = [each for each in compared if each.patients >= FEWEST_PAIRS]
         if enough:
             tables.append(difference_table(enough, f"Differences from {baseline} by patient and {what}"))

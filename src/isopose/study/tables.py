@@ -14,25 +14,25 @@ from isopose.study.statistics import COVERAGE, POWER
 #: Arms whose U-Net sees whole slices as scanned.
 WHOLE = ("plain", "augmented")
 DETECTABLE_NOTE = (
-    f"detectable: the mean difference that these patients and seeds would have shown with {POWER:.0%} power "
-    "(two-sided, 5 %); what is smaller may be there and not be seen"
+    f"detectable: the smallest mean difference that a two-sided test at 5 % finds with {POWER:.0%} power in "
+    "these patients and seeds; smaller differences may exist and be missed"
 )
 #: Note below every table with values of the paper, and the notes of single tables.
 PAPER_NOTE = (
     "Paper: La Barbera et al., ISBI 2021: CT of 80 children with renal tumors, 512 x 512 pixels a slice, one "
-    "GPU. Another dataset, another machine: to be compared in order, not in height."
+    "GPU. The dataset and the machine differ: compare the ranking of the arms, not the values."
 )
 PAPER_NOTES = {
-    1: "The paper's Table 1 is of a 3D nnU-Net; here the U-Net is of slices.",
-    2: "At 128 x 128 pixels and 32 slices a batch the paper has, for kidney and tumor: nnUNet 83.66 (7.88) "
-    "and 69.52 (24.61) in 1 h 35 min, with data augmentation 88.99 (3.71) and 74.18 (22.07) in 2 h 15 min, "
-    "STN pose-size 86.75 (6.47) and 77.31 (27.36) in 1 h 45 min.",
-    3: "The paper's memory is what its GPU allocated for the nnU-Net.",
+    1: "The paper's Table 1 uses a 3D nnU-Net; this study uses a 2D U-Net.",
+    2: "With 128 x 128 pixels and a batch size of 32 the paper reports, for kidney and tumor: nnUNet "
+    "83.66 (7.88) and 69.52 (24.61) in 1 h 35 min, with data augmentation 88.99 (3.71) and 74.18 (22.07) "
+    "in 2 h 15 min, STN pose-size 86.75 (6.47) and 77.31 (27.36) in 1 h 45 min.",
+    3: "The paper's memory is the GPU memory allocated for the nnU-Net.",
 }
 CAPTIONS = {
-    1: "Table 1: from other patients to these",
-    2: "Table 2: pose and size against augmentation",
-    3: "Table 3: the crop and the size of the U-Net's input",
+    1: "Table 1: transfer learning from other patients",
+    2: "Table 2: normalization of pose and size against augmentation",
+    3: "Table 3: the crop and the input size of the U-Net",
 }
 
 
@@ -53,7 +53,7 @@ def paper_table(
     labels: Sequence[str],
     notes: Sequence[str] = (),
 ) -> Table:
-    """Return one of the paper's tables: ours, then the paper's row."""
+    """Return one of the paper's tables: this study's results beside the paper's."""
     papers = [label for label in labels if label in PAPERS]
     columns = (
         Column("Architecture", text=True),
@@ -147,8 +147,8 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
         Column("Target", text=True),
         *((Column("Stratum", text=True),) * strata),
         *_DIFFERENCE,
-        Column("Better for"),
-        *((Column("Value in one arm only"),) * unpaired),
+        Column("Patients with a higher score"),
+        *((Column("Patients with a value in one arm only"),) * unpaired),
         Column("p", 4),
         Column("p (Holm)", 4),
     )
@@ -168,7 +168,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     )
     tests = sum(each.raw_p is not None for each in compared)
     notes = (
-        f"p of Wilcoxon's signed-rank test, and corrected after Holm for the {tests} tests of this table",
+        f"p: Wilcoxon signed-rank test; p (Holm): with Holm's correction for the {tests} tests of this table",
         DETECTABLE_NOTE,
     )
     return Table(caption, columns, rows, notes=notes)
@@ -200,9 +200,9 @@ def goal_table(found: Sequence[tuple[Goal, Difference]]) -> Table:
         for goal, each in found
     )
     notes = (
-        "reached: a gain of at least so many points on average, its interval above 0 and p below "
-        f"{ALPHA:g}; no worse: its interval above so many points",
-        f"p of Wilcoxon's signed-rank test, corrected after Holm for all {len(GOALS)} goals, run or not",
+        "a gain is reached if the mean difference is at least the goal, its interval lies above 0, and p is "
+        f"below {ALPHA:g}; no worse is reached if the interval lies above the goal",
+        f"p: Wilcoxon signed-rank test with Holm's correction for all {len(GOALS)} goals, whether run or not",
         DETECTABLE_NOTE,
     )
     return Table("Primary comparisons", columns, rows, notes=notes)
@@ -241,9 +241,9 @@ def score_table(results: Mapping[str, ArmResult]) -> Table:
         columns,
         tuple(rows),
         notes=(
-            "worst, missed and false alarms: of single scans in single runs; a patient's seeds are averaged "
-            "elsewhere; a missed structure and a false alarm have no HD95 and are not in its mean, which so "
-            "flatters arms with many of them",
+            "worst, missed and false alarms are counted over the single scans of all runs; in the other "
+            "columns each patient's seeds are averaged first; HD95 is undefined for a missed structure and "
+            "for a false alarm, so its mean leaves them out and favors arms that have many",
         ),
     )
 
@@ -255,9 +255,9 @@ def failure_table(results: Mapping[str, ArmResult]) -> Table:
         Column("Target", text=True),
         Column("Scans of all runs"),
         Column("Missed"),
-        Column("No voxel right"),
+        Column("No voxel correct"),
         Column("False alarms"),
-        Column("On the wrong side", text=True),
+        Column("On the wrong side of the body", text=True),
     )
     rows: list[tuple[Cell, ...]] = []
     for name, result in results.items():
@@ -278,9 +278,10 @@ def failure_table(results: Mapping[str, ArmResult]) -> Table:
                 )
             )
     note = (
-        "missed: nothing was marked; no voxel right: something was marked, all of it elsewhere; on the wrong "
-        "side: most of it lies on the other side of the body than the reference, counted where the true pose "
-        "is known and the reference lies on one side to three quarters"
+        "missed: the structure was not predicted; no voxel correct: the prediction does not overlap the "
+        "ground truth; on the wrong side of the body: most of the prediction lies on the other side than the "
+        "ground truth, counted where the true pose is known and at least three quarters of the ground truth "
+        "lie on one side"
     )
     return Table("Failures", columns, tuple(rows), notes=(note,))
 
@@ -290,13 +291,13 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
     columns = (
         Column("Arm", text=True),
         Column("Runs"),
-        Column("Training by stage (CPU seconds)", text=True),
-        Column("CPU seconds by run", text=True),
+        Column("Training time by stage (CPU seconds)", text=True),
+        Column("CPU seconds of each run", text=True),
         Column("Memory of the U-Net (MB)"),
-        Column("Peak of the process (MB)"),
-        Column("Parameters, all networks", text=True),
-        Column("Multiply-adds of the U-Net, a slice (3D: a patch)", text=True),
-        Column("Volumes predicted a minute", 1),
+        Column("Peak memory of the process (MB)"),
+        Column("Parameters of all networks", text=True),
+        Column("Multiply-adds of the U-Net per slice (3D: per patch)", text=True),
+        Column("Scans predicted per minute", 1),
     )
     rows = []
     for name, result in results.items():
@@ -324,7 +325,9 @@ def cost_table(results: Mapping[str, ArmResult]) -> Table:
                 result.volumes_a_minute,
             )
         )
-    note = "runs of an arm do the same work: where their CPU seconds differ, other work disturbed them"
+    note = (
+        "all runs of an arm do the same work: if their CPU seconds differ, other processes used the machine"
+    )
     return Table("Cost", columns, tuple(rows), notes=(note,))
 
 

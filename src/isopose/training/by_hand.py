@@ -43,7 +43,7 @@ def crops_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tens
 
 def where_set(by_hand: Tensor, found: Tensor | None) -> Tensor:
     """Return the values set by hand, and the estimated ones elsewhere."""
-    assert found is not None, "what was set takes the place of what was found"
+    assert found is not None, "corrections replace estimated values"
     return torch.where(by_hand.isfinite(), by_hand, found)
 
 

@@ -28,7 +28,7 @@ def check_batches(config: Config, processes: int) -> None:
 def check_folder(folder: Path, resume: bool) -> None:
     """Refuse a folder that is not empty, unless a run is resumed."""
     if not resume and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder}: not empty; add --resume to go on with it, or name another folder")
+        raise InputError(f"{folder}: not empty; add --resume to continue it, or choose another folder")
 
 
 def claim_folder(
@@ -52,7 +52,7 @@ def claim_folder(
     }
     mark = folder / "work" / "run.json"
     other = "was started with another {names}, or by an isopose with other settings"
-    strange = "holds something that no isopose fit began here"
+    strange = "is not a training folder of isopose fit"
     if not resume or outputs.claim(folder, mark, run, other=other, strange=strange) is None:
         write_json(mark, run)
 

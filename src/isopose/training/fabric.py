@@ -24,8 +24,8 @@ def fabric_for(config: Config) -> Fabric:
     here, machines = launched()
     if chosen.index is not None and (here, machines) != (1, 1):
         raise InputError(
-            f"train.device={chosen}: one GPU for {here * machines} processes of torchrun; expected "
-            f"{device}, of which each process takes its own (CUDA_VISIBLE_DEVICES says of which)"
+            f"train.device={chosen}: one GPU for {here * machines} processes of torchrun; expected {device}: "
+            "each process then uses a GPU of its own (CUDA_VISIBLE_DEVICES selects the GPUs)"
         )
     fabric = Fabric(
         accelerator=device,

@@ -69,7 +69,7 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
             raise
         raise IsoposeError(
             f"stage {stage.name}: another process of this training is lost, so this one ends; the last "
-            "checkpoint is kept; the same command with --resume goes on, on any number of processes"
+            "checkpoint is kept; the same command with --resume continues, with any number of processes"
         ) from None
 
 

@@ -122,7 +122,7 @@ def fitted(
             return each
         least = min(least, taken)
     raise InputError(
-        f"--memory: {memory / 1e9:.2f} GB do not hold the training of this U-Net, which takes at least "
+        f"--memory: {memory / 1e9:.2f} GB are not enough to train this U-Net, which needs at least "
         f"{least / 1e9:.2f} GB; give more, a smaller data.size or fewer unet.base_features"
     )
 

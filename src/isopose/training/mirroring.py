@@ -77,7 +77,7 @@ def _against(labels: Labels, slices: Slices) -> str:
     lone = [
         name for index, name in enumerate(labels.names) if partners[index + 1] == index + 1 and sides[index]
     ]
-    return f"{lone[0]!r} lies on one side of the body, which its name does not tell" if lone else ""
+    return f"{lone[0]!r} lies on one side of the body, but its name contains no side" if lone else ""
 
 
 def one_sided(slices: Slices) -> list[bool]:

@@ -195,7 +195,7 @@ class JointObjective(nn.Module):
     """
 
     def __init__(self, networks: Networks, truth: Mapping[str, float] | None = None) -> None:
-        """Take the joint network from a networks; ``truth`` as for :class:`PoseObjective`."""
+        """Use the joint network of the networks; ``truth`` as for :class:`PoseObjective`."""
         super().__init__()
         assert networks.joint is not None, "only with stn=joint"
         # None if the shipped network estimates the roll and this network only a small residual.

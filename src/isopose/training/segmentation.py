@@ -104,7 +104,7 @@ class SegmentationObjective(nn.Module):
         return dice_by_label(tuple(self.judged), samples.patients, both, predicted, truth)
 
     def _counts(self, batch: Batch) -> Tensor:
-        """Return voxels of each label ``(3, N, labels)``: in both, in the prediction, in the reference."""
+        """Return voxels of each label ``(3, N, labels)``: in both, in the prediction, in the ground truth."""
         theta = self._theta(batch)
         probabilities = self.unet(self._cut(batch, theta))[0].float().softmax(dim=1)
         if self.config.dims == 2:
@@ -227,7 +227,7 @@ def patient_dice(
         patients: of each slice.
         both: ``(slices, labels)`` pixels in both maps.
         predicted: ``(slices, labels)`` pixels in the prediction.
-        truth: ``(slices, labels)`` pixels in the reference.
+        truth: ``(slices, labels)`` pixels in the ground truth.
     """
     rows = []
     for patient in sorted(set(patients)):

@@ -162,8 +162,8 @@ def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[StageProgr
             _train(context, "pose", RollObjective(data.networks), data.training, data.validation, 0)
         )
         context.reporter.say(
-            "note: the confidence of a fine-tuned roll network is not calibrated anew: on scans unlike these "
-            "it doubts poses that are right (docs/measurements.md, 'What was tried')"
+            "note: the confidence of a fine-tuned roll network is not calibrated again: on scans unlike "
+            "these it may warn about correct poses (docs/measurements.md, 'What was tried')"
         )
     return stages, turning
 

@@ -111,7 +111,8 @@ def reference_among(
 ) -> Reference:
     """Return the reference among one slice each of some patients.
 
-    Coronal and sagittal slices are taken as they lie, and the patient whose width or depth is nearest to the
+    Coronal and sagittal slices are used as scanned; the patient is chosen whose width or depth is nearest to
+    the
     median: the height of their outlines is that of the field of view, and they show no roll.
 
     Args:
@@ -235,7 +236,7 @@ def filled_outline(
     Returns:
         The outline ``(1, 1, S, S)``, and the side of its frame as a part of that of the mask.
     """
-    assert config.fill is not None, "an outline as it lies needs no frame of its own"
+    assert config.fill is not None, "without fill the outline keeps its frame"
     theta = filling_matrix(mask, lean, config.fill * _outlined(plane))
     part = float(pose_from_matrix(theta.double())[0, LOG_SCALE_X].exp())
     return warp(mask, theta, (config.size, config.size)), part

@@ -123,7 +123,7 @@ class Tracked:
                 draw(row)
             except Exception as error:
                 del self.draws[name]
-                self.say(f"{name}: {_line(error)}; the training goes on without it")
+                self.say(f"{name}: {_line(error)}; the training continues without it")
 
 
 class _TrackedStage:

@@ -56,7 +56,7 @@ def check_source(source: Model | None, config: Config, dataset: Dataset) -> None
             _same(f"{section}.{key}", getattr(before, key), getattr(now, key))
     if [name.casefold() for name in source.channels] != [name.casefold() for name in dataset.channels]:
         raise InputError(
-            f"--from: that model sees the channels {', '.join(source.channels)}, the dataset has "
+            f"--from: that model has the channels {', '.join(source.channels)}, the dataset "
             f"{', '.join(dataset.channels)}; the same names in the same order are needed"
         )
     labels = dataset.labels

@@ -1,6 +1,6 @@
 """Measure whether a pose network has learned rotations, which the Dice of the masks does not show.
 
-Eq. 1 is near its optimum once place and size are right: a trunk that leans by ten degrees overlaps an upright
+Eq. 1 is near its optimum once position and size are right: a trunk rotated by ten degrees overlaps an upright
 one by 0.95 to 0.98. Therefore slices are rotated by known angles, and STN1's estimate has to follow.
 """
 
@@ -162,9 +162,9 @@ def warning_of(turning: Turning, section: str) -> str:
     """Return the warning that STN1 has not learned to rotate, and what to change."""
     degrees = math.degrees(TURNS[-1])
     return (
-        f"warning: STN1 has not learned to turn: of a turn by {degrees:.0f} degrees its estimate follows "
-        f"{turning.slope * degrees:.1f} (slope {turning.slope:.2f}, expected at least {LEAST_SLOPE}), "
-        "so that homogenized slices keep the patient's own roll, whatever their mask Dice; train it longer "
+        f"warning: STN1 has not learned rotation: for a rotation of {degrees:.0f} degrees its angle changes "
+        f"by {turning.slope * degrees:.1f} (slope {turning.slope:.2f}, expected at least {LEAST_SLOPE}), so "
+        "homogenized slices keep the patient's own roll, whatever their mask Dice is; train it longer "
         f"({section}.optimizer.epochs) or with momentum ({section}.optimizer.momentum=0.9)"
     )
 

@@ -75,7 +75,7 @@ def region_labels(where: Path, content: dict[str, Any]) -> Labels:
 
     Args:
         where: ``dataset.json``, for messages.
-        content: what it says.
+        content: its contents.
 
     Raises:
         InputError: the object is invalid, has impossible values or an "ignore" that is not the highest, or
@@ -119,7 +119,7 @@ def _class_order(where: Path, content: dict[str, Any], names: list[str]) -> dict
 
     Args:
         where: ``dataset.json``, for messages.
-        content: what it says.
+        content: its contents.
         names: of the labels and regions, in the order of ``labels``, without background.
 
     Raises:

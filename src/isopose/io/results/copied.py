@@ -144,7 +144,7 @@ def _checked(dataset: Dataset, tag: int, declared: bool) -> DataElement:
         validate_value(vr, one, RAISE)
     allowed = _ENUMERATED.get(keyword_for_tag(tag))
     if allowed and any(one not in allowed for one in values):
-        raise ValueError("not one of what is allowed")
+        raise ValueError("not an allowed value")
     return DataElement(tag, vr, values if len(values) > 1 else values[0], validation_mode=RAISE)
 
 

@@ -119,7 +119,7 @@ def _paint_shell(sheet: Sheet, chest: Chest, height: float) -> None:
 
 
 def _paint_ribs(sheet: Sheet, rng: np.random.Generator, across: float, deep: float) -> None:
-    """Paint arcs of ribs around the cage, and the breastbone."""
+    """Paint arcs of ribs around the cage, and the sternum."""
     ring = sheet.ellipse(0.0, 0.0, 1.04 * across, 1.05 * deep, power=2.3)
     ring &= ~sheet.ellipse(0.0, 0.0, 0.95 * across, 0.94 * deep, power=2.3)
     angle = np.arctan2(sheet.y / deep, np.abs(sheet.x) / across)
@@ -159,7 +159,7 @@ def _paint_lungs(
 
 
 def _paint_mediastinum(sheet: Sheet, chest: Chest, height: float, across: float, deep: float) -> None:
-    """Paint heart or great vessels, the aorta, the airway and the gullet."""
+    """Paint heart or great vessels, the aorta, the trachea and the esophagus."""
     person = sheet.person
     sheet.paint(sheet.ellipse(0.02, -0.15 * deep, 0.2 * across, 0.75 * deep), person.fat_hu + 40.0)
     size = float(np.clip(1.15 - abs(height - 0.22) / 0.4, 0.0, 1.0))
@@ -195,7 +195,7 @@ def _paint_blades(sheet: Sheet, chest: Chest, height: float, across: float, deep
 
 
 def _paint_collar(sheet: Sheet, height: float, across: float, deep: float) -> None:
-    """Paint the heads of the upper arms and the collarbones."""
+    """Paint the heads of the upper arms and the clavicles."""
     far = 1.02 if height < 1.1 else 0.95
     for side in (-1.0, 1.0):
         head = sheet.ellipse(side * far, 0.05, 0.15)

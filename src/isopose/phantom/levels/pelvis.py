@@ -23,7 +23,7 @@ class Pelvis:
         bladder_hu: urine, perhaps with contrast.
         apart: distance of the thighs' middles from the midline, half widths.
         foot: radians by which each leg is turned outward.
-        womb: whether there is one.
+        womb: whether there is a uterus.
     """
 
     arms: bool
@@ -102,7 +102,7 @@ def _paint_soft_wall(sheet: Sheet, pelvis: Pelvis, height: float, a: float, b: f
 
 
 def _paint_cavity(sheet: Sheet, rng: np.random.Generator, pelvis: Pelvis, height: float) -> None:
-    """Paint fat, bowel, bladder, womb, rectum and vessels between the bones."""
+    """Paint fat, bowel, bladder, uterus, rectum and vessels between the bones."""
     person = sheet.person
     wide = 0.3 + 0.4 * height
     cavity = sheet.ellipse(0.0, -0.1, wide, 0.45 + 0.1 * height, power=2.3)
@@ -139,7 +139,7 @@ def _paint_wings(sheet: Sheet, height: float, a: float) -> None:
 
 
 def _paint_hips(sheet: Sheet, height: float, a: float) -> None:
-    """Paint femoral heads or necks, sockets, pubic bones and the seats' bones."""
+    """Paint femoral heads or necks, sockets, pubic bones and ischia."""
     person = sheet.person
     for side in (-1.0, 1.0):
         x = side * 0.56 * a
@@ -167,7 +167,7 @@ def _paint_thighs(sheet: Sheet, rng: np.random.Generator, pelvis: Pelvis, height
         sheet.paint(muscle & leg, person.muscle_hu)
 
         def place(angle: float, part: float, x: float = x, side: float = side) -> tuple[float, float]:
-            """A point of the leg: the angle counts outward from the front."""
+            """Return a point of the leg; the angle counts outward from the front."""
             turned = angle + pelvis.foot
             return (
                 x + side * part * radius * float(np.sin(turned)),

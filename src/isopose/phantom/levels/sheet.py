@@ -1,4 +1,4 @@
-"""The canvas of one slice in units of the body, and what is painted at several levels: bones, tubes, arms."""
+"""The canvas of one slice in units of the body, and shapes used at several levels: bones, tubes, arms."""
 
 from dataclasses import dataclass
 

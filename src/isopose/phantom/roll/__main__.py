@@ -57,7 +57,7 @@ DISTURBED = 4
 
 
 def main(
-    output: Annotated[Path, typer.Argument(help="folder for weights, a report and what is needed to resume")],
+    output: Annotated[Path, typer.Argument(help="folder for weights, a report and the files to resume from")],
     patients: Annotated[
         int, typer.Option(min=1, help="phantoms of the abdomen to learn from; other levels have their share")
     ] = 800,
@@ -137,7 +137,7 @@ def main(
     }  # fmt: skip
     described = made.with_suffix(".json")
     write_json(described, report)
-    typer.echo(f"weights: {made}; how they were made and what they are worth: {described}")
+    typer.echo(f"weights: {made}; how they were trained, and their errors: {described}")
 
 
 def _read(weights: Path) -> dict[str, Tensor]:

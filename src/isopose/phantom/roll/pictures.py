@@ -234,7 +234,7 @@ def _any_contrast(
 
 def _brightness(hu: Tensor, uniform: Draw, normal: Draw, sometimes: Draw) -> Tensor:
     """Return images of the shape of ``hu`` in which each tissue has a random brightness."""
-    # Powers, for in some contrasts most tissues are dark and few are bright.
+    # Powers, because in some contrasts most tissues are dark and few are bright.
     shown = uniform(0.0, 1.0, len(TISSUES_HU)) ** uniform(1.0, 3.0, 1)
     fluid = (torch.tensor(TISSUES_HU) >= 0.0) & (torch.tensor(TISSUES_HU) <= FLUID_HU)
     shown = torch.where(sometimes(FLUID_SHARE)[:, None] & fluid, uniform(0.8, 1.2, 1), shown)

@@ -13,7 +13,7 @@ export async function ask(path, { method = "GET", body, signal } = {}) {
 function reason(text, status) {
   try {
     const detail = JSON.parse(text).detail;
-    return typeof detail === "string" ? detail : "the server could not read the request";
+    return typeof detail === "string" ? detail : "the server did not understand the request";
   } catch {
     return text || `the server answered ${status}`;
   }

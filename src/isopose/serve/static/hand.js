@@ -10,7 +10,7 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const same = ([a, b], [c, d], reach) => Math.hypot(a - c, b - d) < reach;
 
 export class HandView {
-  /** changed: another slice is wanted; predict: called with the correction, or "as found". */
+  /** changed: called with the new slice; predict: called with the correction, or with "as found" to remove it. */
   constructor({ changed, predict }) {
     this.changed = changed;
     this.predict = predict;
@@ -224,7 +224,7 @@ export class HandView {
     const all = byId("scope-all").checked;
     byId("setkey").hidden = all;
     const set = [...this.keys.keys()].sort((a, b) => a - b);
-    byId("keys").textContent = all || !set.length ? "" : `Set at slice ${set.join(", ")}`;
+    byId("keys").textContent = all || !set.length ? "" : `Set for slice ${set.join(", ")}`;
     if (this.planes) this.draw(this.planes, this.window);
   }
 

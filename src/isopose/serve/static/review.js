@@ -29,7 +29,7 @@ const shown = (value, digits) => (value === null || value === undefined ? "–" 
 const COLUMNS = [
   { id: "case", name: "Case", of: (row) => row.case, text: (row) => row.case },
   { id: "dice", name: "Dice", of: (row) => row.dice?.[state.target] ?? null, text: (row) => shown(row.dice?.[state.target], 3), when: has.dice },
-  { id: "against", name: "Other", of: (row) => row.against?.[state.target] ?? null, text: (row) => shown(row.against?.[state.target], 3), when: has.against },
+  { id: "against", name: "Other Dice", of: (row) => row.against?.[state.target] ?? null, text: (row) => shown(row.against?.[state.target], 3), when: has.against },
   { id: "confidence", name: "Conf.", of: (row) => row.confidence, text: (row) => shown(row.confidence, 2), when: has.confidence },
   { id: "volume", name: "ml", of: (row) => row.volumes_ml[state.target] ?? null, text: (row) => shown(row.volumes_ml[state.target], 1) },
   { id: "age", name: "Age", of: (row) => row.age_years, text: (row) => shown(row.age_years, 1), when: has.age },
@@ -134,12 +134,12 @@ function plot() {
     parts.push(dot);
   }
   place.replaceChildren(...parts);
-  byId("plotsays").textContent = `Dice (${state.target}) against ${by === "size_mm" ? "the body's size in mm" : "age in years"}; a dot leads to its case.`;
+  byId("plotsays").textContent = `Dice (${state.target}) against ${by === "size_mm" ? "body size in mm" : "age in years"}; click a dot to open its case.`;
 }
 
 // ---- one case -----------------------------------------------------------------------------------------------
 
-const KINDS = { labels: "Prediction", truth: "Reference", against: "Other prediction" };
+const KINDS = { labels: "Prediction", truth: "Ground truth", against: "Other prediction" };
 const windowNow = () => state.view.values.windows[byId("window").value];
 const opacityNow = () => byId("opacity").value / 100;
 
@@ -156,7 +156,7 @@ async function choose(number) {
   byId("title").textContent = row.case;
   byId("comment").value = row.comment;
   marks(row);
-  const unknown = row.image ? [] : ["the scan is not known, so its pictures are blank; --images names its folder"];
+  const unknown = row.image ? [] : ["the scan was not found, so its pictures are blank; give its folder with --images"];
   byId("warnings").replaceChildren(...[...row.warnings, ...unknown].map((text) => element("li", { text })));
   // Never show the previous case under this one's name.
   Object.assign(state, { view: null, planes: null });
@@ -176,7 +176,7 @@ async function choose(number) {
     byId("warnings").append(element("li", { text: error.message }));
     return;
   }
-  // Another one may have been chosen while this one was read.
+  // Another case may have been chosen while this one was read.
   if (state.chosen !== number) return;
   state.view = { ...view, number };
   offerWindows(byId("window"), view.values);

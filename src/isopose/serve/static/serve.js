@@ -39,7 +39,7 @@ async function give(files) {
         throw new Error(`expected a file that ends in ${taken.join(", ")}`);
       }
       if (file.size > largest) throw new Error(`larger than ${(largest / 2 ** 30).toFixed(0)} GB`);
-      const number = await send(file, (part) => { line.textContent = `Sending ${name}: ${Math.round(100 * part)} %`; });
+      const number = await send(file, (part) => { line.textContent = `Uploading ${name}: ${Math.round(100 * part)} %`; });
       line.remove();
       if (state.chosen === null || !state.view) state.chosen = number;
       await refresh();
@@ -64,7 +64,7 @@ async function refresh() {
   clearTimeout(timer);
   try {
     state.jobs = await ask(`/api/jobs?names=${names.checked}`);
-    byId("none").textContent = "None yet. What you drop stays on this server.";
+    byId("none").textContent = "No scans yet. Uploaded scans stay on this server.";
     pick();
     list();
     await follow();
@@ -73,7 +73,7 @@ async function refresh() {
     // The result may be half shown; show it again.
     state.shown = volume.shown = null;
     byId("none").hidden = false;
-    byId("none").textContent = `${error.message}; trying again`;
+    byId("none").textContent = `${error.message}; retrying`;
   }
   timer = setTimeout(refresh, state.jobs.some((job) => WAITS.includes(job.state)) ? 500 : 3000);
 }
@@ -111,7 +111,7 @@ function row(job) {
   if (WAITS.includes(job.state)) {
     actions.append(element("button", { className: "cancel", type: "button", text: "Cancel", onclick: () => post("cancel") }));
   } else {
-    if (job.state !== "done") actions.append(element("button", { className: "again", type: "button", text: "Again", onclick: () => post("again", {}) }));
+    if (job.state !== "done") actions.append(element("button", { className: "again", type: "button", text: "Try again", onclick: () => post("again", {}) }));
     const remove = element("button", { className: "delete", type: "button", text: "Delete", onclick: () => drop(job) });
     remove.setAttribute("aria-label", `Delete ${label(job)}`);
     actions.append(remove);
@@ -125,7 +125,7 @@ function row(job) {
   if (job.state === "failed" && /--series|no series/.test(job.problem ?? "")) {
     const field = element("input", { placeholder: "series number", maxLength: 64 });
     field.setAttribute("aria-label", "Number of the series");
-    const form = element("form", {}, field, element("button", { text: "Take it" }));
+    const form = element("form", {}, field, element("button", { text: "Use this series" }));
     form.addEventListener("submit", (event) => { event.preventDefault(); post("again", { series: field.value.trim() }); form.remove(); });
     item.append(form);
   }
@@ -136,13 +136,13 @@ function describe(job) {
   if (job.state === "running") return job.total ? `predicting, slice ${job.done} of ${job.total}` : "reading";
   if (job.state === "done") return `done in ${job.seconds.toFixed(1)} s${job.corrected ? ", set by hand" : ""}`;
   if (job.state === "failed") return job.problem;
-  return job.state;
+  return job.state === "cancelled" ? "canceled" : job.state;
 }
 
 const fail = (error) => { byId("sending").append(element("p", { className: "quiet", text: error.message })); };
 
 async function drop(job) {
-  if (!(await confirmed(`Delete ${label(job)}, its result and the file that was sent? This cannot be undone.`))) return;
+  if (!(await confirmed(`Delete ${label(job)}, its result and the uploaded file? This cannot be undone.`))) return;
   await ask(`/api/jobs/${job.number}`, { method: "DELETE" }).catch(fail);
   if (state.chosen === job.number) choose(null);
   await refresh();
@@ -193,14 +193,14 @@ async function follow() {
     byId("shown").hidden = byId("facts").hidden = true;
     byId("empty").hidden = false;
     byId("empty").querySelector("p").textContent = job
-      ? WAITS.includes(job.state) ? "The scan is waiting or being predicted." : job.problem ?? "The scan was cancelled."
+      ? WAITS.includes(job.state) ? "The scan is waiting or being predicted." : job.problem ?? "The scan was canceled."
       : "Drop a scan on the left; its result appears here.";
     return;
   }
   if (state.shown === mark) return;
   state.shown = mark;
   const view = await ask(`/api/jobs/${job.number}/view`);
-  // Another one may have been chosen while this one was read.
+  // Another scan may have been chosen while this one was read.
   if (state.shown !== mark) return;
   const before = state.view;
   const again = before?.number === job.number;
@@ -213,7 +213,7 @@ async function follow() {
   byId("slice").max = view.shape[0] - 1;
   byId("slice").value = state.z;
   byId("tab-hand").disabled = !view.steps.reference || !view.slices?.length;
-  byId("tab-hand").title = view.steps.reference ? "" : "A model of volumes takes no pose by hand";
+  byId("tab-hand").title = view.steps.reference ? "" : "Models of volumes do not support poses set by hand";
   if (byId("tab-hand").disabled && state.tab === "hand") openTab("scan");
   facts(job);
   if (!byId("tab-hand").disabled) { state.view.best = state.z; hand.open(state.view); }
@@ -318,12 +318,12 @@ function poseFacts() {
   if (entry) {
     rows.push(["Slice", state.z], ["Roll", degrees(entry.roll_degrees)], ["Size across", entry.scale_x.toFixed(2)], ["Size front–back", entry.scale_y.toFixed(2)]);
     rows.push(["Confidence", entry.confidence.toFixed(2), entry.confidence < view.min_confidence]);
-    rows.push(["Outline agrees", entry.agreement.toFixed(2), entry.agreement < view.min_agreement], ["Found by", entry.pose_from]);
+    rows.push(["Agreement", entry.agreement.toFixed(2), entry.agreement < view.min_agreement], ["Pose from", entry.pose_from]);
   } else if (view.scales) {
     for (const axis of ["roll", "pitch", "yaw"]) rows.push([axis[0].toUpperCase() + axis.slice(1), degrees(view[`${axis}_degrees`])]);
     rows.push(["Sizes", view.scales.map((value) => value.toFixed(2)).join(" × ")], ["Confidence", view.confidence.toFixed(2), view.confidence < view.min_confidence]);
   } else {
-    rows.push(["Slice", state.z], ["Body", "none here"]);
+    rows.push(["Slice", state.z], ["Body", "none in this slice"]);
   }
   rows.push(["Voxels", [...view.shape].reverse().join(" × ")], ["Voxel, mm", view.spacing.map((value) => value.toFixed(2)).join(" × ")]);
   byId("pose").replaceChildren(...rows.flatMap(([name, value, low]) =>

@@ -12,7 +12,7 @@ export function themes(button) {
   });
 }
 
-/** Make tabs (WAI-ARIA pattern): arrow keys go to the next one; opened is called with the panel's name. */
+/** Make tabs (WAI-ARIA pattern): arrow keys select the next tab; opened is called with the panel's name. */
 export function tabs(list, opened) {
   const all = [...list.querySelectorAll('[role="tab"]')];
   const open = (tab) => {
@@ -58,7 +58,7 @@ export function arrange(place) {
       const side = Math.floor(Math.min(across, down));
       if (side > best.side) best = { side, columns };
     }
-    // In a low place they keep a minimum of 150 pixels, and the place scrolls.
+    // If the place is too low, pictures keep a minimum of 150 pixels, and the place scrolls.
     const side = Math.max(best.side, Math.min(150, wide)), columns = Math.max(1, Math.min(pictures.length, Math.floor((wide + gap) / (side + gap))));
     place.style.setProperty("grid-template-columns", `repeat(${best.side < 150 ? columns : best.columns}, ${side}px)`);
   };
@@ -75,7 +75,7 @@ export function legend(labels) {
   });
 }
 
-/** Offer the windows of a scan in a list; the chosen one stays where the scan has it. */
+/** Offer the windows of a scan in a list; the chosen window stays chosen if the scan has it. */
 export function offerWindows(list, { windows }) {
   const before = list.value, names = Object.keys(windows);
   list.replaceChildren(...names.map((name) => element("option", { text: name, value: name })));

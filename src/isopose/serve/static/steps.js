@@ -99,7 +99,7 @@ export class StepsView {
     }
     const square = cropSquare(entry.homogenized_from_crop);
     line(context, square.map((p) => onNative(native, view, apply(theta1, p))), COLORS.crop);
-    // The networks see intensities clipped to the range of their training; what is below it is air.
+    // The networks see intensities clipped to the range of their training; values below it are air.
     const [low, high] = view.steps.window;
     const seen = [Math.max(window[0], low), Math.max(Math.min(window[1], high), low + 1)];
     const over = paint(homogenized, planes.homogenized, seen, null, colors, 0, 2);

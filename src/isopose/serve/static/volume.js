@@ -34,7 +34,7 @@ export class VolumeView {
   /** Show a scan and one of its label maps, in the labels' colors. */
   async show(base, labels, window, opacity, map = "labels") {
     await this.ready;
-    // Never show the previous scan under this one's name; of two that load at a time show the later.
+    // Never show the previous scan under the name of this one; if two load at once, show the later.
     this.canvas.style.visibility = "hidden";
     const turn = (this.turn = (this.turn ?? 0) + 1);
     const which = this.slow ? "?reduced=true" : "";
@@ -78,7 +78,7 @@ export class VolumeView {
     other.viewer.broadcastTo([this.viewer], { "2d": true, "3d": true });
   }
 
-  /** Move the crosshair to a slice of a plane, counted to the head, the back or the right. */
+  /** Move the crosshair to a slice of a plane, counted toward the head, the back or the right. */
   goto(z, slices, plane = "axial") {
     const place = [...this.viewer.scene.crosshairPos], part = (z + 0.5) / slices;
     // NiiVue's axes run to the right, the front and the head.
