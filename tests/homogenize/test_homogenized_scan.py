@@ -379,7 +379,7 @@ def test_tilted_is_not_for_what_is_of_slices() -> None:
     with pytest.raises(InputError, match="supports neither --crop nor a model with stn=joint"):
         estimator_from_model(joint, HomogenizeConfig(per="tilted"))
     plain = bright_model({"pose": {"learned": False}})
-    with pytest.raises(InputError, match="has no crop"):
+    with pytest.raises(InputError, match="supports neither --crop"):
         estimator_from_model(plain, HomogenizeConfig(per="tilted", crop=True))
 
 

@@ -157,4 +157,4 @@ def test_a_note_is_beside_every_table_of_the_paper_that_has_such_an_arm(preset: 
     tex = (RESULTS.parent / "tables.tex").read_text()
     third = tex[tex.index(f"Table 3: the crop and the size of the U-Net's input ({preset} preset)") :]
     whose = "the paper's" if preset == "paper" else "the default"
-    assert f"this does not test {whose} preset." in third[: third.index("end{table}")]
+    assert f"this says nothing about {whose} preset." in third[: third.index("end{table}")]

@@ -65,7 +65,7 @@ def test_the_first_that_fits_is_taken() -> None:
     parts = fitted(whole_frame, 3, PROCESS + 280e6, "cpu")
     assert parts.unet.input == "full"
     assert parts.unet.optimizer.parts > 3
-    with pytest.raises(InputError, match=r"1\.00 GB do not hold .* at least 1\.2\d GB"):
+    with pytest.raises(InputError, match=r"1\.00 GB are not enough .* at least 1\.2\d GB"):
         fitted(whole_frame, 3, PROCESS, "cpu")
 
 
