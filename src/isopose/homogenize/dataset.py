@@ -32,21 +32,33 @@ from isopose.settings import DataConfig
 from isopose.version import __version__
 
 
-def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
+def open_input(path: Path, labels: Mapping[str, int] | None = None, series: str | None = None) -> Dataset:
     """A dataset, or scans without labels as one: a file, a folder of files, a DICOM series' folder.
 
     Args:
         path: see :func:`isopose.io.datasets.open_dataset` and :func:`isopose.inference.files.find_scans`.
         labels: name to stored value, in place of what a dataset's layout says.
+        series: number or instance UID, for DICOM that holds several series.
 
     Raises:
-        InputError: neither.
+        InputError: neither, or a series is chosen of an input that is not DICOM.
     """
     if is_dataset(path):
+        refuse_series(path, series)
         return open_dataset(path, labels)
     if labels:
         raise InputError(f"{path}: scans without labels; --label is for a dataset that has some")
-    return scans_as_dataset(path)
+    return scans_as_dataset(path, series)
+
+
+def refuse_series(path: Path, series: str | None) -> None:
+    """Refuse the choice of a series of a dataset.
+
+    Raises:
+        InputError: one is chosen.
+    """
+    if series is not None:
+        raise InputError(f"{path}: --series chooses a DICOM series, got a dataset; leave it out")
 
 
 def scans_as_dataset(path: Path, series: str | None = None) -> Dataset:
@@ -77,6 +89,7 @@ def homogenize(
     config: HomogenizeConfig,
     *,
     model: Path | None = None,
+    series: str | None = None,
     workers: int = 0,
     reporter: Reporter,
 ) -> list[CaseOutcome]:
@@ -91,6 +104,7 @@ def homogenize(
         output: a new folder, or one that this command was stopped in.
         config: one pose for a scan or several, the size, and the reference.
         model: a model's folder whose poses are taken; none: those of the shipped network.
+        series: as given to :func:`open_input`.
         workers: processes; any number writes the same voxels.
         reporter: where progress goes.
 
@@ -111,7 +125,7 @@ def homogenize(
     shown = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
     reference = find_reference(config.reference, model, shown, modality, config.plane or "axial")
     estimator = open_estimator(model, config, reference)
-    settings = settings_of(dataset, output, config, model, reference, estimator)
+    settings = settings_of(dataset, output, config, model, reference, estimator, series)
     head = head_of(dataset, settings, estimator)
     check_claim(settings, dataset)
     output_folder(settings.root)
@@ -209,6 +223,7 @@ def settings_of(
     model: Path | None,
     reference: ReferenceOutline | None,
     estimator: PoseEstimator,
+    series: str | None = None,
 ) -> HomogenizeSettings:
     """Return what all cases of a run share."""
     labels, channels = dataset.labels, dataset.channels
@@ -225,6 +240,7 @@ def settings_of(
         reference,
         labels,
         hash_of(decides),
+        series=series,
         channels=channels,
         pose_channel=pose_channel,
     )

@@ -20,7 +20,7 @@ from isopose.files import only_writer, output_folder
 from isopose.homogenize.answers import Answer, answer_of, files_in, listed_names, sort_by_case
 from isopose.homogenize.case import ENDING, image_path, make_case
 from isopose.homogenize.command import Command, how_it_ended, run_command
-from isopose.homogenize.dataset import say_doubts, scans_as_dataset, with_modality, with_plane
+from isopose.homogenize.dataset import refuse_series, say_doubts, scans_as_dataset, with_modality, with_plane
 from isopose.homogenize.dataset import settings_of as settings_of_homogenizing
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
@@ -58,8 +58,7 @@ def open_scans(path: Path, series: str | None = None) -> Dataset:
         InputError: none of these, or a series is chosen of an input that is not DICOM.
     """
     if is_dataset(path):
-        if series is not None:
-            raise InputError(f"{path}: --series chooses a DICOM series, got a dataset; leave it out")
+        refuse_series(path, series)
         found = open_dataset(path)
         check_one_channel(found, "wrap")
         cases = tuple(replace(case, label=None) for case in found.cases)
@@ -152,14 +151,14 @@ def settings_of(
         InputError: a model that estimates no pose, or is of another modality.
     """
     estimator = open_estimator(model, config, reference)
-    homogenizing = settings_of_homogenizing(scans, output / WORK, config, model, reference, estimator)
+    homogenizing = settings_of_homogenizing(scans, output / WORK, config, model, reference, estimator, series)
     return WrapSettings(
         output,
         command,
         labels,
         tuple(formats),
         keep,
-        replace(homogenizing, series=series),
+        homogenizing,
         _pose_of(config, estimator),
     )
 
