@@ -134,8 +134,8 @@ def _check_distance(transform: Transform, prepared: Prepared) -> None:
     if distance > EDGE_MM[1]:
         raise InputError(
             f"at the size of the reference its slices would lie {distance:.0f} mm apart instead of "
-            f"{own:.1f}, expected at most {EDGE_MM[1]:g} mm: is the body's mask, or the voxel size, right? If they are, "
-            "leave the distance as it is (--no-scale-z)"
+            f"{own:.1f}, expected at most {EDGE_MM[1]:g} mm: is the body's mask, or the voxel size, right? "
+            "If they are, leave the distance as it is (--no-scale-z)"
         )
 
 
