@@ -41,6 +41,26 @@ def test_a_joint_network_that_shall_not_crop_is_refused(key):
         load_config(settings=["stn=both"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("data.modality=MR", "data.modality: Input should be 'auto' or 'ct' or 'mr', got 'MR'"),
+        (
+            "data.normalization=z",
+            "data.normalization: Input should be 'auto' or 'ct', 'zscore' or 'raw' or a valid tuple, got 'z'",
+        ),
+        ("data.pixel_mm=-7", "data.pixel_mm: Input should be greater than 0.05 or 'median', got -7"),
+        ("predict.mirror=both", "predict.mirror: Input should be a valid boolean or 'auto', got 'both'"),
+        ("train.fold=first", "train.fold: Input should be a valid integer or 'all', got 'first'"),
+        ("unet.optimizer.epochs=few", "unet.optimizer.epochs: Input should be a valid integer, got 'few'"),
+    ],
+)
+def test_a_message_lists_all_alternatives_of_a_setting(setting, said):
+    with pytest.raises(InputError) as caught:
+        load_config(settings=[setting])
+    assert str(caught.value) == f"configuration: {said}"
+
+
 def test_whether_a_pose_is_estimated():
     def estimated(*settings):
         return load_config(settings=["pose.start=identity", *settings]).pose_estimated

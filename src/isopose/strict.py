@@ -1,5 +1,6 @@
 """Strict reading of files by pydantic, and one line of what is wrong with them."""
 
+import re
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -31,13 +32,20 @@ class InvalidValue(NamedTuple):
         return f"{self.key}: {self.message}" if self.key else self.message
 
 
+#: Pydantic's names of types, which follow the key where a value may be of several types.
+_TYPES = re.compile(r"(constrained-)?(bool|float|int|str)|(literal|tuple)\[.*")
+#: Beginning of pydantic's messages about a value.
+_SHOULD = "Input should be "
+
+
 def first_problem(error: ValidationError) -> InvalidValue:
-    """Return the first of a validation's problems."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    # Where a value may be of several types, pydantic names the type after the key.
-    key = ".".join(
-        part
-        for part in map(str, first["loc"])
-        if part.split("-")[-1] not in ("int", "float") and not part.startswith("literal[")
-    )
-    return InvalidValue(key, first["msg"].removeprefix("Value error, "), first["type"], first["input"])
+    """Return the first of a validation's problems, with all alternatives if there are several types."""
+    found = error.errors(include_url=False, include_context=False)
+    keys = [".".join(part for part in map(str, one["loc"]) if not _TYPES.fullmatch(part)) for one in found]
+    first = found[0]
+    # Pydantic reports a problem for each of the types, and the fitting one need not be the first.
+    alike = [one for one, key in zip(found, keys, strict=True) if key == keys[0]]
+    # "..., unable to parse string as a number" tells no more.
+    texts = [one["msg"].removeprefix("Value error, ").partition(", unable to ")[0] for one in alike]
+    others = [text.removeprefix(_SHOULD) for text in dict.fromkeys(texts[1:]) if text.startswith(_SHOULD)]
+    return InvalidValue(keys[0], " or ".join([texts[0], *others]), first["type"], first["input"])

@@ -328,6 +328,12 @@ def test_homogenize_takes_a_models_poses(isopose, cohort, tmp_path):
     assert code == 2
     assert "choose another folder" in err
     assert one_line(err)
+    # Crops of one size are printed as one.
+    options = ("--model", folder, "--size", 64, "--crop")
+    code, out, err = isopose("homogenize", cohort / "imagesTs", tmp_path / "crop", *options)
+    assert code == 0, err
+    width, height = re.search(r"testing, (\d+) x (\d+) pixels", out).groups()
+    assert width == height
 
 
 def test_homogenize_brings_scans_to_a_case_or_says_what_is_possible(isopose, cohort, tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from homogenized_datasets import assert_nnunet, files, run
+from homogenized_datasets import SMALL, assert_nnunet, files, run
 from patients import patient, write_dataset
 
 from bright import bright_model, dice, scene
@@ -20,6 +20,7 @@ from isopose.homogenize.record import read_record, record_path
 from isopose.homogenize.restore import restore
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume, write_image, write_labels
+from isopose.io.masks import with_masks
 from isopose.models.folder import save_model
 from isopose.models.info import ReferenceInfo
 from isopose.models.shipped import load_shipped
@@ -136,6 +137,38 @@ def test_results_below_a_series_are_refused_since_they_would_belong_to_it(tmp_pa
         with pytest.raises(InputError, match="is the folder of the scans"):
             homogenize(open_input(folder), output, HomogenizeConfig(), reporter=Silent())
     assert sorted(path.suffix for path in folder.iterdir()) == [".dcm"] * 3
+
+
+def test_one_of_several_series_is_chosen(tmp_path) -> None:
+    stored = (patient(1, slices=4).volume.array + 1024).clip(0).astype(np.uint16)
+    for number, rows in (("4", slice(0, 4)), ("7", slice(1, 4))):
+        fields = {"SeriesNumber": number, "SeriesInstanceUID": f"1.2.{number}"}
+        write_series(tmp_path / "scan" / number, stored[rows], BitsStored=16, HighBit=15, **fields)
+    [several] = run(tmp_path / "scan", tmp_path / "out")
+    assert "choose one by its number (--series of homogenize" in several.problem
+    for number, slices in (("4", 4), ("7", 3)):
+        opened = open_input(tmp_path / "scan", series=number)
+        [outcome] = homogenize(opened, tmp_path / "out", SMALL, series=number, reporter=Silent())
+        assert outcome.made
+        assert len(outcome.record.transform.poses) == slices
+    with pytest.raises(InputError, match="--series chooses a DICOM series, got a dataset; leave it out"):
+        open_input(write_dataset(tmp_path / "data", {"anna": "Tr"}), series="4")
+
+
+def test_a_scan_whose_slices_would_lie_far_apart_is_refused(tmp_path) -> None:
+    """Its image could not be read back: the error would blame the segmenter that copied the header."""
+    volume = patient(1, slices=3).volume
+    write_image(volume, tmp_path / "scans" / "one.nii.gz")
+    body = np.zeros(volume.array.shape, np.uint8)
+    body[1, 60, 60] = 1
+    write_labels(volume.with_array(body), tmp_path / "masks" / "one.nii.gz")
+    opened = with_masks(open_input(tmp_path / "scans"), tmp_path / "masks")
+    [outcome] = homogenize(opened, tmp_path / "out", SMALL, reporter=Silent())
+    assert "mm apart instead of" in outcome.problem
+    assert "is the body's mask, or the voxel size, right?" in outcome.problem
+    config = homogenize_config(size=96, scale_z=False)
+    [outcome] = homogenize(opened, tmp_path / "unscaled", config, reporter=Silent())
+    assert outcome.problem is None
 
 
 def test_another_process_writes_the_same_bytes(source, done, tmp_path) -> None:

@@ -352,6 +352,16 @@ def test_not_a_dataset(tmp_path):
     refused(tmp_path, "labels", labels={"kidney": 0})
 
 
+@pytest.mark.parametrize("name", ["-x", "x.", "a:b", "x" * 151])
+def test_the_message_about_a_case_id_tells_what_it_may_be(tmp_path, name):
+    with pytest.raises(InputError) as caught:
+        dataset_of("d", "scans", tmp_path, Labels({}), [Case(name, tmp_path, None, name)])
+    assert str(caught.value) == (
+        f"{tmp_path}: case id {name!r} cannot be a file name; rename it: letters, digits, dots, dashes and "
+        "underscores, the first and the last a letter or digit, at most 150 of them"
+    )
+
+
 @given(st.text(max_size=12))
 def test_case_ids_are_safe_file_names(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp()

@@ -267,6 +267,15 @@ def test_other_files_are_not_taken_for_dicom(tmp_path):
         read_volume(tmp_path)
 
 
+def test_volumes_in_folders_below_are_pointed_out(tmp_path):
+    folder = junk(tmp_path / "dataset")
+    (folder / "imagesTs").mkdir()
+    (folder / "imagesTs" / "one_0000.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        read_volume(folder)
+    assert str(caught.value).endswith(f"; for volumes give their own folder, e.g. {folder / 'imagesTs'}")
+
+
 def test_other_files_beside_slices_do_not_matter(tmp_path):
     raw = raw_slices()
     junk(write_series(tmp_path / "series", raw))

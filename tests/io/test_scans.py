@@ -43,7 +43,7 @@ def test_files_and_folders_of_files_and_dicom_folders(tmp_path):
 def test_names_that_would_meet_are_refused(tmp_path):
     touch(tmp_path / "a" / "child_0000.nii.gz")
     touch(tmp_path / "b" / "child.nrrd")
-    with pytest.raises(InputError, match="two inputs would be written as child; predict them in two runs"):
+    with pytest.raises(InputError, match="two inputs would be written as child; rename one"):
         find_scans([tmp_path / "a", tmp_path / "b"])
 
 

@@ -206,6 +206,22 @@ def test_another_format_is_refused(folder, given):
     refused(folder, f"model format {given!r}, this isopose .* reads 2; use the isopose that made it")
 
 
+@pytest.mark.parametrize(
+    ("change_values", "words"),
+    [
+        (lambda values: values["labels"]["values"].update(kidney=0), "labels: 'kidney' has value 0"),
+        (lambda values: values["fingerprint"].update(channels=[]), "fingerprint: channels: "),
+        (lambda values: values["config"].update(dims=7), "dims: Input should be 2 or 3"),
+    ],
+)
+def test_a_message_names_the_damaged_model_of_several(folder, change_values, words):
+    change(folder, change_values)
+    with pytest.raises(InputError) as caught:
+        load_model(folder)
+    assert str(caught.value).startswith(f"{folder / 'model.json'}: {words}")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("content", ["[]", "null", "3", '"model"'])
 def test_json_that_is_no_object_is_refused(folder, content):
     (folder / "model.json").write_text(content)

@@ -14,6 +14,7 @@ from isopose.cli.options import (
     OfReference,
     Ray,
     ScaleZ,
+    Series,
     Workers,
     labels_of,
     local_path,
@@ -52,6 +53,7 @@ def homogenize(
     modality: OfModality = None,
     plane: OfPlane = None,
     masks: MasksAnywhere = None,
+    series: Series = None,
     label: Label = None,
     ray: Ray = None,
     workers: Workers = 0,
@@ -85,16 +87,18 @@ def homogenize(
             config,
             labels=labels_of(label),
             model=None if model is None else place_of(model),
+            series=series,
             masks=None if masks is None else place_of(masks),
             reporter=Terminal(),
         )
     else:
         own = None if masks is None else local_path(masks)
         outcomes = run(
-            with_masks(open_input(local_path(dataset), labels_of(label)), own),
+            with_masks(open_input(local_path(dataset), labels_of(label), series), own),
             local_path(output),
             config,
             model=None if model is None else local_path(model),
+            series=series,
             workers=workers,
             reporter=Terminal(),
         )
@@ -109,7 +113,7 @@ def homogenize(
     elif records:
         training = sum(record.part == "Tr" for record in records)
         grid, sizes = records[0].transform.grid, sorted({record.transform.grid.size for record in records})
-        side = f"{sizes[0]} to {sizes[-1]}" if crop else str(grid.usual)
+        side = " to ".join(map(str, dict.fromkeys([sizes[0], sizes[-1]]))) if crop else str(grid.usual)
         typer.echo(
             f"{output}  {training} cases for training, {len(records) - training} for testing, "
             f"{side} x {side} pixels of {grid.pixel_mm:.3f} mm"

@@ -15,6 +15,7 @@ from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
+from isopose.files import hash_of
 from isopose.homogenize.case import HomogenizeSettings, make_case
 from isopose.homogenize.dataset import homogenize_settings, open_input, say_doubts, with_modality, with_plane
 from isopose.homogenize.estimator import open_estimator
@@ -76,6 +77,7 @@ def homogenize_on_cluster(
     *,
     labels: Mapping[str, int] | None,
     model: Place | None,
+    series: str | None = None,
     masks: Place | None = None,
     reporter: Reporter,
 ) -> list[Outcome[CaseRecord]]:
@@ -92,6 +94,7 @@ def homogenize_on_cluster(
             machine.
         labels: name to stored value; replaces the layout's own labels.
         model: folder of the model that estimates the poses; it is sent to the workers.
+        series: as given to :func:`~isopose.homogenize.dataset.open_input`.
         masks: folder of the user's own body masks, on a shared disk or a URL; None: bodies are found.
         reporter: receives messages and progress.
 
@@ -103,7 +106,7 @@ def homogenize_on_cluster(
     with ExitStack() as stack:
         below = Path(stack.enter_context(TemporaryDirectory(prefix="isopose-")))
         mirror, where = Mirror.of_dataset(dataset, below / "in")
-        opened = open_input(where, labels)
+        opened = open_input(where, labels, series)
         check_one_channel(opened, "--ray")
         own = mirror_of_masks(masks, below)
         opened, mirrors = with_masks(opened, own.folder if own else None), [mirror, *([own] if own else [])]
@@ -116,7 +119,7 @@ def homogenize_on_cluster(
         reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
         config = config.model_copy(update={"reference": None})
         estimator = open_estimator(folder, config, reference)
-        settings = homogenize_settings(opened, below / "out", config, None, reference, estimator)
+        settings = homogenize_settings(opened, below / "out", config, None, reference, estimator, series)
         head = head_of(opened, settings, estimator)
         # A local mirror of the output, so that the functions for a single machine can be used.
         published = {name for name in _list_names(output) if not name.startswith(f"{COHORT}/")}
@@ -133,7 +136,7 @@ def homogenize_on_cluster(
         (output / HEAD).publish(settings.root / HEAD)
         pool = stack.enter_context(cluster(address))
         work = HomogenizeWork(packed, settings)
-        cohort = Cohort(mirrors, output, settings.sha256, "homogenize")
+        cohort = Cohort(mirrors, output, hash_of([settings.sha256, series]), "homogenize")
         outcomes = run_cohort(pool, work, opened.cases, cohort, reporter)
         finish(opened, settings, head, outcomes)
         for name in ("patients.csv", "dataset.json", HEAD):

@@ -32,21 +32,33 @@ from isopose.settings import DataConfig
 from isopose.version import __version__
 
 
-def open_input(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
+def open_input(path: Path, labels: Mapping[str, int] | None = None, series: str | None = None) -> Dataset:
     """Open a dataset, or scans without labels as a dataset: a file, a folder of files, or of a DICOM series.
 
     Args:
         path: see :func:`isopose.io.datasets.open_dataset` and :func:`isopose.io.scans.find_scans`.
         labels: name to stored value; replaces the layout's own labels.
+        series: number or instance UID, for DICOM that holds several series.
 
     Raises:
-        InputError: neither.
+        InputError: neither, or a series is chosen of an input that is not DICOM.
     """
     if is_dataset(path):
+        refuse_series(path, series)
         return open_dataset(path, labels)
     if labels:
         raise InputError(f"{path}: scans without labels; --label is for a dataset that has some")
-    return scans_as_dataset(path)
+    return scans_as_dataset(path, series)
+
+
+def refuse_series(path: Path, series: str | None) -> None:
+    """Refuse the choice of a series of a dataset.
+
+    Raises:
+        InputError: one is chosen.
+    """
+    if series is not None:
+        raise InputError(f"{path}: --series chooses a DICOM series, got a dataset; leave it out")
 
 
 def scans_as_dataset(path: Path, series: str | None = None) -> Dataset:
@@ -77,6 +89,7 @@ def homogenize(
     config: HomogenizeConfig,
     *,
     model: Path | None = None,
+    series: str | None = None,
     workers: int = 0,
     reporter: Reporter,
 ) -> list[CaseOutcome]:
@@ -91,6 +104,7 @@ def homogenize(
         output: a new folder, or that of an interrupted run.
         config: one pose for a scan or several, the size, and the reference.
         model: folder of the model whose pose networks are used; None: the shipped network.
+        series: as given to :func:`open_input`.
         workers: number of processes; the result does not depend on it.
         reporter: receives progress.
 
@@ -111,7 +125,7 @@ def homogenize(
     shown = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
     reference = find_reference(config.reference, model, shown, modality, config.plane or "axial")
     estimator = open_estimator(model, config, reference)
-    settings = homogenize_settings(dataset, output, config, model, reference, estimator)
+    settings = homogenize_settings(dataset, output, config, model, reference, estimator, series)
     head = head_of(dataset, settings, estimator)
     check_claim(settings, dataset)
     output_folder(settings.root)
@@ -209,6 +223,7 @@ def homogenize_settings(
     model: Path | None,
     reference: ReferenceOutline | None,
     estimator: PoseEstimator,
+    series: str | None = None,
 ) -> HomogenizeSettings:
     """Return the settings that all cases of a run share."""
     labels, channels = dataset.labels, dataset.channels
@@ -225,6 +240,7 @@ def homogenize_settings(
         reference,
         labels,
         hash_of(decides),
+        series=series,
         channels=channels,
         pose_channel=pose_channel,
     )

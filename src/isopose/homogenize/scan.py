@@ -9,12 +9,14 @@ from torch import Tensor
 
 from isopose.data.plane import position_mm
 from isopose.data.preprocess import Prepared, prepare_as
+from isopose.errors import InputError
 from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALES, POSE_SIZES, SHIFT_X, matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, invert
 from isopose.homogenize.estimator import PoseEstimator
 from isopose.homogenize.transform import Grid, MatrixRow, Nine, Transform
 from isopose.homogenize.warping import homogenized_image, homogenized_labels, values_in
+from isopose.io.sizes import EDGE_MM
 from isopose.scan.find import find_crops, find_poses, slice_poses_of
 from isopose.scan.pose import ScanPose
 from isopose.scan.volume import places, volume_pose
@@ -66,7 +68,7 @@ def homogenize_scan(
         body: ``(z, y, x)`` mask on the volume's grid, in place of the automatic one.
 
     Raises:
-        InputError: non-finite values, or no body.
+        InputError: non-finite values, no body, or slices that would lie implausibly far apart.
     """
     prepared = prepare_as(
         volume,
@@ -105,6 +107,7 @@ def homogenize_scan(
         transform, warnings = _tilted(estimator, prepared, records, pose, marked)
     else:
         transform, warnings = _transform(estimator, prepared, records, marked, crop)
+    _check_distance(transform, prepared)
     image, labels = homogenized_image(volume, transform, estimator.modality), None
     if classes is not None:
         labels = homogenized_labels(classes, transform)
@@ -119,6 +122,21 @@ def homogenize_scan(
         records,
         (*prepared.warnings, *doubts, *warnings),
     )
+
+
+def _check_distance(transform: Transform, prepared: Prepared) -> None:
+    """Refuse a scan whose slices would lie implausibly far apart: its image could not be read back.
+
+    Raises:
+        InputError: they would.
+    """
+    distance, own = float(max(transform.homogenized.spacing)), prepared.spacing[2]
+    if distance > EDGE_MM[1]:
+        raise InputError(
+            f"at the size of the reference its slices would lie {distance:.0f} mm apart instead of "
+            f"{own:.1f}, expected at most {EDGE_MM[1]:g} mm: is the body's mask, or the voxel size, right? "
+            "If they are, leave the distance as it is (--no-scale-z)"
+        )
 
 
 def _transform(

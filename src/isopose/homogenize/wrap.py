@@ -22,6 +22,7 @@ from isopose.homogenize.case import ENDING, image_path, make_case
 from isopose.homogenize.command import Command, how_it_ended, run_command
 from isopose.homogenize.dataset import (
     homogenize_settings,
+    refuse_series,
     say_doubts,
     scans_as_dataset,
     with_modality,
@@ -63,8 +64,7 @@ def open_scans(path: Path, series: str | None = None) -> Dataset:
         InputError: none of these, or a series is chosen of an input that is not DICOM.
     """
     if is_dataset(path):
-        if series is not None:
-            raise InputError(f"{path}: --series chooses a DICOM series, got a dataset; leave it out")
+        refuse_series(path, series)
         found = open_dataset(path)
         check_one_channel(found, "wrap")
         cases = tuple(replace(case, label=None) for case in found.cases)
@@ -157,14 +157,14 @@ def wrap_settings(
         InputError: a model that estimates no pose, or is of another modality.
     """
     estimator = open_estimator(model, config, reference)
-    homogenizing = homogenize_settings(scans, output / WORK, config, model, reference, estimator)
+    homogenizing = homogenize_settings(scans, output / WORK, config, model, reference, estimator, series)
     return WrapSettings(
         output,
         command,
         labels,
         tuple(formats),
         keep,
-        replace(homogenizing, series=series),
+        homogenizing,
         _pose_of(config, estimator),
     )
 

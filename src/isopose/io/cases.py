@@ -134,5 +134,6 @@ def _check_id(root: Path, name: str) -> None:
     odd = not name or name[0] in ".-~ " or name[-1] in ". " or len(name) > _LONGEST_ID
     if odd or _UNSAFE.search(name):
         raise InputError(
-            f"{root}: case id {name!r} cannot be a file name; use letters, digits, dot, dash, underscore"
+            f"{root}: case id {name!r} cannot be a file name; rename it: letters, digits, dots, dashes and "
+            f"underscores, the first and the last a letter or digit, at most {_LONGEST_ID} of them"
         )

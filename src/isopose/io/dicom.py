@@ -101,6 +101,7 @@ def _chosen(path: Path, series: str | None) -> list[DicomFrame]:
         raise InputError(
             f"{path}: no DICOM image series here, expected files with position, orientation and pixel size"
             + _instead(others, len(found), sum(not file.is_file() for file in unread))
+            + _volumes_below(path)
         )
     groups: dict[str, list[DicomFrame]] = {}
     for frame in scans:
@@ -115,7 +116,8 @@ def _chosen(path: Path, series: str | None) -> list[DicomFrame]:
     if len(groups) > 1:
         raise InputError(
             f"{path}: expected one image series, got {len(groups)}: {_listing(groups.values())}; "
-            "choose one by its number (--series), or give one of its files instead of the folder"
+            "give one of its files instead of the folder, or choose one by its number (--series of "
+            "homogenize, predict and wrap)"
         )
     frames = next(iter(groups.values()))
     _check_whole(path, frames, others)
@@ -269,6 +271,13 @@ def _instead(others: list[NoFrame], scouts: int = 0, broken: int = 0) -> str:
     if broken:
         parts.append(f"broken links or no files: {broken}")
     return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _volumes_below(folder: Path) -> str:
+    """Return the advice to give the folder of volumes that lie further below; empty if there are none."""
+    files = files_in(folder, below=True) if folder.is_dir() else ()
+    volume = next((file for file in files if ending(file)), None)
+    return "" if volume is None else f"; for volumes give their own folder, e.g. {volume.parent}"
 
 
 def _listing(groups: Iterable[list[DicomFrame]]) -> str:

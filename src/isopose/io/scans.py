@@ -78,7 +78,8 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
             raise InputError(f"{scan.path}: --series chooses a DICOM series, got {ending(scan.path)}")
         if names.count(scan.name) > 1:
             raise InputError(
-                f"{scan.path}: two inputs would be written as {scan.name}; predict them in two runs"
+                f"{scan.path}: two inputs would be written as {scan.name}; rename one, or give each its own "
+                "run and output folder"
             )
     return scans
 

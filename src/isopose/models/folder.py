@@ -23,6 +23,7 @@ from isopose.data.fingerprint import Fingerprint
 from isopose.data.modality import modality_of
 from isopose.errors import InputError
 from isopose.files import read_json, sha256, write_json
+from isopose.isolation import named
 from isopose.labels import Labels
 from isopose.models.info import ModelInfo
 from isopose.models.pipeline import Networks
@@ -213,6 +214,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
             mask = tensors["pose.reference_mask"]
             pipeline = Networks(config, labels.classes, mask, air, top, airs_of(fingerprint))
         pipeline.load_state_dict(tensors, assign=True)
+    except InputError as error:
+        raise InputError(named(str(error), str(manifest))) from None
     except (
         KeyError,
         TypeError,
