@@ -61,6 +61,21 @@ def test_probabilities_come_back_and_what_is_missing_is_background() -> None:
     assert mass.max() == pytest.approx(0.75, abs=1e-3)
 
 
+@pytest.mark.parametrize("axes", ["RAS", "LAS", "PIR"])
+def test_an_answer_in_another_storage_order_lies_on_the_same_side(homogenizer, axes) -> None:
+    """As a program that reads with nibabel may return it; isopose wrap takes such files as well."""
+
+    def segment(image: sitk.Image) -> sitk.Image:
+        return sitk.DICOMOrient(sitk.Cast(image > 145, sitk.sitkUInt8), axes)
+
+    image = to_sitk(SCENE.volume)
+    found = isopose.wrap(segment, homogenizer)(image)
+    shares = isopose.wrap(lambda i: {"mass": sitk.Cast(segment(i), sitk.sitkFloat32)}, homogenizer)(image)
+    for one in (found, sitk.Cast(shares["mass"] > 0.5, sitk.sitkUInt8)):
+        assert one.GetOrigin() == pytest.approx(image.GetOrigin())
+        assert dice(sitk.GetArrayFromImage(one) > 0, SCENE.truth > 0) >= 0.95
+
+
 def test_pairs_and_files_are_taken_too(homogenizer, tmp_path) -> None:
     array = SCENE.volume.array.transpose(2, 1, 0)
     pair = (array, LPS_FROM_RAS @ SCENE.volume.world_from_index)
@@ -82,13 +97,18 @@ def test_warnings_of_the_pose_are_logged(homogenizer, caplog) -> None:
     ("answer", "said"),
     [
         (lambda v: v.with_array(v.array.astype(np.float32) / 7), "whole numbers from 0 to 255"),
-        (lambda v: SCENE.volume.with_array(SCENE.truth), "does not lie on the homogenized grid"),
-        (lambda v: v.array > 145, "expected an image with its position in the patient"),
+        (lambda v: SCENE.volume.with_array(SCENE.truth), "what the function returned: .* do not lie on"),
+        (lambda v: {"mass": SCENE.volume}, "what the function returned: .* do not lie on"),
+        (lambda v: None, "what the function returned: expected an image with its position"),
+        (
+            lambda v: v.array > 145,
+            "what the function returned: expected an image with its position in the patient",
+        ),
         (lambda v: {"background": v}, "no class but the background"),
         (lambda v: {"mass": v}, "mass: expected probabilities from 0 to 1"),
         (lambda v: {"mass": v.with_array(np.full(v.array.shape, np.nan, np.float32))}, "got values from nan"),
     ],
-    ids=("image", "grid", "array", "background", "logits", "nan"),
+    ids=("image", "grid", "grid of a class", "nothing", "array", "background", "logits", "nan"),
 )
 def test_other_answers_are_refused(answer, said, homogenizer) -> None:
     with pytest.raises(InputError, match=said):

@@ -45,6 +45,17 @@ def folders(tmp_path):
     return predictions, labels
 
 
+def test_predictions_of_another_structure_are_pointed_out(folders):
+    predictions, labels = folders
+    notes = []
+    for case, names in (("case_1", {"Kidney": 1}), ("case_2", {"liver": 1, "tumor": 2}), ("case_10", [1])):
+        (predictions / f"{case}.json").write_text(json.dumps({"labels": names}))
+    evaluate(predictions, labels, KIDNEY_TUMOR, note=notes.append)
+    assert notes == [
+        "case_2: the record says liver, scored as kidney; are these the right predictions and labels?"
+    ]
+
+
 def test_scores_per_target_and_union_in_natural_order(folders):
     evaluation = evaluate(*folders, KIDNEY_TUMOR)
     assert evaluation.targets == ("kidney", "tumor", "kidney+tumor")

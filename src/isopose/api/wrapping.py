@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,13 @@ from isopose.api.images import Image, as_volume, like
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.homogenize.restore import BACKGROUND, OFF_RANGE, restore_classes
+from isopose.io.images import on_image_grid
+from isopose.isolation import named
 
 logger = logging.getLogger("isopose")
+
+#: In place of a file's name in messages.
+_RETURNED = Path("what the function returned")
 
 #: What a segmenter returns: a label map, or the probability of each class by its name.
 Segmentation = Image | Mapping[str, Image]
@@ -62,9 +68,17 @@ def wrap(
         answer = function(upright.image)
         if isinstance(answer, Mapping):
             return _restore_classes(answer, upright)
-        return used.inverse_transform(answer, upright)
+        return like(answer)(used.inverse_transform(_returned(answer, upright), upright))
 
     return wrapped
+
+
+def _returned(answer: Image, upright: Homogenized) -> Volume:
+    """Return what a function returned in the storage order of the homogenized grid, on which it must lie."""
+    try:
+        return on_image_grid(_RETURNED, as_volume(answer), upright.transform.homogenized)
+    except InputError as error:
+        raise InputError(named(str(error), str(_RETURNED))) from None
 
 
 def _restore_classes(answer: Mapping[str, Image], upright: Homogenized) -> dict[str, Any]:
@@ -78,13 +92,12 @@ def _restore_classes(answer: Mapping[str, Image], upright: Homogenized) -> dict[
     def write(name: str, volume: Volume) -> None:
         restored[name] = like(classes.get(name, some))(volume)
 
-    read = ((name, _probability(name, values)) for name, values in classes.items())
+    read = ((name, _probability(name, _returned(values, upright))) for name, values in classes.items())
     restore_classes(read, {}, upright.transform, write)
     return restored
 
 
-def _probability(name: str, values: Image) -> Volume:
-    volume = as_volume(values)
+def _probability(name: str, volume: Volume) -> Volume:
     low, high = float(volume.array.min()), float(volume.array.max())
     # Written so that NaN is refused.
     if not (low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE):

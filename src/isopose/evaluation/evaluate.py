@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from isopose.choices import Undrawn
 from isopose.data.drawn import classes_of
 from isopose.data.plane import plane_of
-from isopose.errors import InputError, first_names
+from isopose.errors import InputError, first_names, printable
 from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, score
 from isopose.files import composed, hash_of, sha256
 from isopose.geometry.volume import Volume
@@ -24,6 +24,7 @@ from isopose.io.images import read_labels
 from isopose.io.layouts.table import OLDEST
 from isopose.isolation import Failed, failure_of
 from isopose.labels import IGNORED, Labels
+from isopose.outputs import earlier_record
 from isopose.parallel import together
 from isopose.renamed import EVALUATION, with_present_names
 from isopose.strict import first_problem
@@ -144,7 +145,8 @@ def evaluate(
         allow_failed: list scans that cannot be scored instead of raising after all others are scored.
         workers: number of scans scored at once, at least one.
         progress: called with (scans done, scans in all) after each scan.
-        note: called with a message if label values were rounded.
+        note: called with a message if label values were rounded, or if the records of predictions name them
+            differently.
 
     Raises:
         InputError: nothing to score, a missing or ambiguous prediction, an unreadable file, an unknown label
@@ -158,6 +160,9 @@ def evaluate(
     wanted = _wanted(known, cases)
     missing = _missing(predictions, wanted, found, allow_missing)
     pairs = _pairs(wanted, found, known)
+    if note is not None:
+        for line in _other_names(pairs, labels):
+            note(line)
     sizes = body_sizes_mm or {}
     work = partial(
         _score_pair, labels=labels, undrawn=undrawn, sizes=sizes, tolerance_mm=tolerance_mm, note=note
@@ -291,6 +296,25 @@ def _pairs(
         if case in found:
             pairs.append(_Pair(case, patient, age, found[case], label))
     return pairs
+
+
+def _other_names(pairs: Sequence[_Pair], labels: Labels) -> list[str]:
+    """Return a warning for each label that the records of predictions name differently than the scores."""
+    scored = {value: name for name, value in labels.values.items()}
+    cases: dict[tuple[str, str], list[str]] = {}
+    for pair in pairs:
+        stem = pair.prediction.name[: -len(ending(pair.prediction))]
+        record = earlier_record(pair.prediction.parent / f"{stem}.json") or {}
+        given = record.get("labels")
+        for label, value in given.items() if isinstance(given, dict) else ():
+            wanted = scored.get(value) if isinstance(value, int) else None
+            if wanted is not None and wanted.casefold() != str(label).casefold():
+                cases.setdefault((str(label), wanted), []).append(pair.case)
+    return [
+        f"{first_names(named, NAMED)}: the record says {printable(label)}, scored as {wanted}; are these the "
+        "right predictions and labels?"
+        for (label, wanted), named in cases.items()
+    ]
 
 
 def _score_all(
