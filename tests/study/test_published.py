@@ -92,7 +92,7 @@ def missed(rows: list[dict[str, str]], arm: str) -> str:
     ],
 )
 def test_the_headline_is_that_of_the_protocol(arm: str, name: str) -> None:
-    rows = protocol("3,000")
+    rows = protocol("6,000")
     tumor, kidney = (dice(rows, arm, target) for target in ("tumor", "kidney"))
     few = below(rows, 20.0)
     assert (len(tumor), len(few)) == (200, 67)
@@ -128,7 +128,7 @@ def test_the_protocols_tables_are_those_of_the_scores() -> None:
         gains = [*gain(rows, "default", "augmented", target, "default").values()]
         assert near(cells[:2], [mean(gains), median(gains)]), (run, target)
         assert cells[2] == f"{sum(value > 0 for value in gains)} of {len(gains)}"
-    rows = protocol("3,000")
+    rows = protocol("6,000")
     for (_, least, most), (_, number, *cells) in zip(VOLUMES, groups, strict=True):
         few = below(rows, most, least)
         arms = [dice(rows, arm, "tumor") for arm in ("augmented", "default")]
