@@ -127,6 +127,9 @@ def test_a_scan_without_an_outline_is_no_reference() -> None:
     array = np.ascontiguousarray(here.volume.array[:, cut, cut])
     with pytest.raises(InputError, match="shows no outline of a body, so it cannot be the reference"):
         outline_of_scan(Volume(array, here.volume.world_from_index))
+    # Without air, as in MR: the doubt about the values tells why.
+    with pytest.raises(InputError, match=r"the reference \(no value below 0, .*\); choose another scan"):
+        outline_of_scan(Volume(array - array.min(), here.volume.world_from_index))
 
 
 def test_a_name_is_a_shipped_reference_then_a_case_then_a_path(source, tmp_path, monkeypatch) -> None:

@@ -234,7 +234,10 @@ def outline_of_scan(
     slices = slice_poses_of(transformer, prepared, settings)
     scan = find_poses(transformer, prepared, settings, slices)
     if slices is None or (scan.decision is not None and not scan.decision.outline_visible):
-        raise InputError("shows no outline of a body, so it cannot be the reference; choose another scan")
+        doubts = f" ({'; '.join(prepared.warnings)})" if prepared.warnings else ""
+        raise InputError(
+            f"shows no outline of a body, so it cannot be the reference{doubts}; choose another scan"
+        )
     rows = np.flatnonzero(scan.has_body)
     common = torch.from_numpy(scan.pose[rows[0]])
     own = transformer.pose_at_angle(slices.outline, common[ANGLE].expand(len(rows)))
