@@ -172,9 +172,11 @@ def test_arms_of_augmentation_differ_in_what_they_are_named_for_alone(augmentati
             assert config.pose.start == start
             assert not config.predict.mirror
             assert config.unet.mirror == arm.mirror
-            parts = config.unet.intensity.model_dump().values()
-            assert (config.unet.augmentation == "homogenized") == (arm.intensities or arm.elastic)
-            assert any(parts) == all(parts) == arm.intensities
+            parts = config.unet.intensity.model_dump()
+            assert parts.pop("random_convolutions") == arm.convolutions
+            changed = bool(arm.intensities or arm.elastic or arm.convolutions)
+            assert (config.unet.augmentation == "homogenized") == changed
+            assert any(parts.values()) == all(parts.values()) == arm.intensities
             assert (config.unet.elastic > 0) == arm.elastic
             assert config.unet.context == arm.context
             default = load_config(base=dict(SMALL))
@@ -183,7 +185,7 @@ def test_arms_of_augmentation_differ_in_what_they_are_named_for_alone(augmentati
             assert jitter == (usual if arm.jitter else (0.0, 0.0, 0.0))
         # Arms of one model are trained alike, and no two models are.
         models = {arm.model: config.model_dump_json() for arm, config in trained.items()}
-        assert len(set(models.values())) == len(models) == 9
+        assert len(set(models.values())) == len(models) == 10
         assert all(models[arm.model] == config.model_dump_json() for arm, config in trained.items())
 
 
