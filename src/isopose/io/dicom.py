@@ -148,10 +148,12 @@ def _found(folder: Path) -> tuple[list[DicomFrame], list[NoFrame], list[Path]]:
     """Return the frames of all files in a folder and below it, or of those that a ``DICOMDIR`` lists.
 
     Raises:
-        InputError: other volumes lie beside the slices, so the choice is ambiguous.
+        InputError: an empty folder, or other volumes lie beside the slices, so the choice is ambiguous.
     """
     if is_dicomdir(folder):
         return _looked_at(listed_files(folder))
+    if not any(folder.iterdir()):
+        raise InputError(f"{folder}: an empty folder, expected the files of a DICOM series, or volumes")
     files = files_in(folder, below=True)
     # Those in folders below are most often results.
     volumes = [file.name for file in files if file.parent == folder and ending(file)]
