@@ -110,7 +110,7 @@ def test_whatever_is_named_as_a_volume_is_a_scan_of_a_folder(tmp_path, model):
     table.write_text("image,label\n" + "".join(f"{scan.path.name},\n" for scan in scans))
     checked = check_dataset(open_dataset(table))
     for name, why in (
-        ("empty", "an empty folder, expected the files of a DICOM series, or volumes"),
+        ("empty", "is empty, expected the files of a DICOM series, or volumes"),
         ("pipe", "expected a file or a folder"),
         ("socket", "expected a file or a folder"),
     ):

@@ -296,3 +296,10 @@ def test_damage_within_a_member_is_reported_in_our_words(tmp_path):
     with pytest.raises(InputError, match=r"a\.zip: cannot be unpacked \(damaged") as caught:
         read_volume(tmp_path / "a.zip")
     assert "Muster" not in str(caught.value)
+
+
+def test_an_archive_without_files_is_called_empty(tmp_path):
+    path = tmp_path / "series.zip"
+    zipfile.ZipFile(path, "w").close()
+    with pytest.raises(InputError, match=r"series\.zip: is empty, expected the files of a DICOM series"):
+        read_volume(path)

@@ -153,7 +153,7 @@ def _found(folder: Path) -> tuple[list[DicomFrame], list[NoFrame], list[Path]]:
     if is_dicomdir(folder):
         return _looked_at(listed_files(folder))
     if not any(folder.iterdir()):
-        raise InputError(f"{folder}: an empty folder, expected the files of a DICOM series, or volumes")
+        raise InputError(f"{folder}: is empty, expected the files of a DICOM series, or volumes")
     files = files_in(folder, below=True)
     # Those in folders below are most often results.
     volumes = [file.name for file in files if file.parent == folder and ending(file)]
