@@ -1,5 +1,6 @@
 """What a training takes is foreseen, and settings that fit are found in the order that is promised."""
 
+import os
 import subprocess
 import sys
 
@@ -96,6 +97,10 @@ for _ in range(2):
     optimizer.step()
 print((peak_memory() - before) * MB, training_bytes(config, 3, "cpu") - PROCESS)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # Large blocks outside the heap, whose fragmentation changes from run to run by a sixth of the peak: it is
+    # part of what is foreseen, and of what benchmarks/memory.py measures.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     taken, foreseen = map(float, done.stdout.split())
     assert 0.5 * foreseen < taken < foreseen

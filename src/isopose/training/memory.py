@@ -22,7 +22,7 @@ PROCESS = 1000e6
 #: map of the first level: gradients, copies in the memory layout of a convolution, fragmentation. More with
 #: activation checkpointing, and again more for volumes. Measured (docs/measurements.md, "Memory of
 #: training").
-ON_THE_WAY, AGAIN, OF_VOLUMES = 10, 14, 5
+ON_THE_WAY, AGAIN, OF_VOLUMES = 10, 16, 5
 #: Bytes per weight: with its gradient and the optimizer's two moments; extra during gradient accumulation;
 #: extra copies of mixed precision; the best epoch's weights, kept on the CPU.
 A_WEIGHT, ADDED, MIXED, BEST = 16, 4, 4, 4
