@@ -1,6 +1,6 @@
 import pickle
 
-from isopose.errors import LONGEST, InputError, first_names
+from isopose.errors import LONGEST, InputError, counted, first_names
 
 
 def test_a_message_is_one_printable_line():
@@ -20,6 +20,10 @@ def test_of_many_names_the_first_are_shown():
     assert first_names(["a", "b"], 2) == "a, b"
     assert first_names(["a", "b", "c", "d"], 2) == "a, b and 2 more"
     assert first_names([], 2) == ""
+
+
+def test_a_single_one_has_no_plural() -> None:
+    assert [counted(number, "scan") for number in (0, 1, 2)] == ["0 scans", "1 scan", "2 scans"]
 
 
 def test_errors_come_back_from_workers():

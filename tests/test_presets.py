@@ -6,7 +6,7 @@ import pytest
 
 from isopose.config import Config
 from isopose.errors import InputError
-from isopose.presets import load_config
+from isopose.presets import homogenize_config, load_config
 
 
 def flat(values, prefix=""):
@@ -214,6 +214,8 @@ def test_messages_are_ours_and_not_the_librarys():
         load_config(settings=["train.fold=9"])
     with pytest.raises(InputError, match=r"^configuration: unet\.foo: no such setting; see docs/"):
         load_config(settings=["unet.foo=9"])
+    with pytest.raises(InputError, match=r"^homogenize: reference: Expected text that is not empty, got ''$"):
+        homogenize_config(reference="")
 
 
 def test_dims_3_brings_its_own_settings_which_others_may_change(tmp_path):

@@ -17,6 +17,11 @@ def first_names(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, e.g. ``1 scan`` or ``2 scans``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class IsoposeError(Exception):
     """An error that ends a run; the command line prints its message as one line and exits with 1.
 

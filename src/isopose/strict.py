@@ -45,7 +45,13 @@ def first_problem(error: ValidationError) -> InvalidValue:
     first = found[0]
     # Pydantic reports a problem for each of the types, and the fitting one need not be the first.
     alike = [one for one, key in zip(found, keys, strict=True) if key == keys[0]]
-    # "..., unable to parse string as a number" tells no more.
-    texts = [one["msg"].removeprefix("Value error, ").partition(", unable to ")[0] for one in alike]
+    texts = [_text_of(one["type"], one["msg"]) for one in alike]
     others = [text.removeprefix(_SHOULD) for text in dict.fromkeys(texts[1:]) if text.startswith(_SHOULD)]
     return InvalidValue(keys[0], " or ".join([texts[0], *others]), first["type"], first["input"])
+
+
+def _text_of(kind: str, message: str) -> str:
+    if kind == "string_too_short":
+        return "Expected text that is not empty"
+    # "..., unable to parse string as a number" tells no more.
+    return message.removeprefix("Value error, ").partition(", unable to ")[0]

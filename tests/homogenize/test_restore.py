@@ -221,7 +221,7 @@ def test_bad_answers_are_reported_and_the_rest_is_restored(done, predictions, tm
     write_labels(labels, predictions / "nobody.nii.gz")
     strange, bad, good = back(predictions, done, tmp_path / "r")
     assert "nobody.nii.gz: belongs to no case" in strange.problem
-    assert "do not lie on the image's grid" in bad.problem
+    assert "does not lie on the image's grid" in bad.problem
     assert good.problem is None
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["anna_b.json", "anna_b.nii.gz"]
     soft(done, tmp_path / "p")

@@ -192,7 +192,7 @@ def test_one_map_for_each_organ(scan, tmp_path) -> None:
 WRONG = {
     "broken": "broken.nii.gz: ",
     "fails": "fails: the command ended with exit code 3; see ",
-    "grid": "do not lie on the image's grid",
+    "grid": "does not lie on the image's grid",
     "killed": "the command was ended by SIGKILL",
     "logits": "values from -4.5 to -4.5 are neither labels (0 to 255) nor probabilities (0 to 1)",
     "nan": "holds values that are not finite",

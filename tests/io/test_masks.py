@@ -31,7 +31,7 @@ def test_missing_misfitting_and_empty_masks_are_one_line(tmp_path):
     write_labels(scan.with_array(np.zeros(scan.array.shape, np.uint8)), tmp_path / "empty.nii.gz")
     for name, message in (
         ("absent", "absent.nii.gz"),
-        ("short", "do not lie on the image's grid"),
+        ("short", "does not lie on the image's grid"),
         ("empty", "is empty, expected the body's mask"),
     ):
         with pytest.raises(InputError, match=message) as error:

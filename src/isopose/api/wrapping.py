@@ -46,9 +46,9 @@ def wrap(
         to 1.
 
     Raises:
-        InputError: options together with a homogenizer, or invalid options. The returned function raises it
-            for an image without a body, and if the result of ``function`` is of another kind or on another
-            grid.
+        InputError: no function, options together with a homogenizer, or invalid options. The returned
+            function raises it for an image without a body, and if the result of ``function`` is of another
+            kind or on another grid.
 
     Example:
         >>> import SimpleITK as sitk
@@ -56,6 +56,8 @@ def wrap(
         >>> bone = isopose.wrap(lambda image: sitk.Cast(image > 250, sitk.sitkUInt8), size=256)
         >>> bone("scan.nii.gz")  # doctest: +SKIP
     """
+    if not callable(function):
+        raise InputError(f"wrap: expected a function of an image, got {type(function).__name__}")
     if homogenizer is not None and options:
         raise InputError(f"wrap: a homogenizer has its own settings; leave {', '.join(options)} out")
     used = Homogenizer(**options) if homogenizer is None else homogenizer

@@ -17,6 +17,7 @@ from isopose.cli.options import (
     labels_of,
 )
 from isopose.cli.output import print_json
+from isopose.errors import counted
 
 if TYPE_CHECKING:
     from isopose.data.check import Problem
@@ -80,9 +81,8 @@ def check(
             }
         )
     else:
-        typer.echo(
-            f"{opened.name}: {opened.layout}, {len(opened.cases)} cases, labels {opened.labels.stored}"
-        )
+        cases = counted(len(opened.cases), "case")
+        typer.echo(f"{opened.name}: {opened.layout}, {cases}, labels {opened.labels.stored}")
         for problem in problems:
             typer.echo(f"{problem.severity}: {problem.case}: {problem.message}")
         if planes:
@@ -105,9 +105,9 @@ def check(
 def _planes(planes: "Counter[str]", data: "DataConfig") -> str:
     """Return the planes of the scans as text, with the setting that they need."""
     thick = {plane: count for plane, count in planes.items() if plane != "any"}
-    parts = [f"{plane} in {count} scans" for plane, count in sorted(thick.items())]
+    parts = [f"{plane} in {counted(count, 'scan')}" for plane, count in sorted(thick.items())]
     if planes["any"]:
-        parts.append(f"nearly cubic voxels, for any plane, in {planes['any']} scans")
+        parts.append(f"nearly cubic voxels, for any plane, in {counted(planes['any'], 'scan')}")
     said = ", ".join(parts)
     other = max(thick, key=lambda plane: thick[plane]) if thick else data.plane
     if other == data.plane:

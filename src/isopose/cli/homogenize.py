@@ -20,6 +20,7 @@ from isopose.cli.options import (
     local_path,
 )
 from isopose.cli.output import fail_if, print_json
+from isopose.errors import counted
 
 
 def homogenize(
@@ -115,7 +116,7 @@ def homogenize(
         grid, sizes = records[0].transform.grid, sorted({record.transform.grid.size for record in records})
         side = " to ".join(map(str, dict.fromkeys([sizes[0], sizes[-1]]))) if crop else str(grid.usual)
         typer.echo(
-            f"{output}  {training} cases for training, {len(records) - training} for testing, "
+            f"{output}  {counted(training, 'case')} for training, {len(records) - training} for testing, "
             f"{side} x {side} pixels of {grid.pixel_mm:.3f} mm"
         )
     fail_if(outcome.problem for outcome in outcomes)

@@ -15,7 +15,7 @@ from typing import Any
 from isopose import outputs
 from isopose.choices import Modality
 from isopose.config import HomogenizeConfig
-from isopose.errors import InputError, printable
+from isopose.errors import InputError, counted, printable
 from isopose.files import only_writer, output_folder
 from isopose.homogenize.answers import Answer, answer_of, listed_names, sort_by_case, visible_files
 from isopose.homogenize.case import ENDING, image_path, make_case
@@ -259,7 +259,7 @@ def _run_together(
         for case in cases:
             _give(settings, case.id, inputs / f"{case.id}_0000{ENDING}")
         log = settings.output / LOGS / LOG_OF_ALL
-        reporter.say(f"the command runs on {len(cases)} scans; its output: {log}")
+        reporter.say(f"the command runs on {counted(len(cases), 'scan')}; its output: {log}")
         run = _run(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
         found, strange = sort_by_case(visible_files(written), [case.id for case in cases])
         if strange:

@@ -155,9 +155,7 @@ def on_image_grid(path: Path, labels: Volume, image: Volume) -> Volume:
     detail = f"{size} voxels, the image has {wanted}"
     if there.array.shape == here.array.shape:
         detail = f"the same size, but voxels up to {there.grid_distance(here):.2f} mm apart"
-    raise InputError(
-        f"{path}: labels do not lie on the image's grid ({detail}); export both on the same grid"
-    )
+    raise InputError(f"{path}: does not lie on the image's grid ({detail}); export both on the same grid")
 
 
 def write_labels(volume: Volume, path: Path) -> None:
