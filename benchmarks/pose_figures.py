@@ -23,24 +23,24 @@ def tables_of(results: dict[str, Any]) -> str:
     lines = []
     for part, title in (
         ("all", "every slice"),
-        ("registered", "the middle slice of some scans, all contenders"),
+        ("registered", "the middle slice of some scans, all methods"),
     ):
         for group, rows in results[part].items():
             first = next(iter(rows.values()))
             lines += [f"### {group}: {title} ({first['scans']} scans, {first['slices']} slices)", ""]
             head = [
-                "",
-                "rotation error °: median / 95 / 99 % / worst",
-                "scale error %: median / 95 %",
-                "center mm: median / 95 %",
-                "mask Dice: mean / 1 % / worst",
-                "side swaps (scans)",
-                "ms a slice",
+                "method",
+                "rotation error, °: median / p95 / p99 / worst",
+                "scale error, %: median / p95",
+                "center error, mm: median / p95",
+                "mask Dice: mean / p1 / worst",
+                "side swaps, scans",
+                "ms per slice",
             ]
             if part == "all":
-                head.append("ms a scan")
+                head.append("ms per scan")
             if group == "real":
-                head.append("lean of the straight °: median / 95 %")
+                head.append("lean, °: median / p95")
             lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
             lines += [_row(name, row, part, group) for name, row in rows.items()] + [""]
     if "symmetry" in results:
@@ -48,7 +48,8 @@ def tables_of(results: dict[str, Any]) -> str:
     default = load_config().predict.min_confidence
     lines += [f"### Confidence (default threshold: {default})", ""]
     lines += [
-        "| | threshold | bad poses (over 6°) | of them caught | good ones refused | bad among the kept |",
+        "| scans: method | threshold | bad poses, slices | bad poses flagged | good poses flagged "
+        "| bad among the unflagged |",
         "| --- " * 6 + "|",
     ]
     for group, rows in results["all"].items():
@@ -66,7 +67,7 @@ def tables_of(results: dict[str, Any]) -> str:
 def _leans(symmetry: dict[str, float], rows: dict[str, Any]) -> list[str]:
     """Return a table of how far each real scan as it lies leans: by its own mirror axis, and as estimated."""
     named = {name: row["leans"] for name, row in rows.items() if name in LEANS}
-    head = ["scan before turning, lean °", "mirror axis of the image", *named]
+    head = ["scan: lean, °", "by the mirror axis of the image", *named]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for scan, axis in symmetry.items():
         lines.append(
