@@ -52,7 +52,7 @@ def test_folds_part_the_patients(scans, folds, seed, data):
 
 
 def test_one_patient_cannot_be_split():
-    with pytest.raises(InputError, match="2 folds need .* got 1; label at least two patients"):
+    with pytest.raises(InputError, match=r"2 folds need .* got 1; label at least two patients"):
         split_patients(cohort([3]), 2, 0, 0)
 
 
