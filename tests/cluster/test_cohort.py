@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import shutil
 import time
 from contextlib import nullcontext
@@ -201,7 +202,10 @@ def test_own_masks_travel_to_the_workers(isopose, given, masked, here, tmp_path,
     masks, url = masked
     assert run("alone", masks)[0] == 0
     for name, own in (("disk", masks), ("url", url)):
-        assert run(name, own, "--ray", "here")[0] == 0
+        code, said = run(name, own, "--ray", "here")
+        assert code == 0
+        # After the last scan nothing is left.
+        assert re.search(r"^\[(\d+)/\1\]$", said, re.MULTILINE)
         made, alone = (
             {place: text for place, text in contents(tmp_path / one).items() if "fingerprint" not in place}
             for one in (name, "alone")

@@ -34,7 +34,7 @@ def test_folds_part_the_patients(scans, folds, seed, data):
     known = data.draw(st.dictionaries(st.integers(0, 24), st.floats(0, 16)))
     dataset = cohort(scans, known)
     if folds > len(scans):
-        with pytest.raises(InputError, match="use fewer"):
+        with pytest.raises(InputError, match=f"use fewer, e.g. --set train.folds={len(scans)} "):
             split_patients(dataset, folds, 0, seed)
         return
     shuffled = replace(dataset, cases=tuple(data.draw(st.permutations(dataset.cases))))
@@ -49,6 +49,11 @@ def test_folds_part_the_patients(scans, folds, seed, data):
         validated.append({c.patient for c in validation})
     assert sum(len(v) for v in validated) == len(scans)  # every patient validates once
     assert max(map(len, validated)) - min(map(len, validated)) <= 1
+
+
+def test_one_patient_cannot_be_split():
+    with pytest.raises(InputError, match=r"2 folds need .* got 1; label at least two patients"):
+        split_patients(cohort([3]), 2, 0, 0)
 
 
 def test_the_draw_is_fixed_for_good():

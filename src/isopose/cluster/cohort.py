@@ -190,7 +190,8 @@ def run_cohort(
                 if now - said > REPORT or done == len(tasks):
                     said = now
                     seconds = (now - started) / done * (len(tasks) - done)
-                    reporter.say(f"[{len(results)}/{len(items)}]  about {seconds:.0f} s left")
+                    rest = f"  about {seconds:.0f} s left" if done < len(tasks) else ""
+                    reporter.say(f"[{len(results)}/{len(items)}]{rest}")
                 progress(len(results), len(items))
         finally:
             ledger.flush()

@@ -112,9 +112,11 @@ def _validation_patients(
     for case in usable:
         age = float("inf") if case.age_years is None else case.age_years
         ages[case.patient] = min(age, ages.get(case.patient, float("inf")))
-    if len(ages) < folds:
+    if (found := len(ages)) < folds:
+        fewer = f"use fewer, e.g. --set train.folds={found} (study: --folds {found})"
         raise InputError(
-            f"{dataset.root}: {folds} folds need as many labeled patients, got {len(ages)}; use fewer"
+            f"{dataset.root}: {folds} folds need as many labeled patients, got {found}; "
+            + (fewer if found > 1 else "label at least two patients")
         )
 
     def random_key(patient: str) -> str:
