@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from isopose.errors import InputError, IsoposeError, RunError
 
 #: Errors that would hit every following scan as well.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 #: Parts of messages that mean a lack of memory; PyTorch and ITK have no common exception for it.
-_NO_MEMORY = (
+_OUT_OF_MEMORY_TEXTS = (
     *("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation"),
     *("ALLOC_FAILED", "unable to allocate"),
 )
 #: Modules that call other code; a failure is never located in them.
-_CARRIERS = (__name__, "isopose.parallel", "isopose.cluster.pool")
+_DISPATCHING_MODULES = (__name__, "isopose.parallel", "isopose.cluster.pool")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def line_of(error: Exception) -> IsoposeError:
     where = _place(error)
     if isinstance(error, OSError) and error.errno is not None:
         why, file = os.strerror(error.errno), _file(error)
-        if error.errno in _NO_ROOM:
+        if error.errno in _DISK_ERRNOS:
             return RunError(f"{file or 'output'}: {why}; nothing was left half-written")
         return IsoposeError(f"{why} ({file or 'disk'}); check the file, its folder and the disk")
     if isinstance(error, ImportError) and error.name:
@@ -96,7 +96,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     # An exception of another library whose text cannot be read.
     except Exception:
         return False
-    return any(sign in text for sign in _NO_MEMORY)
+    return any(sign in text for sign in _OUT_OF_MEMORY_TEXTS)
 
 
 def _place(error: Exception) -> str:
@@ -107,7 +107,7 @@ def _place(error: Exception) -> str:
     places = [
         f" at {module}:{line}"
         for module, line in frames
-        if str(module).startswith("isopose.") and module not in _CARRIERS
+        if str(module).startswith("isopose.") and module not in _DISPATCHING_MODULES
     ]
     return places[-1] if places else ""
 

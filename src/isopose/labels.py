@@ -20,7 +20,7 @@ FEW_VALUES = 6
 SIDES = {"left": "left", "lt": "left", "l": "left", "right": "right", "rt": "right", "r": "right"}
 _GREEN, _YELLOW = "#3ddc84", "#ffd23f"
 #: Okabe and Ito's color-blind-safe palette, without colors close to these and to the figures' lines.
-_OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#009e73", "#999999")
+_PALETTE = ("#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#009e73", "#999999")
 
 
 @dataclass(frozen=True)
@@ -334,5 +334,5 @@ def class_colors(label_names: Sequence[str]) -> tuple[str, ...]:
         elif "kidney" in lowered and _GREEN not in colors:
             colors.append(_GREEN)
         else:
-            colors.append(_OTHERS[next(others) % len(_OTHERS)])
+            colors.append(_PALETTE[next(others) % len(_PALETTE)])
     return tuple(colors)

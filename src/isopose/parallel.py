@@ -24,7 +24,7 @@ R = TypeVar("R")
 #: Called with the number of items done and of all items.
 Progress = Callable[[int, int], None]
 
-_DIED = (
+_WORKER_DIED = (
     "a worker process died at this case, probably because memory ran out; run again with fewer workers, or "
     "leave it out"
 )
@@ -165,7 +165,7 @@ def _in_processes(
                 except BrokenProcessPool:
                     broken = True
                     if alone:
-                        results[number] = Failed(f"{name(items[number])}: {_DIED}", ours=True)
+                        results[number] = Failed(f"{name(items[number])}: {_WORKER_DIED}", ours=True)
                 except Exception as error:  # the result or exception cannot be pickled
                     results[number] = Failed(f"{name(items[number])}: {failure_of(error)}", ours=True)
                 while following in results:

@@ -18,7 +18,7 @@ from isopose.errors import InputError
 
 #: Timeout of collectives. Long, because one rank may preprocess a dataset while the others wait; a rank that
 #: dies is noticed at once.
-PATIENCE = timedelta(days=7)
+COLLECTIVE_TIMEOUT = timedelta(days=7)
 
 
 def launched() -> tuple[int, int]:
@@ -43,7 +43,7 @@ def strategy_for(device: str) -> Any:
     from lightning_fabric.strategies import DDPStrategy
 
     backend = "nccl" if device == "cuda" else "gloo"
-    return DDPStrategy(process_group_backend=backend, timeout=PATIENCE)
+    return DDPStrategy(process_group_backend=backend, timeout=COLLECTIVE_TIMEOUT)
 
 
 def rank() -> int:

@@ -35,7 +35,7 @@ class InvalidValue(NamedTuple):
 #: Pydantic's names of types, which follow the key where a value may be of several types.
 _TYPES = re.compile(r"(constrained-)?(bool|float|int|str)|(literal|tuple)\[.*")
 #: Beginning of pydantic's messages about a value.
-_SHOULD = "Input should be "
+_MESSAGE_PREFIX = "Input should be "
 
 
 def first_problem(error: ValidationError) -> InvalidValue:
@@ -47,5 +47,9 @@ def first_problem(error: ValidationError) -> InvalidValue:
     alike = [one for one, key in zip(found, keys, strict=True) if key == keys[0]]
     # "..., unable to parse string as a number" tells no more.
     texts = [one["msg"].removeprefix("Value error, ").partition(", unable to ")[0] for one in alike]
-    others = [text.removeprefix(_SHOULD) for text in dict.fromkeys(texts[1:]) if text.startswith(_SHOULD)]
+    others = [
+        text.removeprefix(_MESSAGE_PREFIX)
+        for text in dict.fromkeys(texts[1:])
+        if text.startswith(_MESSAGE_PREFIX)
+    ]
     return InvalidValue(keys[0], " or ".join([texts[0], *others]), first["type"], first["input"])

@@ -11,7 +11,7 @@ from isopose.data.doubts import check_values, doubts
 from isopose.data.modality import with_poses_of
 from isopose.data.plane import (
     DIRECTIONS,
-    SIZES,
+    EXTENT_NAMES,
     carried,
     check_plane,
     outline_doubts,
@@ -145,4 +145,4 @@ def test_directions_are_those_of_the_axes(plane: Plane) -> None:
     of_axis = ("across", "front to back", "head to foot")
     columns, rows, _ = axes_of(plane).T
     assert DIRECTIONS[plane] == tuple(of_axis[np.abs(axis).argmax()] for axis in (columns, rows))
-    assert [SIZES[direction] for direction in of_axis] == ["width", "depth", "height"]
+    assert [EXTENT_NAMES[direction] for direction in of_axis] == ["width", "depth", "height"]

@@ -58,7 +58,7 @@ def test_components_found_in_parts_are_the_same(shape, density, seed, in_plane, 
     runs = runs_of(drawn(shape, density, seed))
     whole = runs.components(in_plane=in_plane)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isopose.data.runs.TOGETHER", together)
+        patch.setattr("isopose.data.runs.RUNS_PER_GRAPH", together)
         np.testing.assert_array_equal(runs.components(in_plane=in_plane), whole)
 
 

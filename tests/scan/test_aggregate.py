@@ -93,7 +93,7 @@ def test_long_scans_go_in_pieces_with_the_same_result(pairs, monkeypatch):
     torch.manual_seed(0)
     values, weight = torch.randn(21, 3), torch.rand(21)
     whole = smooth_values(values, weight, Z_MM, 15.0), *pooled(values[:, :2], Z_MM, 15.0)
-    monkeypatch.setattr(aggregate, "PAIRS", pairs)
+    monkeypatch.setattr(aggregate, "PAIRS_PER_CHUNK", pairs)
     parts = smooth_values(values, weight, Z_MM, 15.0), *pooled(values[:, :2], Z_MM, 15.0)
     for one, other in zip(whole, parts, strict=True):
         assert torch.allclose(one, other, atol=1e-6)

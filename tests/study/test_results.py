@@ -9,7 +9,7 @@ from scipy import stats
 
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
-from isopose.study.arms import BY_NAME, FURTHER
+from isopose.study.arms import BY_NAME, FURTHER_COMPARISONS
 from isopose.study.figures import band_of
 from isopose.study.pace import pace_table, time_table
 from isopose.study.protocol import GOALS, primary, rise, roll_strata
@@ -340,7 +340,7 @@ def test_arms_are_compared_with_others_than_the_baseline_and_in_surface_dice() -
     table = difference_table([first, second], "both")
     assert [column.name for column in table.columns][:3] == ["Arm", "Against", "Target"]
     assert [row[:2] for row in table.rows] == [("pose", "moments"), ("moments", "pose")]
-    assert set(sum(FURTHER, ())) <= set(BY_NAME)
+    assert set(sum(FURTHER_COMPARISONS, ())) <= set(BY_NAME)
 
 
 def test_time_to_a_score_counts_pose_and_crop_and_leaves_validation_out() -> None:

@@ -11,9 +11,9 @@ from isopose.geometry.warp import warp
 from isopose.presets import load_config
 from isopose.settings import IntensityConfig
 from isopose.training.crop_augmentation import (
-    BLUR,
-    ELASTIC,
-    FACTOR,
+    BLUR_SIGMA,
+    CONTRAST_FACTOR,
+    MAX_DISPLACEMENT,
     changed,
     coarsened,
     contrasted,
@@ -49,7 +49,7 @@ def test_gamma_is_that_of_monai(gamma: float) -> None:
         torch.testing.assert_close(own, torch.as_tensor(inverted), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("factor", FACTOR)
+@pytest.mark.parametrize("factor", CONTRAST_FACTOR)
 def test_contrast_is_that_of_monai(factor: float) -> None:
     for image in images():
         expected = ScaleIntensityFixedMean(factor - 1.0, preserve_range=True)(image)
@@ -66,14 +66,14 @@ def test_blur_and_brightness_are_within_their_ranges() -> None:
     inside = (..., slice(6, -6), slice(6, -6))
     spread = [
         float(torch.as_tensor(GaussianSmooth(sigma, approx="sampled")(image[0]))[inside].std())
-        for sigma in BLUR
+        for sigma in BLUR_SIGMA
     ]
     after = changed(image[:1].repeat(16, 1, 1, 1), range(16), only("blur"), AIR)
     for one in after:
         assert spread[1] - 1e-2 <= float(one[inside].std()) <= spread[0] + 1e-2
     factors = changed(image, range(8), only("brightness"), AIR).flatten(1).std(1) / image.flatten(1).std(1)
     assert len({round(value, 4) for value in factors.tolist()}) == 8
-    assert all(FACTOR[0] <= value <= FACTOR[1] for value in factors.tolist())
+    assert all(CONTRAST_FACTOR[0] <= value <= CONTRAST_FACTOR[1] for value in factors.tolist())
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (8, 16, 16)])
@@ -145,7 +145,7 @@ def test_displacements_are_smooth_small_and_of_the_chosen_part(shape: tuple[int,
     assert moved.shape == (200, *shape, len(shape))
     touched = moved.flatten(1).any(dim=1)
     assert 0.1 < float(touched.float().mean()) < 0.3
-    assert float(moved.abs().max()) < 1.5 * ELASTIC
+    assert float(moved.abs().max()) < 1.5 * MAX_DISPLACEMENT
     # Less than the distance of neighboring pixels: nothing is folded.
     steps = moved.diff(dim=-2).abs().max()
     assert float(steps) < 2.0 / shape[-1]

@@ -15,9 +15,9 @@ from isopose.geometry.moments import moments
 from isopose.geometry.pose import ANGLE, identity_pose, matrix_from_pose
 from isopose.geometry.warp import invert, warp
 from isopose.training.turning import (
-    LEAST_SLOPE,
-    TURNED_OF_A_BATCH,
-    TURNS,
+    APPLIED_ROTATIONS,
+    MIN_SLOPE,
+    ROTATED_EVERY,
     Turning,
     between_axes,
     judged_turns,
@@ -83,8 +83,8 @@ def test_a_turned_slice_has_air_outside_and_its_angle_is_positive_from_x_to_y() 
 
     image, mask = lying_at([0.0])
     slopes(look, image + 5.0, mask, AIR)
-    assert len(seen) == 1 + len(TURNS)
-    for (turned, outline), turn in zip(seen[1:], TURNS, strict=True):
+    assert len(seen) == 1 + len(APPLIED_ROTATIONS)
+    for (turned, outline), turn in zip(seen[1:], APPLIED_ROTATIONS, strict=True):
         assert float(moments(outline).angle) == pytest.approx(turn, abs=0.02)
         assert float(turned[0, 0, 0, 0]) == AIR
         assert float(turned[0, 0, SIZE // 2, SIZE // 2]) == pytest.approx(5.0)
@@ -180,7 +180,7 @@ def test_after_an_epoch_a_part_of_the_slices_is_turned_and_all_are_compared() ->
         Batch(torch.arange(6), slices.image, slices.mask, torch.zeros(6, SIZE, SIZE, dtype=torch.uint8))
     ]
     part = judged_turns(look, reference, AIR, {"two": TRUTH["two"]}, slices, batch)
-    few = math.ceil(6 / TURNED_OF_A_BATCH)
+    few = math.ceil(6 / ROTATED_EVERY)
     assert looked == [6, few, few, few]
     assert [len(values) for values in part] == [few, 6, 3, 3]
     summary = summed_up([part])
@@ -204,10 +204,10 @@ def test_the_warning_says_what_was_seen_and_what_to_change() -> None:
     assert "\n" not in line
     for word in (
         "slope 0.04",
-        f"at least {LEAST_SLOPE}",
+        f"at least {MIN_SLOPE}",
         "pose.optimizer.epochs",
         "pose.optimizer.momentum=0.9",
     ):
         assert word in line
-    assert not Turning(LEAST_SLOPE - 0.01, 0.0, None, None, 1, "validation").learned
-    assert Turning(LEAST_SLOPE, 0.0, None, None, 1, "validation").learned
+    assert not Turning(MIN_SLOPE - 0.01, 0.0, None, None, 1, "validation").learned
+    assert Turning(MIN_SLOPE, 0.0, None, None, 1, "validation").learned

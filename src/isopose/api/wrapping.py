@@ -12,7 +12,7 @@ from isopose.api.homogenizer import Homogenized, Homogenizer
 from isopose.api.images import Image, as_volume, like
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.homogenize.restore import BACKGROUND, OFF_RANGE, restore_classes
+from isopose.homogenize.restore import BACKGROUND, PROBABILITY_TOLERANCE, restore_classes
 from isopose.io.images import on_image_grid
 from isopose.isolation import named
 
@@ -100,7 +100,7 @@ def _restore_classes(answer: Mapping[str, Image], upright: Homogenized) -> dict[
 def _probability(name: str, volume: Volume) -> Volume:
     low, high = float(volume.array.min()), float(volume.array.max())
     # Written so that NaN is refused.
-    if not (low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE):
+    if not (low >= -PROBABILITY_TOLERANCE and high <= 1.0 + PROBABILITY_TOLERANCE):
         raise InputError(
             f"wrap: {name}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}"
         )

@@ -24,7 +24,7 @@ from isopose.cli.output import fail_if, print_json
 from isopose.errors import InputError, first_names
 
 #: Largest number of volumes that are printed for a scan.
-MOST_VOLUMES = 8
+MAX_PRINTED_VOLUMES = 8
 
 
 def wrap(
@@ -119,7 +119,7 @@ def wrap(
             if outcome.record is not None:
                 files, volumes = [*outcome.record["files"]], outcome.record["volumes_ml"]
                 # The record lists all volumes, however many there are.
-                shown = list(volumes.items())[:MOST_VOLUMES]
+                shown = list(volumes.items())[:MAX_PRINTED_VOLUMES]
                 listed = "".join(f"  {name} {ml:.1f} ml" for name, ml in shown)
                 typer.echo(
                     f"{folder}/{first_names(files, 1)}{listed}{'  …' if len(volumes) > len(shown) else ''}"

@@ -29,9 +29,9 @@ Item = TypeVar("Item")
 R = TypeVar("R")
 
 #: Folder in the output for the state of the run.
-FOLDER = "cohort"
+STATE_FOLDER = "cohort"
 #: Seconds between two files of finished scans, and between two lines of progress.
-FLUSH, REPORT = 10.0, 5.0
+FLUSH_SECONDS, REPORT_SECONDS = 10.0, 5.0
 
 
 class CohortWork(Protocol[Item, R]):
@@ -164,7 +164,7 @@ def run_cohort(
     sources, results = _find_sources(work, items, cohort)
     names = [work.name(item) for item in items]
     stamps = {names[number]: cohort.stamp(found) for number, found in sources.items()}
-    ledger = Ledger(cohort.output / FOLDER)
+    ledger = Ledger(cohort.output / STATE_FOLDER)
     finished = {name for name, stamp in ledger.read().items() if stamps.get(name) == stamp}
     known = _read_known(work, items, finished, cohort.output)
     results |= known
@@ -187,7 +187,7 @@ def run_cohort(
                     ledger.add(names[number], stamps[names[number]])
                 _report(reporter, work, result)
                 now = time.monotonic()
-                if now - said > REPORT or done == len(tasks):
+                if now - said > REPORT_SECONDS or done == len(tasks):
                     said = now
                     seconds = (now - started) / done * (len(tasks) - done)
                     reporter.say(f"[{len(results)}/{len(items)}]  about {seconds:.0f} s left")
@@ -217,7 +217,7 @@ def _write_mark(cohort: Cohort, scans: int) -> str:
     """Write ``run.json`` to the output; return its token, by which workers recognize the folder."""
     token = uuid.uuid4().hex
     values = {"command": cohort.command, "scans": scans, "settings_sha256": cohort.settings_sha256}
-    (cohort.output / FOLDER / "run.json").write_json({**values, "token": token})
+    (cohort.output / STATE_FOLDER / "run.json").write_json({**values, "token": token})
     return token
 
 
@@ -288,7 +288,7 @@ class Ledger:
     def add(self, name: str, stamp: str) -> None:
         """Add a finished scan; it is written within some seconds, together with others."""
         self.fresh[name] = stamp
-        if time.monotonic() - self.flushed > FLUSH:
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -331,7 +331,7 @@ class SetUp:
         Raises:
             InputError: the folder on this machine is another one.
         """
-        mark = self.output.read([f"{FOLDER}/run.json"]).get(f"{FOLDER}/run.json", b"{}")
+        mark = self.output.read([f"{STATE_FOLDER}/run.json"]).get(f"{STATE_FOLDER}/run.json", b"{}")
         if json.loads(mark).get("token") != self.token:
             raise InputError(
                 f"{self.output}: is not the same folder on every machine; choose one on a disk that all "

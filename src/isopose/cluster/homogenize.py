@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from isopose.choices import Modality
 from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
-from isopose.cluster.cohort import FOLDER as COHORT
+from isopose.cluster.cohort import STATE_FOLDER as COHORT
 from isopose.cluster.cohort import Cohort, held, run_cohort
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place

@@ -10,7 +10,7 @@ from isopose.errors import InputError
 from isopose.models.folder import load_model
 
 #: Names of a model's files.
-NAMES = ("model.json", "weights.safetensors")
+MODEL_FILES = ("model.json", "weights.safetensors")
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class PackedModel:
             if folder is None:
                 folder = Path(held.enter_context(TemporaryDirectory(prefix="isopose-"))) / "model"
                 folder.mkdir()
-                for name in NAMES:
+                for name in MODEL_FILES:
                     if (place / name).exists():
                         (place / name).fetch(folder / name)
             try:
                 load_model(folder)
             except InputError as error:
                 raise InputError(str(error).replace(str(folder), str(place))) from None
-            return cls({name: (folder / name).read_bytes() for name in NAMES})
+            return cls({name: (folder / name).read_bytes() for name in MODEL_FILES})
 
     def unpack(self) -> TemporaryDirectory[str]:
         """Return a temporary folder with the model; it is removed with the returned object."""

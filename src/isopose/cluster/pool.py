@@ -24,13 +24,13 @@ Item = TypeVar("Item")
 R = TypeVar("R")
 
 #: Attempts for each item. One dead worker may have another cause; three make the item the likely cause.
-TRIES = 3
+MAX_TRIES = 3
 #: Consecutive failed items after which the run ends: the cause is then likely the machines or the storage.
-GIVE_UP = 20
+MAX_FAILED_ITEMS = 20
 #: Seconds without any worker after which the run ends; machines may join until then.
-PATIENCE = 300.0
+WORKER_TIMEOUT = 300.0
 #: Consecutive workers that die while starting, after which the run ends.
-STARTS = 8
+MAX_FAILED_STARTS = 8
 #: Devices of workers; with ``auto`` each has a GPU if the cluster has any.
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -93,7 +93,7 @@ class Pool:
 
         Raises:
             IsoposeError: from ``set_up``; no worker is alive; or a :class:`~isopose.errors.RunError` of an
-                item on :data:`TRIES` workers.
+                item on :data:`MAX_TRIES` workers.
         """
         return _Run(self, set_up, items, say).results()
 
@@ -155,10 +155,10 @@ class _Run(Generic[Item, R]):
         capacity = self.pool.capacity()
         if self.busy or self.idle:
             self.last_alive = time.monotonic()
-        elif time.monotonic() - self.last_alive > PATIENCE:
+        elif time.monotonic() - self.last_alive > WORKER_TIMEOUT:
             raise IsoposeError(
-                f"for {PATIENCE:.0f} s no machine has had {self.pool.cpus} CPU and {self.pool.gpus} GPU free "
-                "for a worker; start machines and give the same command again to continue"
+                f"for {WORKER_TIMEOUT:.0f} s no machine has had {self.pool.cpus} CPU and {self.pool.gpus} "
+                "GPU free for a worker; start machines and give the same command again to continue"
             )
         alive = len(self.busy) + len(self.starting) + len(self.idle)
         for _ in range(min(capacity, len(self.waiting) + len(self.busy)) - alive):
@@ -177,7 +177,7 @@ class _Run(Generic[Item, R]):
             if isinstance(failure, IsoposeError):
                 raise failure from None
             self.died_at_start += 1
-            if self.died_at_start >= STARTS:
+            if self.died_at_start >= MAX_FAILED_STARTS:
                 raise IsoposeError(f"workers die while they start, the last one: {failure}") from None
             return
         self.died_at_start = 0
@@ -198,7 +198,7 @@ class _Run(Generic[Item, R]):
                 ray.kill(actor)
             failure = _find_failure(error)
             why = failure if lives else "the worker died"
-            if self.tries[number] < TRIES:
+            if self.tries[number] < MAX_TRIES:
                 self.say(f"  item {number + 1}: {why}; trying again")
                 self.waiting.append(number)
                 return
@@ -210,12 +210,12 @@ class _Run(Generic[Item, R]):
                 else ", probably because memory ran out; give it more memory, or leave the item out"
             )
             self.given_up += 1
-            if self.given_up >= GIVE_UP:
+            if self.given_up >= MAX_FAILED_ITEMS:
                 raise IsoposeError(
-                    f"the last {GIVE_UP} items all failed {TRIES} times, the last one: {why}; fix that, and "
-                    "give the same command again to continue"
+                    f"the last {MAX_FAILED_ITEMS} items all failed {MAX_TRIES} times, the last one: {why}; "
+                    "fix that, and give the same command again to continue"
                 ) from None
-            yield number, Failed(f"{why}, {TRIES} times{hint}", ours=True)
+            yield number, Failed(f"{why}, {MAX_TRIES} times{hint}", ours=True)
             return
         self.given_up = 0
         self.idle.append(actor)

@@ -24,7 +24,7 @@ from isopose.outputs import Outcome, earlier_record, listed
 from isopose.progress import Reporter, Silent
 
 #: Entries of a record that grow with the number of slices.
-_LONG = ("slices",)
+_PER_SLICE_KEYS = ("slices",)
 
 
 @dataclass
@@ -78,7 +78,7 @@ class PredictWork:
         )
 
     def short(self, record: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in record.items() if key not in _LONG}
+        return {key: value for key, value in record.items() if key not in _PER_SLICE_KEYS}
 
     def warnings(self, record: dict[str, Any]) -> list[str]:
         return [*record["warnings"]]

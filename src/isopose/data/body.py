@@ -28,21 +28,21 @@ from isopose.geometry.volume import Volume
 PIXEL_MM = (1.0, 2.0)
 #: Half the thickness up to which a structure counts as table or cloth, as a fraction of the body's diameter,
 #: and its bounds in mm. A newborn's chest wall is about 6 mm thick, a table's shell up to 8.
-THIN, THIN_MM = 0.02, (2.0, 4.0)
+THIN_FRACTION, THIN_MM = 0.02, (2.0, 4.0)
 #: Half the width of a neck at which an arm is cut off, as a fraction of the body's diameter.
-NECK = 0.06
+NECK_FRACTION = 0.06
 #: Smallest area of a further piece of trunk, as a fraction of the slice's largest: thighs pass, arms do not.
-PIECE = 0.5
+MIN_PIECE_AREA = 0.5
 #: Fraction of a pocket of air that must lie in the trunk's convex hull, or in the trunk of nearby slices, to
 #: count as gas.
-WITHIN = 0.8
+MIN_GAS_INSIDE = 0.8
 #: Distance along z up to which slices count as nearby, as a fraction of the body's diameter; at least one
 #: slice.
-NEARBY = 0.1
+NEARBY_FRACTION = 0.1
 #: A trunk smaller than this fraction of the body with all its gas has lost its lungs.
-LOST = 0.5
+MIN_TRUNK_AREA = 0.5
 #: Fraction of voxels at the minimum from which a volume counts as clipped from below.
-CLIPPED = 0.02
+CLIPPED_FRACTION = 0.02
 #: Differences to the threshold are clipped to this when a boundary is placed between pixels.
 SOFT_HU = 400.0
 
@@ -83,7 +83,7 @@ def _threshold(array: np.ndarray, threshold_hu: float) -> float:
     """Return the threshold, raised where air was clipped to a higher value; see :func:`body_mask`."""
     lowest = float(array.min())
     # "not >" instead of "<=": NaN passes here and is reported by the code that checks the values.
-    if not lowest > 2.0 * threshold_hu or np.mean(array == lowest) < CLIPPED:
+    if not lowest > 2.0 * threshold_hu or np.mean(array == lowest) < CLIPPED_FRACTION:
         return threshold_hu
     if lowest > -50.0:
         raise InputError(
@@ -149,7 +149,7 @@ def _windows(pixels: int, size: int, wanted: slice) -> tuple[torch.Tensor, torch
     return covered.clamp(max=pixels - 1), (covered < last).float()
 
 
-def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK) -> Runs:
+def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK_FRACTION) -> Runs:
     """Find the trunk in tissue on the working grid.
 
     Args:
@@ -159,7 +159,7 @@ def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK) ->
         neck: half the width of a neck at which an arm is cut off, as a fraction of the body's diameter.
     """
     diameter = _diameter(filled(_largest(tissue)), pixel)
-    thin = _steps(float(np.clip(THIN * diameter, *THIN_MM)), pixel)
+    thin = _steps(float(np.clip(THIN_FRACTION * diameter, *THIN_MM)), pixel)
     # The opening dilates by one step more than it eroded: this restores the skin's corners and at most a stub
     # of table.
     body = filled(_largest(_opened(tissue, thin)))
@@ -168,10 +168,10 @@ def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK) ->
     wall = _opened(tissue, max(1, thin // 3))
     air = mapped(lambda whole, dense: whole & ~dense, filled(_largest(wall)), tissue)
     trunk = _without_arms(body, pixel, neck)
-    nearby = _steps(NEARBY * diameter, distance)
+    nearby = _steps(NEARBY_FRACTION * diameter, distance)
     # If both lungs were lost under a thin chest wall, the rest is a small part of the body with its gas.
     whole = _with_gas(body, air, wall, thin, nearby)
-    lost = trunk.areas < LOST * whole.areas
+    lost = trunk.areas < MIN_TRUNK_AREA * whole.areas
     if lost.any():
         again = _without_arms(whole, pixel, neck)
         trunk = merged(trunk.only(~lost[trunk.slices]), again.only(lost[again.slices]))
@@ -232,7 +232,7 @@ def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
             within[runs] = _within(gas, runs, marked[own], nearby_trunk)
     numbers = gas.components(in_plane=True)
     parts = np.bincount(numbers, within) / np.maximum(np.bincount(numbers, gas.lengths), 1)
-    return gas.only(parts[numbers] >= WITHIN)
+    return gas.only(parts[numbers] >= MIN_GAS_INSIDE)
 
 
 def _within(gas: Runs, runs: slice, trunk: np.ndarray, nearby_trunk: np.ndarray) -> np.ndarray:
@@ -262,7 +262,7 @@ def _kept(core: Runs) -> Runs:
     areas = np.bincount(numbers, largest.lengths)[numbers]
     most = np.zeros(core.shape[0])
     np.maximum.at(most, slices, areas)
-    return largest.only(areas >= PIECE * most[slices])
+    return largest.only(areas >= MIN_PIECE_AREA * most[slices])
 
 
 def _opened(runs: Runs, steps: int) -> Runs:

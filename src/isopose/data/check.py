@@ -32,11 +32,11 @@ from isopose.settings import DataConfig
 
 #: Voxel sizes (x, y, z) that differ from the cohort's median by more than these factors are outliers; slices
 #: of 0.5 to 5 mm are common.
-_OUTLIER = (3.0, 3.0, 10.0)
+_OUTLIER_FACTORS = (3.0, 3.0, 10.0)
 #: Smallest number of slices of a case.
-_FEWEST_SLICES = 3
+_MIN_SLICES = 3
 #: Fewest cases for which a median voxel size is meaningful.
-_FEW = 5
+_MIN_CASES = 5
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ def _image_errors(image: Volume, modality: Modality, plane: Plane) -> Iterable[s
             return
     stack = image.reoriented(plane)
     depth, height, width = stack.array.shape
-    if depth < _FEWEST_SLICES:
-        yield f"image: {depth} {plane} slices, expected at least {_FEWEST_SLICES}; leave the case out"
+    if depth < _MIN_SLICES:
+        yield f"image: {depth} {plane} slices, expected at least {_MIN_SLICES}; leave the case out"
     if min(height, width) < 16:
         yield (
             f"image: {plane} slices of {width} x {height} pixels are too small for a body; leave the case out"
@@ -266,13 +266,13 @@ def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
     """Yield the problems that only a comparison of cases shows."""
     yield from _twins(dataset, reports)
     spacings = [r.spacing for r in reports if r.spacing is not None]
-    if len(spacings) >= _FEW:
+    if len(spacings) >= _MIN_CASES:
         usual = np.median(spacings, axis=0)
         for case, report in zip(dataset.cases, reports, strict=True):
             if report.spacing is None:
                 continue
             ratio = np.array(report.spacing) / usual
-            if (np.maximum(ratio, 1 / ratio) > _OUTLIER).any():
+            if (np.maximum(ratio, 1 / ratio) > _OUTLIER_FACTORS).any():
                 size, median = (" x ".join(f"{s:.2f}" for s in v) for v in (report.spacing, usual))
                 text = (
                     f"image: voxels of {size} mm, where {median} mm is the median; is the voxel size right?"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from isopose.choices import Modality, Plane
-from isopose.data.plane import THICK, THICK_MM, check_plane, plane_of
+from isopose.data.plane import THICK_MM, THICK_RATIO, check_plane, plane_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.sizes import size_doubts
@@ -19,7 +19,7 @@ _HIGHEST_HU = 32000
 #: Beyond this no calibration, however wrong, is CT.
 _IMPOSSIBLE_HU = 1e6
 #: MR may have negative values after interpolation, up to this part of the highest.
-_NEGATIVE = 0.2
+_MAX_NEGATIVE_SHARE = 0.2
 #: Largest usual angle in degrees between the scan's and the patient's axes.
 _OBLIQUE_DEGREES = 20.0
 
@@ -68,7 +68,7 @@ def doubts(
     """
     low, high = float(upright.array.min()), float(upright.array.max())
     if modality == "mr":
-        if low < 0 and -low > _NEGATIVE * high:
+        if low < 0 and -low > _MAX_NEGATIVE_SHARE * high:
             yield f"values from {low:g} to {high:g}, but MR has none below 0; is it CT, or a computed map?"
     elif low < high:
         if high - low < _NARROW_HU:
@@ -84,7 +84,7 @@ def doubts(
         elif high > _HIGHEST_HU:
             yield f"values up to {high:g} are not plausible HU; is the rescale slope missing?"
     x, y, z = upright.spacing
-    thick = max(x, y) > THICK * min(x, y) or (max(x, y) > THICK * z and max(x, y) > THICK_MM)
+    thick = max(x, y) > THICK_RATIO * min(x, y) or (max(x, y) > THICK_RATIO * z and max(x, y) > THICK_MM)
     # MR of another plane is refused.
     if plane == "axial" and thick and not (modality == "mr" and plane_of(upright) not in (None, plane)):
         yield (

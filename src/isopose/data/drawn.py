@@ -6,7 +6,7 @@ from isopose.choices import Undrawn
 from isopose.labels import IGNORED, Labels
 
 #: Fewest labeled slices whose distances can be called regular.
-_FEWEST = 3
+_MIN_LABELED_SLICES = 3
 
 
 def classes_of(array: np.ndarray, labels: Labels, undrawn: Undrawn) -> np.ndarray:
@@ -54,7 +54,7 @@ def interval_of(shown: np.ndarray) -> int | None:
         2 or more; None where labeled slices are neighbors, irregular, or fewer than three.
     """
     apart = np.diff(np.flatnonzero(shown))
-    if len(apart) + 1 < _FEWEST or apart.min() < 2:
+    if len(apart) + 1 < _MIN_LABELED_SLICES or apart.min() < 2:
         return None
     least = int(apart.min())
     regular = not (apart % least).any() and 2 * np.count_nonzero(apart == least) > len(apart)

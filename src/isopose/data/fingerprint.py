@@ -32,7 +32,7 @@ from isopose.data.normalization import (
     scale_of_scan,
     scaling_of,
 )
-from isopose.data.plane import DIRECTIONS, SIZES, carried
+from isopose.data.plane import DIRECTIONS, EXTENT_NAMES, carried
 from isopose.data.tissue import Tissue, UsualTissue, tissue_of, usual_tissue
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -47,7 +47,7 @@ from isopose.settings import DataConfig
 from isopose.strict import STRICT, Count, first_problem
 
 #: Margin of the frame around the largest body's box, as a fraction of the box's side.
-MARGIN = 0.04
+FRAME_MARGIN = 0.04
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -284,7 +284,7 @@ def reduce_facts(
         ),
         body_median_mm=_two(np.median(body, axis=0)),
         body_max_mm=_two(body.max(axis=0)),
-        fov_mm=float(body.max() * (1.0 + MARGIN)),
+        fov_mm=float(body.max() * (1.0 + FRAME_MARGIN)),
         labels=tuple(_label(name, index, facts) for index, name in enumerate(labels.names)),
         tissue=usual_tissue(tissues) if tissues else None,
     )
@@ -336,7 +336,7 @@ def describe(fingerprint: Fingerprint, plane: Plane = "axial") -> list[tuple[str
         ("voxel size", f"{_by(f.spacing_median)} mm ({_by(f.spacing_min)} to {_by(f.spacing_max)})"),
         ("slices", f"{f.slices_median:g} ({f.slices_min} to {f.slices_max})"),
         (
-            f"body, {' x '.join(SIZES[direction] for direction in DIRECTIONS[plane])}",
+            f"body, {' x '.join(EXTENT_NAMES[direction] for direction in DIRECTIONS[plane])}",
             f"{_by(f.body_median_mm, 0)} mm (at most {_by(f.body_max_mm, 0)})",
         ),
         ("frame", f"{f.fov_mm:.0f} mm square holds every body"),

@@ -22,11 +22,11 @@ from isopose.choices import Modality, Plane
 from isopose.data.body import body_box
 from isopose.data.doubts import check_values, doubts
 from isopose.data.drawn import classes_of, structures, undrawn_doubt
-from isopose.data.fingerprint import MARGIN, Fingerprint
+from isopose.data.fingerprint import FRAME_MARGIN, Fingerprint
 from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import ByScan, Channel, Scale, pose_channel_of
 from isopose.data.plane import carried, outline_doubts, outlines
-from isopose.data.resample import FEW, chunks, warped, warped_labels
+from isopose.data.resample import CACHED_VOXELS, chunks, warped, warped_labels
 from isopose.data.tissue import UsualTissue, tissue_of, unlike
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
@@ -281,7 +281,7 @@ def _normalize_into(
     # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does. No value of
     # a scan is below the air that surrounds it in the network's input.
     low, high = max(scale.air, scaling.air), min(scale.top, scaling.top)
-    for part in chunks(array.shape, size, FEW):
+    for part in chunks(array.shape, size, CACHED_VOXELS):
         slices = warped(scale.normalize(array[part]), slice_from_frame, size, scale.air, "bicubic")
         np.clip(slices, low, high, out=out[part])
 
@@ -319,10 +319,10 @@ def frame_of(
     x0, y0, x1, y1 = body_box(body, spacing)
     side = max(x1 - x0, y1 - y0)
     warnings: tuple[str, ...] = ()
-    fov = side * (1.0 + MARGIN) if usual is None else usual
+    fov = side * (1.0 + FRAME_MARGIN) if usual is None else usual
     # A tolerance, so that the largest training body, for which the frame was made, fits despite rounding.
     if usual is not None and side > usual * (1.0 + 1e-6):
-        fov = side * (1.0 + MARGIN)
+        fov = side * (1.0 + FRAME_MARGIN)
         warnings = (
             f"the body is {side:.0f} mm wide and the frame {usual:.0f} mm; "
             f"this case's frame was made {fov:.0f} mm, so its pixels are larger than those of the others",

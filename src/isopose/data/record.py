@@ -19,7 +19,7 @@ from isopose.labels import IGNORED, Labels
 from isopose.strict import STRICT, Hash
 
 #: Names of the arrays besides the images, uint8; each is ``NAME.b2nd`` in the case's folder.
-_MARKS = ("mask", "labels")
+_MASK_ARRAYS = ("mask", "labels")
 
 Triple = tuple[int, int, int]
 
@@ -77,7 +77,7 @@ class Record:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
-RECORD = TypeAdapter(Record)
+RECORD_ADAPTER = TypeAdapter(Record)
 
 
 def image_name(channel: int) -> str:
@@ -87,7 +87,7 @@ def image_name(channel: int) -> str:
 
 def array_names(channels: int) -> tuple[str, ...]:
     """Return the names of all arrays of a case with this number of channels."""
-    return (*map(image_name, range(channels)), *_MARKS)
+    return (*map(image_name, range(channels)), *_MASK_ARRAYS)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def record_of(
 def read_stored_record(folder: Path) -> Record | None:
     """Read the record in a case's folder; None if it is missing, of another version or damaged."""
     try:
-        record = RECORD.validate_json(read_text(folder / "record.json", "a record"))
+        record = RECORD_ADAPTER.validate_json(read_text(folder / "record.json", "a record"))
     except (InputError, ValidationError):
         return None
     depth = record.shape[0]

@@ -15,7 +15,7 @@ from isopose.geometry.warp import Mode, warp
 from isopose.geometry.weighted import warp_alike, warp_straight
 
 #: Voxels at a time where several arrays of their size should stay in the processor's cache.
-FEW = 1_100_000
+CACHED_VOXELS = 1_100_000
 
 
 def warped_labels(
@@ -36,7 +36,7 @@ def warped_labels(
     out = scratch.zeros((len(labels), *size), np.uint8)
     # Slices with different scales are blurred together with the widest kernel among them.
     alike = input_from_output.ndim == 2 or bool((input_from_output == input_from_output[:1]).all())
-    for part in chunks(labels.shape, size, FEW if alike else CHUNK):
+    for part in chunks(labels.shape, size, CACHED_VOXELS if alike else CHUNK):
         chunk, matrix = labels[part], input_from_output
         matrix = matrix if matrix.ndim == 2 else matrix[part]
         shares = [

@@ -19,7 +19,7 @@ CHUNK = 4_000_000
 
 #: Runs whose components are found at a time, since the graph of their neighbors takes many times their
 #: memory.
-TOGETHER = 250_000
+RUNS_PER_GRAPH = 250_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +165,10 @@ class Runs:
         return _joined(one, other, count)[numbers]
 
     def _parts(self) -> list[slice]:
-        """Return parts of about :data:`TOGETHER` runs that end at the end of a slice."""
+        """Return parts of about :data:`RUNS_PER_GRAPH` runs that end at the end of a slice."""
         parts, start = [], 0
         while start < len(self.starts):
-            last = int(self.starts[min(start + TOGETHER, len(self.starts)) - 1]) // self.per_slice
+            last = int(self.starts[min(start + RUNS_PER_GRAPH, len(self.starts)) - 1]) // self.per_slice
             parts.append(slice(start, self._from_slice(last + 1)))
             start = parts[-1].stop
         return parts

@@ -23,7 +23,7 @@ from isopose.data.fingerprint import Fingerprint
 from isopose.data.modality import modality_of
 from isopose.data.normalization import pose_channel_of
 from isopose.data.preprocess import prepare
-from isopose.data.record import RECORD, Record, StoredCase, image_name, read_stored_record, record_of
+from isopose.data.record import RECORD_ADAPTER, Record, StoredCase, image_name, read_stored_record, record_of
 from isopose.devices import one_thread
 from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of, only_writer, read_json, replacing, write_json
@@ -212,7 +212,7 @@ def write_case(
                 temporary.write_bytes(_compressed(array))
         arrays = hashes(folder, (folder / f"{name}.b2nd" for name in contents))
         record = record_of(case, prepared, labels, arrays, sources)
-        write_json(folder / "record.json", RECORD.dump_python(record, mode="json"))
+        write_json(folder / "record.json", RECORD_ADAPTER.dump_python(record, mode="json"))
 
 
 def _compressed(array: np.ndarray) -> bytes:

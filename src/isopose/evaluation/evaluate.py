@@ -21,7 +21,7 @@ from isopose.geometry.volume import Volume
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.endings import ending
 from isopose.io.images import read_labels
-from isopose.io.layouts.table import OLDEST
+from isopose.io.layouts.table import MAX_AGE_YEARS
 from isopose.isolation import Failed, failure_of
 from isopose.labels import IGNORED, Labels
 from isopose.outputs import earlier_record
@@ -32,7 +32,7 @@ from isopose.version import __version__
 
 FORMAT = "isopose-evaluation/1"
 #: Largest number of cases that a message lists.
-NAMED = 10
+MAX_NAMED_CASES = 10
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
     """Return the case ids to score, in natural order."""
     unknown = sorted(set(cases or ()) - set(known), key=_natural)
     if unknown:
-        raise InputError(f"no label for {first_names(unknown, NAMED)}; cases to score need one")
+        raise InputError(f"no label for {first_names(unknown, MAX_NAMED_CASES)}; cases to score need one")
     wanted = sorted(known if cases is None else set(cases), key=_natural)
     if not wanted:
         raise InputError("nothing to score: no case with a label was found")
@@ -272,8 +272,8 @@ def _missing(
     if missing and (not allowed or len(missing) == len(wanted)):
         raise InputError(
             f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: "
-            f"{first_names(missing, NAMED)}; predict them, give the folder of the labels that were predicted "
-            "(DATASET/labelsTs), or allow missing ones (--allow-missing)"
+            f"{first_names(missing, MAX_NAMED_CASES)}; predict them, give the folder of the labels that were "
+            "predicted (DATASET/labelsTs), or allow missing ones (--allow-missing)"
         )
     return missing
 
@@ -289,9 +289,9 @@ def _pairs(
     pairs = []
     for case in wanted:
         label, patient, age = known[case]
-        if age is not None and not 0 <= age <= OLDEST:
+        if age is not None and not 0 <= age <= MAX_AGE_YEARS:
             raise InputError(
-                f"{case}: age of {age:g} years, expected 0 to {OLDEST}; correct it or leave it out"
+                f"{case}: age of {age:g} years, expected 0 to {MAX_AGE_YEARS}; correct it or leave it out"
             )
         if case in found:
             pairs.append(_Pair(case, patient, age, found[case], label))
@@ -311,8 +311,8 @@ def _other_names(pairs: Sequence[_Pair], labels: Labels) -> list[str]:
             if wanted is not None and wanted.casefold() != str(label).casefold():
                 cases.setdefault((str(label), wanted), []).append(pair.case)
     return [
-        f"{first_names(named, NAMED)}: the record says {printable(label)}, scored as {wanted}; are these the "
-        "right predictions and labels?"
+        f"{first_names(named, MAX_NAMED_CASES)}: the record says {printable(label)}, scored as {wanted}; are "
+        "these the right predictions and labels?"
         for (label, wanted), named in cases.items()
     ]
 

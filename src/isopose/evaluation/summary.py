@@ -21,7 +21,7 @@ AGE_STRATA: tuple[tuple[str, float, float], ...] = (
 )
 
 #: Fewest pairs for a Wilcoxon test: with five, p cannot fall below 0.06.
-FEWEST_PAIRS = 6
+MIN_PAIRS = 6
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class PairedDifference:
         sd_difference: its standard deviation (n - 1).
         better: patients for whom the second is better.
         worse: patients for whom it is worse.
-        p_value: two-sided Wilcoxon signed-rank test; ``None`` below :data:`FEWEST_PAIRS` patients.
+        p_value: two-sided Wilcoxon signed-rank test; ``None`` below :data:`MIN_PAIRS` patients.
         unpaired: patients with a value in one of the two only, such as a structure missed once.
     """
 
@@ -285,7 +285,7 @@ def _paired(a: Sequence[CaseScores], b: Sequence[CaseScores], target: str, metri
 
 def wilcoxon(difference: np.ndarray) -> float | None:
     """Return the two-sided p-value of the signed-rank test; 1 if nothing differs."""
-    if len(difference) < FEWEST_PAIRS:
+    if len(difference) < MIN_PAIRS:
         return None
     if not difference.any():
         return 1.0

@@ -27,9 +27,9 @@ from isopose.version import __version__
 #: ONNX operator set: the first whose GridSample has PyTorch's modes.
 OPSET = 20
 #: Number of slices for tracing; the graphs take any number from 2.
-TRACED = 7
+TRACED_SLICES = 7
 #: Largest number of slices of a graph.
-MOST = 65536
+MAX_SLICES = 65536
 
 
 def export_onnx(model: Model, folder: Path) -> None:
@@ -63,14 +63,14 @@ def export_onnx(model: Model, folder: Path) -> None:
     # export.json is written last: if it exists, the graphs beside it are complete and belong to it.
     (folder / "export.json").unlink(missing_ok=True)
     size = model.config.data.size
-    values, mask = torch.zeros(TRACED, 1, size, size), torch.ones(TRACED, 1, size, size)
+    values, mask = torch.zeros(TRACED_SLICES, 1, size, size), torch.ones(TRACED_SLICES, 1, size, size)
     name = "hu" if model.modality == "ct" else "values"
     last: dict[str, Tensor] = {}
     if not isinstance(model.fingerprint.channels[0].scale, Intensity):
         last["scale"] = torch.tensor([0.0, 1.0, 0.5, 0.5])
     fast = for_prediction(model)
     if model.config.dims == 3:
-        theta, numbers = torch.eye(4)[None], torch.arange(TRACED - 2)
+        theta, numbers = torch.eye(4)[None], torch.arange(TRACED_SLICES - 2)
         _write(
             VolumePoseGraph(model),
             {name: values, "mask": mask, "shown": numbers, "apart": torch.full((1,), 0.02), **last},
@@ -86,7 +86,10 @@ def export_onnx(model: Model, folder: Path) -> None:
             ("labels", "probabilities"),
         )
     else:
-        theta, z_mm = torch.eye(3).repeat(TRACED, 1, 1), torch.arange(TRACED, dtype=torch.float32)
+        theta, z_mm = (
+            torch.eye(3).repeat(TRACED_SLICES, 1, 1),
+            torch.arange(TRACED_SLICES, dtype=torch.float32),
+        )
         _write(
             PoseGraph(model),
             {name: values, "mask": mask, "z_mm": z_mm, **last},
@@ -143,7 +146,7 @@ def _write(
         outputs: names of the outputs.
     """
     free = (*free, *[None] * (len(given) - len(free)))
-    axes = {name: torch.export.Dim(name, min=2, max=MOST) for name in free if name is not None}
+    axes = {name: torch.export.Dim(name, min=2, max=MAX_SLICES) for name in free if name is not None}
     with torch.no_grad(), replacing(path) as temporary, warnings.catch_warnings():
         # The exporter warns about its own internals, and about axes that share a name.
         warnings.simplefilter("ignore")

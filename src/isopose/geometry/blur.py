@@ -14,7 +14,7 @@ from isopose.devices import one_thread
 #: blur is a Gaussian of one pixel's full width at half maximum (Cardoso et al., MICCAI 2015, eq. 2).
 SIGMA_FACTOR = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
 #: Below a fifth of a pixel the neighbors' weights are under 1e-5, and nothing is blurred.
-LEAST_SIGMA = 0.2
+MIN_SIGMA = 0.2
 #: Radius of the blur in an exported graph, in pixels: three sigma where an output pixel spans 5.6.
 GRAPH_RADIUS = 7
 
@@ -76,7 +76,7 @@ def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
     widest = float(sigma.max()) if len(sigma) else 0.0
     if not math.isfinite(widest):
         raise FloatingPointError("a pose or crop is not finite")
-    if widest < LEAST_SIGMA:
+    if widest < MIN_SIGMA:
         return image
     radius = min(math.ceil(3.0 * widest), image.shape[3 - axis])
     kernel = _gaussian(sigma, radius)

@@ -24,7 +24,7 @@ MIN_CROP = 0.25
 #: organ's.
 MIN_DEPTH = 0.05
 #: Quantile of the slices' box edges that a common crop may leave out on each side.
-OUTERMOST = 0.15
+EDGE_QUANTILE = 0.15
 
 
 def whole_frame(dims: int) -> Tensor:
@@ -139,12 +139,12 @@ def box_overlap(a: Tensor, b: Tensor) -> Tensor:
 def common_crop(theta2: Tensor) -> Tensor:
     """Return one crop ``(3, 3)`` for a scan from the crops ``(N, 3, 3)`` of its slices.
 
-    Each edge is a quantile of the slices' edges (:data:`OUTERMOST`), so that the crop holds most slices'
+    Each edge is a quantile of the slices' edges (:data:`EDGE_QUANTILE`), so that the crop holds most slices'
     boxes and no single slice decides.
     """
     boxes = box_from_matrix(theta2)
-    low = torch.quantile(boxes[:, :2], OUTERMOST, dim=0)
-    high = torch.quantile(boxes[:, 2:], 1.0 - OUTERMOST, dim=0)
+    low = torch.quantile(boxes[:, :2], EDGE_QUANTILE, dim=0)
+    high = torch.quantile(boxes[:, 2:], 1.0 - EDGE_QUANTILE, dim=0)
     return matrix_from_box(torch.cat([low, high]))
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isopose.geometry.blur import LEAST_SIGMA, blur, prefilter_sigmas
+from isopose.geometry.blur import MIN_SIGMA, blur, prefilter_sigmas
 from isopose.geometry.volume import PixelWindow
 from isopose.geometry.warp import Size, invert, sampling_grid
 
@@ -60,7 +60,7 @@ def window_of(
     """
     # A sample depends on one pixel on each side, and on the pixels that the blur mixes into it.
     sigma = float(prefilter_sigmas(input_from_output, input_size, size).max())
-    reach = 1 + (math.ceil(3.0 * sigma) if sigma >= LEAST_SIGMA else 0)
+    reach = 1 + (math.ceil(3.0 * sigma) if sigma >= MIN_SIGMA else 0)
     y, x = (
         torch.tensor([part.start - reach, part.stop + reach]) * 2.0 / side - 1.0
         for part, side in zip(box, input_size, strict=True)

@@ -23,7 +23,7 @@ PEDESTAL = 0.5
 SIZE, SHIFTS = 96, (-4, -2, 0, 2, 4)
 #: Steps to either side that are tried, and a step in radians; between them the peak is interpolated by a
 #: parabola.
-STEPS, STEP = 15, math.radians(3)
+ANGLE_STEPS, ANGLE_STEP = 15, math.radians(3)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def symmetry_axis(image: Tensor, mask: Tensor) -> Symmetry:
     low, high = (inside.min(), inside.max()) if inside.numel() else (image.min(), image.max())
     value = mask * (PEDESTAL + ((image - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0))
     center = moments(mask).center
-    angles = torch.arange(-STEPS, STEPS + 1, device=image.device) * STEP
+    angles = torch.arange(-ANGLE_STEPS, ANGLE_STEPS + 1, device=image.device) * ANGLE_STEP
     scores = []
     for angle in angles:
         zero = torch.zeros_like(center)
@@ -68,4 +68,4 @@ def symmetry_axis(image: Tensor, mask: Tensor) -> Symmetry:
     offset = (0.5 * (before - after) / bend).clamp(-1.0, 1.0)
     # Empty slices would be perfectly symmetric.
     has_body = mask.flatten(1).any(dim=1)
-    return Symmetry(angles[peak] + offset * STEP, torch.where(has_body, table.amax(dim=0), 0.0))
+    return Symmetry(angles[peak] + offset * ANGLE_STEP, torch.where(has_body, table.amax(dim=0), 0.0))

@@ -15,7 +15,7 @@ from isopose.geometry.blur import blur, prefilter_sigmas
 from isopose.geometry.warp import Mode, sampling_grid, warp
 
 #: Parameter of the cubic kernel (Keys, 1981) in PyTorch.
-CUBIC = -0.75
+CUBIC_A = -0.75
 
 
 @one_thread()
@@ -140,8 +140,8 @@ def _cubic_weights(matrix: tuple[float, ...], input_size: tuple[int, int], size:
         place = (along + 1.0) * (side / 2.0) - 0.5
         pixels = place.floor()[..., None] + torch.arange(-1.0, 3.0)
         off = (place[..., None] - pixels).abs()
-        near = ((CUBIC + 2.0) * off - (CUBIC + 3.0)) * off * off + 1.0
-        far = ((CUBIC * off - 5.0 * CUBIC) * off + 8.0 * CUBIC) * off - 4.0 * CUBIC
+        near = ((CUBIC_A + 2.0) * off - (CUBIC_A + 3.0)) * off * off + 1.0
+        far = ((CUBIC_A * off - 5.0 * CUBIC_A) * off + 8.0 * CUBIC_A) * off - 4.0 * CUBIC_A
         inside = (pixels >= 0) & (pixels < side)
         shares = torch.where(off <= 1.0, near, far) * inside
         rows_and_columns.append((pixels.clamp(0, side - 1).long(), shares))

@@ -10,25 +10,25 @@ import numpy as np
 from isopose.errors import InputError, first_names, printable
 from isopose.files import composed
 from isopose.geometry.volume import Volume
-from isopose.homogenize.restore import OFF_RANGE, restore_classes
+from isopose.homogenize.restore import PROBABILITY_TOLERANCE, restore_classes
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.io.endings import ending
-from isopose.io.images import ROUNDING, on_image_grid, read_labels, read_volume
+from isopose.io.images import LABEL_TOLERANCE, on_image_grid, read_labels, read_volume
 from isopose.io.sources import files_beside
 from isopose.labels import Labels, voxels_of
 from isopose.outputs import earlier_record
 
 #: Extension of nnU-Net's files of probabilities, and the array's name in its versions.
-PACKED, KEYS = ".npz", ("probabilities", "softmax")
+NPZ_EXTENSION, NPZ_KEYS = ".npz", ("probabilities", "softmax")
 #: Largest deviation of a sum of probabilities from 1 that rounding to 16 bits may cause.
-OFF_SUM = 0.02
+SUM_TOLERANCE = 0.02
 #: Fraction of the foreground in which a label map must equal the argmax, if both have the same axis order.
-AGREEING = 0.99
+MIN_ARGMAX_AGREEMENT = 0.99
 #: Number of files named in a message.
-NAMED = 5
+MAX_NAMED_FILES = 5
 #: nnU-Net's readers, by their names in its plans, that keep the axis order of a file.
-IN_FILES_AXES = ("SimpleITKIO", "NibabelIO")
+FILE_ORDER_READERS = ("SimpleITKIO", "NibabelIO")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def visible_files(folder: Path) -> list[str]:
 def answer_of(folder: Path, names: Sequence[str]) -> Answer:
     """Sort the files of one scan by their extensions into images, packed probabilities and others."""
     images = tuple(name for name in names if ending(Path(name)))
-    packed = tuple(name for name in names if name.lower().endswith(PACKED))
+    packed = tuple(name for name in names if name.lower().endswith(NPZ_EXTENSION))
     # A data file that a header names is part of that image.
     parts = {path.resolve() for name in images for path in files_beside(folder / name)}
     others = (name for name in names if name not in images and name not in packed)
@@ -176,11 +176,11 @@ def _check_apart(names: Sequence[str]) -> None:
 
 def listed_names(names: Sequence[str]) -> str:
     """Return names of files, which may be any bytes, for a line that is printed."""
-    return first_names([printable(name) for name in names], NAMED)
+    return first_names([printable(name) for name in names], MAX_NAMED_FILES)
 
 
 def _stem(name: str) -> str:
-    suffix = ending(Path(name)) or (PACKED if name.lower().endswith(PACKED) else "")
+    suffix = ending(Path(name)) or (NPZ_EXTENSION if name.lower().endswith(NPZ_EXTENSION) else "")
     return composed(name[: len(name) - len(suffix)])
 
 
@@ -198,7 +198,7 @@ def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> 
                 return volume.with_array(volume.array.astype(np.uint8))
         elif _are_whole(volume.array, high) and np.rint(low) >= 0 and np.rint(high) <= 255:
             return read_labels(path, like=transform.homogenized, note=notes.append)
-        elif low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE:
+        elif low >= -PROBABILITY_TOLERANCE and high <= 1.0 + PROBABILITY_TOLERANCE:
             return volume
     except InputError as error:
         # The file is in a temporary folder, whose path would not help the user.
@@ -214,7 +214,7 @@ def _are_whole(array: np.ndarray, high: float) -> bool:
     """Return True if all values are whole within the tolerance for labels, and not small probabilities."""
     if np.rint(high) < 1:
         return not array.any()
-    return all(float(np.abs(plane - np.rint(plane)).max()) <= ROUNDING for plane in array)
+    return all(float(np.abs(plane - np.rint(plane)).max()) <= LABEL_TOLERANCE for plane in array)
 
 
 def _check_named(name: str, volume: Volume, labels: Labels) -> None:
@@ -266,7 +266,7 @@ def _from_packed(
     best = array.argmax(axis=0)
     # In the file's axes, or in nibabel's, which point to the patient's right and front.
     fits = [_agree(turned, beside.array) for turned in (best, best[:, ::-1, ::-1])]
-    if all(fits) and _reader_of(path.parent) in IN_FILES_AXES:
+    if all(fits) and _reader_of(path.parent) in FILE_ORDER_READERS:
         fits[1] = False
     if sum(fits) != 1:
         why = "any order of the axes fits" if all(fits) else "it shows other labels than"
@@ -286,7 +286,7 @@ def _from_packed(
 def _agree(best: np.ndarray, labels: np.ndarray) -> bool:
     """Return True if two label maps agree within the union of their foregrounds, or both are empty."""
     marked = (best > 0) | (labels > 0)
-    return not marked.any() or bool(np.mean(best[marked] == labels[marked]) >= AGREEING)
+    return not marked.any() or bool(np.mean(best[marked] == labels[marked]) >= MIN_ARGMAX_AGREEMENT)
 
 
 def _reader_of(folder: Path) -> str | None:
@@ -300,7 +300,7 @@ def _unpacked(path: Path) -> np.ndarray | None:
     """Return the array ``(class, z, y, x)`` of an NPZ file; None if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            key = next((key for key in KEYS if key in file), None)
+            key = next((key for key in NPZ_KEYS if key in file), None)
             array = None if key is None else file[key]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
@@ -310,4 +310,4 @@ def _unpacked(path: Path) -> np.ndarray | None:
 def _add_up_to_one(array: np.ndarray) -> bool:
     """Return whether probabilities ``(class, z, y, x)`` are finite and add up to 1, slice by slice."""
     sums = (array[:, z].sum(axis=0, dtype=np.float32) for z in range(array.shape[1]))
-    return all(bool((np.abs(one - 1.0) <= OFF_SUM).all()) for one in sums)
+    return all(bool((np.abs(one - 1.0) <= SUM_TOLERANCE).all()) for one in sums)

@@ -24,7 +24,7 @@ from isopose.labels import Labels
 from isopose.outputs import Outcome, damaged, remove, replacing_results
 from isopose.version import __version__
 
-ENDING = ".nii.gz"
+IMAGE_EXTENSION = ".nii.gz"
 
 CaseOutcome = Outcome[CaseRecord]
 
@@ -132,8 +132,8 @@ def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str
 
 def _paths(root: Path, case: str, part: str, channels: int) -> list[Path]:
     """Return the paths of a case's label map and of its images."""
-    images = [root / f"images{part}" / f"{case}_{number:04d}{ENDING}" for number in range(channels)]
-    return [root / f"labels{part}" / f"{case}{ENDING}", *images]
+    images = [root / f"images{part}" / f"{case}_{number:04d}{IMAGE_EXTENSION}" for number in range(channels)]
+    return [root / f"labels{part}" / f"{case}{IMAGE_EXTENSION}", *images]
 
 
 def image_path(root: Path, case: str, channel: int = 0) -> Path:

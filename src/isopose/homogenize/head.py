@@ -8,7 +8,7 @@ from typing import Any
 from isopose.data.modality import modality_of
 from isopose.errors import InputError
 from isopose.files import composed, write_json, write_text
-from isopose.homogenize.case import ENDING, CaseOutcome, HomogenizeSettings
+from isopose.homogenize.case import IMAGE_EXTENSION, CaseOutcome, HomogenizeSettings
 from isopose.homogenize.estimator import PoseEstimator
 from isopose.homogenize.record import FOLDER, FORMAT, HEAD
 from isopose.io.cases import Case, Dataset
@@ -104,7 +104,7 @@ def finish(
             "channel_names": _channel_names(dataset, head),
             **dataset.labels.for_nnunet(),
             "numTraining": sum(record.part == "Tr" for record in records),
-            "file_ending": ENDING,
+            "file_ending": IMAGE_EXTENSION,
         }
         write_json(settings.root / "dataset.json", described)
     cases = [record.case for record in records]

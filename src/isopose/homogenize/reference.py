@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isopose.choices import Modality, Per, Plane
 from isopose.data.normalization import ByScan, Scale, Window
-from isopose.data.plane import HALF
+from isopose.data.plane import MIN_THICKNESS
 from isopose.data.preprocess import prepare_as
 from isopose.devices import one_thread
 from isopose.errors import InputError, first_names
@@ -30,8 +30,8 @@ from isopose.isolation import named
 from isopose.models.folder import Model, load_model
 from isopose.models.roll import SOFT_TISSUE_HU
 from isopose.models.shipped import (
+    DEFAULT_REFERENCE,
     REFERENCES,
-    USUAL_REFERENCE,
     load_reference,
     shipped_sha256,
     shipped_transformer,
@@ -43,10 +43,10 @@ from isopose.strict import STRICT, Hash
 from isopose.training.targets import filled_outline
 
 #: Largest number of cases that a message lists.
-NAMED = 3
+MAX_NAMED_CASES = 3
 
 #: Bound of z-scored values of scans without a unit, whose range is not known in advance.
-MOST_SD = 100.0
+MAX_Z_SCORE = 100.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def find_reference(
                 "out (--reference MODEL alone takes the model's reference and the shipped poses)"
             )
         return None
-    name = USUAL_REFERENCE if name is None else name
+    name = DEFAULT_REFERENCE if name is None else name
     if name in REFERENCES:
         return shipped_outline(name, plane)
     case = named_case(name, cases)
@@ -150,12 +150,13 @@ def named_case(name: str | None, cases: Sequence[Case]) -> Case | None:
     return next((case for case in cases if case.id == composed(name)), None)
 
 
-def shipped_outline(name: str = USUAL_REFERENCE, plane: Plane = "axial") -> ReferenceOutline:
+def shipped_outline(name: str = DEFAULT_REFERENCE, plane: Plane = "axial") -> ReferenceOutline:
     """Return a shipped reference.
 
     The shipped outlines are axial. A coronal reference spans the columns, a sagittal one the rows, in which
-    the axial outline has at least half of its maximum thickness (:data:`isopose.data.plane.HALF`). It spans
-    the whole height of the frame, because the field of view cuts off every outline above and below.
+    the axial outline has at least half of its maximum thickness
+    (:data:`isopose.data.plane.MIN_THICKNESS`). It spans the whole height of the frame, because the field of
+    view cuts off every outline above and below.
 
     Args:
         name: ``child`` or ``adult``.
@@ -168,7 +169,7 @@ def shipped_outline(name: str = USUAL_REFERENCE, plane: Plane = "axial") -> Refe
     if plane != "axial":
         # Columns are left to right, rows front to back.
         thickness = mask[0, 0].sum(axis=0 if plane == "coronal" else 1)
-        across = (thickness >= HALF * thickness.max()).astype(mask.dtype)
+        across = (thickness >= MIN_THICKNESS * thickness.max()).astype(mask.dtype)
         mask = np.ascontiguousarray(np.broadcast_to(across, mask.shape))
     return ReferenceOutline(source, mask, reference.side_mm)
 
@@ -254,7 +255,7 @@ def scale_of(modality: Modality) -> Scale | ByScan:
     if modality == "ct":
         return Window(*SOFT_TISSUE_HU)
     # Bounds that no z-score between percentiles reaches.
-    return ByScan("zscore", DataConfig().clip_percentiles, air=-MOST_SD, top=MOST_SD)
+    return ByScan("zscore", DataConfig().clip_percentiles, air=-MAX_Z_SCORE, top=MAX_Z_SCORE)
 
 
 def pose_of(modality: Modality, per: Per, plane: Plane = "axial") -> PoseConfig:
@@ -293,7 +294,7 @@ def _unknown(name: str, cases: Sequence[Case]) -> str:
         return f"--reference {name}: a URL; name a case of the dataset, or a path on this machine"
     if path.is_absolute() or len(path.parts) > 1 or path.suffix:
         return f"--reference: {missing(path)}"
-    some = first_names([case.id for case in cases], NAMED)
+    some = first_names([case.id for case in cases], MAX_NAMED_CASES)
     of_the_dataset = f"a case of the dataset ({some}), " if cases else ""
     return (
         f"--reference {name}: expected {', '.join(REFERENCES)}, {of_the_dataset}or the path of a scan or of "

@@ -17,8 +17,8 @@ from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import composed, only_writer, output_folder, read_json, sha256, write_json
 from isopose.geometry.volume import Volume
-from isopose.homogenize.case import ENDING
-from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE, read_record
+from isopose.homogenize.case import IMAGE_EXTENSION
+from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE_FORMATS, read_record
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.inference.files import as_file
@@ -35,9 +35,9 @@ from isopose.version import __version__
 PROBABILITIES = "probabilities"
 BACKGROUND = "background"
 #: Prefix of a record's warnings about the predicted label map; the others are about the pose.
-LABEL_NOTE = "label: "
+LABEL_WARNING_PREFIX = "label: "
 #: Largest distance by which rounding may move a probability outside 0 to 1.
-OFF_RANGE = 1e-3
+PROBABILITY_TOLERANCE = 1e-3
 
 
 #: A record is the contents of ``CASE.json``.
@@ -97,11 +97,13 @@ def restore(
     settings = _RestoreSettings(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
     found, strange = _find(Path(predictions), Path(homogenized))
     restored = [
-        Restored(path.name, None, f"{path}: belongs to no case of {homogenized}; expected CASE{ENDING}")
+        Restored(
+            path.name, None, f"{path}: belongs to no case of {homogenized}; expected CASE{IMAGE_EXTENSION}"
+        )
         for path in strange
     ]
     if not found and not strange:
-        raise InputError(f"{predictions}: no label map or probabilities here, expected CASE{ENDING}")
+        raise InputError(f"{predictions}: no label map or probabilities here, expected CASE{IMAGE_EXTENSION}")
     for one in found:
         _check_targets(one, settings)
     if not found:
@@ -132,7 +134,7 @@ def _restore_all(
             line = f"\n  error: {result.problem}" if result.problem else f"  about {left:.0f} s left"
             reporter.say(f"[{done}/{len(found)}] {result.name}{line if left or result.problem else ''}")
             for warning in (result.record or {}).get("warnings", ()):
-                if warning.startswith(LABEL_NOTE):
+                if warning.startswith(LABEL_WARNING_PREFIX):
                     reporter.say(f"  warning: {warning}")
             restored.append(result)
     return restored
@@ -146,7 +148,7 @@ def _values(homogenized: Path) -> dict[str, tuple[int, int]]:
             f"{homogenized}: no {HEAD} in here; expected the folder that isopose homogenize wrote"
         )
     head = read_json(where)
-    if not isinstance(head, dict) or head.get("format") not in READABLE:
+    if not isinstance(head, dict) or head.get("format") not in READABLE_FORMATS:
         found = head.get("format") if isinstance(head, dict) else None
         raise InputError(f"{where}: expected format {FORMAT}, got {found}; homogenize the dataset again")
     try:
@@ -196,7 +198,7 @@ def _targets(one: _Prediction, settings: _RestoreSettings) -> list[Path]:
     """Return all files that may be written for a case, except its record."""
     names = {*(name for name, _ in one.probabilities), BACKGROUND} if one.probabilities else set()
     maps = [probability_path(settings.output, one.case, name) for name in sorted(names)]
-    return [settings.output / f"{one.case}{ENDING}", *maps]
+    return [settings.output / f"{one.case}{IMAGE_EXTENSION}", *maps]
 
 
 def _check_targets(one: _Prediction, settings: _RestoreSettings) -> None:
@@ -254,13 +256,13 @@ def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
         if labels is None and one.labels is not None:
             labels = _from_labels(one.labels, settings, kept.transform, notes)
         if labels is not None:
-            written.insert(0, settings.output / f"{one.case}{ENDING}")
+            written.insert(0, settings.output / f"{one.case}{IMAGE_EXTENSION}")
             write_labels(labels, written[0])
         record = {
             **head,
             "files": outputs.hashes(settings.output, written),
             # Including those about the pose: in a wrong pose a segmenter may exchange left and right.
-            "warnings": [*kept.warnings, *(f"{LABEL_NOTE}{note}" for note in notes)],
+            "warnings": [*kept.warnings, *(f"{LABEL_WARNING_PREFIX}{note}" for note in notes)],
         }
         write_json(manifest, record)
     return record
@@ -345,14 +347,14 @@ def _probability(path: Path, transform: Transform) -> Volume:
     """Read one class's probability, which must lie on the homogenized grid."""
     values = on_image_grid(path, read_volume(path), transform.homogenized)
     low, high = float(values.array.min()), float(values.array.max())
-    if low < -OFF_RANGE or high > 1.0 + OFF_RANGE:
+    if low < -PROBABILITY_TOLERANCE or high > 1.0 + PROBABILITY_TOLERANCE:
         raise InputError(f"{path}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}")
     return values
 
 
 def probability_path(output: Path, case: str, name: str) -> Path:
     """Return the path of a class's probability in an output folder."""
-    return output / PROBABILITIES / f"{case}_{as_file(name)}{ENDING}"
+    return output / PROBABILITIES / f"{case}_{as_file(name)}{IMAGE_EXTENSION}"
 
 
 def _known(manifest: Path) -> dict[str, Any] | None:

@@ -16,18 +16,18 @@ from isopose.geometry.warp import compose, invert
 from isopose.homogenize.estimator import PoseEstimator
 from isopose.homogenize.transform import Grid, MatrixRow, Nine, Transform
 from isopose.homogenize.warping import homogenized_image, homogenized_labels, values_in
-from isopose.io.sizes import EDGE_MM
+from isopose.io.sizes import VOXEL_MM
 from isopose.scan.find import find_crops, find_poses, slice_poses_of
 from isopose.scan.pose import ScanPose
 from isopose.scan.volume import places, volume_pose
 from isopose.scan.warnings import pose_warnings
 
 #: Largest grid of a case, in sides of the reference's frame.
-LARGEST = 2.0
+MAX_GRID_SIDES = 2.0
 #: The same for coronal and sagittal slices, which may extend far above and below that frame.
-LARGEST_HIGH = 4.0
+MAX_GRID_SIDES_VERTICAL = 4.0
 #: Extent along z, as a fraction of the frame's side, below which there is a warning about the tilt.
-LOW = 0.25
+SHORT_SCAN_FRACTION = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +131,10 @@ def _check_distance(transform: Transform, prepared: Prepared) -> None:
         InputError: they would.
     """
     distance, own = float(max(transform.homogenized.spacing)), prepared.spacing[2]
-    if distance > EDGE_MM[1]:
+    if distance > VOXEL_MM[1]:
         raise InputError(
             f"at the size of the reference its slices would lie {distance:.0f} mm apart instead of "
-            f"{own:.1f}, expected at most {EDGE_MM[1]:g} mm: is the body's mask, or the voxel size, right? "
+            f"{own:.1f}, expected at most {VOXEL_MM[1]:g} mm: is the body's mask, or the voxel size, right? "
             "If they are, leave the distance as it is (--no-scale-z)"
         )
 
@@ -149,7 +149,7 @@ def _transform(
     """Return the transform for known poses; its grid contains the body, or the crop, and all labels."""
     usual, plane = estimator.size, estimator.data.plane
     first_mm = position_mm(prepared.world_from_index, plane)
-    largest = LARGEST if plane == "axial" else LARGEST_HIGH
+    largest = MAX_GRID_SIDES if plane == "axial" else MAX_GRID_SIDES_VERTICAL
     z_scale = _z_scale(estimator, prepared, records) if estimator.scale_z else 1.0
 
     def on(size: int, middle: tuple[float, float] = (0.0, 0.0)) -> Transform:
@@ -207,7 +207,7 @@ def _tilted(
     )
     size, warnings = _grid_size(float(np.abs(needed[[0, 1, 3, 4]]).max()), usual)
     height_mm = len(prepared.image) * prepared.spacing[2]
-    if height_mm < LOW * fov_mm:
+    if height_mm < SHORT_SCAN_FRACTION * fov_mm:
         warnings += (
             f"the scan is {height_mm:.0f} mm long: too short to estimate pitch and yaw reliably, check them",
         )
@@ -230,7 +230,7 @@ def _transform_of(grid: Grid, prepared: Prepared, records: ScanPose, tilted: Nin
     )
 
 
-def _grid_size(farthest: float, usual: int, largest: float = LARGEST) -> tuple[int, tuple[str, ...]]:
+def _grid_size(farthest: float, usual: int, largest: float = MAX_GRID_SIDES) -> tuple[int, tuple[str, ...]]:
     """Return the side in pixels of a grid that contains everything, and a warning if it had to be limited.
 
     It grows by the same number of pixels on both sides, so that its center does not move.

@@ -18,7 +18,7 @@ from isopose.config import HomogenizeConfig
 from isopose.errors import InputError, printable
 from isopose.files import only_writer, output_folder
 from isopose.homogenize.answers import Answer, answer_of, listed_names, sort_by_case, visible_files
-from isopose.homogenize.case import ENDING, image_path, make_case
+from isopose.homogenize.case import IMAGE_EXTENSION, image_path, make_case
 from isopose.homogenize.command import Command, how_it_ended, run_command
 from isopose.homogenize.dataset import (
     homogenize_settings,
@@ -257,7 +257,7 @@ def _run_together(
         for place in (inputs, written):
             place.mkdir()
         for case in cases:
-            _give(settings, case.id, inputs / f"{case.id}_0000{ENDING}")
+            _give(settings, case.id, inputs / f"{case.id}_0000{IMAGE_EXTENSION}")
         log = settings.output / LOGS / LOG_OF_ALL
         reporter.say(f"the command runs on {len(cases)} scans; its output: {log}")
         run = _run(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
@@ -334,7 +334,7 @@ def wrap_scan(case: Case, settings: WrapSettings, reported: type[Exception] = Ex
         return outcome
     try:
         with _folder_of_run(settings, case.id) as folder:
-            image, written = folder / f"{case.id}{ENDING}", folder / "output"
+            image, written = folder / f"{case.id}{IMAGE_EXTENSION}", folder / "output"
             _give(settings, case.id, image)
             written.mkdir()
             paths = {"input": image, "output": written / image.name, "output_folder": written}

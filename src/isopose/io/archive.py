@@ -21,9 +21,9 @@ from isopose.io.limits import VARIABLE, largest_bytes
 
 _CHUNK = 1 << 20
 #: The flag of a member whose content is encrypted.
-_ENCRYPTED = 1
+_ENCRYPTED_FLAG = 1
 #: In UTF-8; systems take no longer names.
-_LONGEST_PART, _LONGEST_NAME = 200, 800
+_MAX_PART_BYTES, _MAX_NAME_BYTES = 200, 800
 
 
 def is_archive(path: Path) -> bool:
@@ -81,7 +81,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str]:
     """Write the members; return the original name of each file that had to be renamed, by its new name."""
     members = [member for member in archive.infolist() if _is_shown(member.filename)]
-    if any(member.flag_bits & _ENCRYPTED for member in members):
+    if any(member.flag_bits & _ENCRYPTED_FLAG for member in members):
         raise InputError(f"{path}: is encrypted; unpack it yourself and give the folder")
     total = sum(member.file_size for member in members)
     free = shutil.disk_usage(folder).free
@@ -147,8 +147,8 @@ def _can_be_kept(name: str) -> bool:
         not any(part in ("", ".", "..") or part.startswith("~") for part in parts)
         and not re.search(r'[\\:<>"|?*]', name)
         and name.isprintable()
-        and max(len(part.encode()) for part in parts) <= _LONGEST_PART
-        and len(name.encode()) <= _LONGEST_NAME
+        and max(len(part.encode()) for part in parts) <= _MAX_PART_BYTES
+        and len(name.encode()) <= _MAX_NAME_BYTES
     )
 
 
@@ -164,6 +164,6 @@ def _below_file(target: Path, folder: Path) -> bool:
 def _another_name(number: int, name: str) -> str:
     """Return a safe relative path for a member whose name cannot be kept, at the same folder depth."""
     *folders, last = [re.sub(r"[^\w.()+ -]", "_", part) for part in _parts(name)]
-    if len(last.encode()) > _LONGEST_PART:
+    if len(last.encode()) > _MAX_PART_BYTES:
         last = f"member{PurePosixPath(last).suffix[:8]}"
     return "/".join([*(f"~{part[:40]}" for part in folders[:16]), f"~{number:06d}{last}"])

@@ -13,8 +13,8 @@ from isopose.labels import Labels
 SPLITS = ("train", "val", "test")
 #: Default names of the channels of a dataset.
 CT = ("CT",)
-_UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
-_LONGEST_ID = 150
+_UNSAFE_CHARACTERS = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
+_MAX_ID_LENGTH = 150
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ def path_inside(root: Path, listed: object, where: Path) -> Path:
 
 
 def _check_id(root: Path, name: str) -> None:
-    odd = not name or name[0] in ".-~ " or name[-1] in ". " or len(name) > _LONGEST_ID
-    if odd or _UNSAFE.search(name):
+    odd = not name or name[0] in ".-~ " or name[-1] in ". " or len(name) > _MAX_ID_LENGTH
+    if odd or _UNSAFE_CHARACTERS.search(name):
         raise InputError(
             f"{root}: case id {name!r} cannot be a file name; rename it: letters, digits, dots, dashes and "
-            f"underscores, the first and the last a letter or digit, at most {_LONGEST_ID} of them"
+            f"underscores, the first and the last a letter or digit, at most {_MAX_ID_LENGTH} of them"
         )

@@ -19,7 +19,7 @@ from isopose.io.endings import ending
 from isopose.io.header import check_grid, on_file
 
 #: Share by which a file may be smaller or larger than all slices and still be taken for a damaged one.
-_ALIKE = 0.1
+_SIZE_TOLERANCE = 0.1
 #: Possible voxel types, from the narrowest to the widest.
 _TYPES = (np.int16, np.int32, np.float32)
 
@@ -206,7 +206,7 @@ def _alike(frames: list[DicomFrame], unread: list[Path]) -> list[Path]:
     slices = {frame.path for frame in frames}
     folders, endings = {file.parent for file in slices}, {file.suffix.lower() for file in slices}
     sizes = [file.stat().st_size for file in slices]
-    low, high = min(sizes) * (1 - _ALIKE), max(sizes) * (1 + _ALIKE)
+    low, high = min(sizes) * (1 - _SIZE_TOLERANCE), max(sizes) * (1 + _SIZE_TOLERANCE)
     found = []
     for file in unread:
         same = file.suffix.lower() in endings

@@ -42,13 +42,13 @@ _TAGS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 #: The group of a data set's first element without a preamble: file meta information, or identification.
-_FIRST_GROUPS = (0x0002, 0x0008)
+_USUAL_GROUPS = (0x0002, 0x0008)
 #: Other groups that may come first, where elements are out of order. Too many files begin with these bytes to
 #: report one that cannot be read as damaged DICOM.
 _OTHER_GROUPS = (0x0000, 0x0010, 0x0018, 0x0020, 0x0028)
 #: The longest first element, in bytes, that a data set without a preamble can have.
-_LONGEST_FIRST = 1 << 12
-_PREFIX = 132
+_MAX_FIRST_LENGTH = 1 << 12
+_PREFIX_BYTES = 132
 #: Files that operating systems add to folders, and the folder that macOS adds to archives.
 _SYSTEM_FILES, _SYSTEM_FOLDER = {"thumbs.db", "ehthumbs.db", "desktop.ini"}, "__MACOSX"
 
@@ -65,7 +65,7 @@ def is_packed(path: Path) -> bool:
             return False
     try:
         with gzip.open(path) as packed:
-            return _begins_as_dicom(packed.read(_PREFIX))
+            return _begins_as_dicom(packed.read(_PREFIX_BYTES))
     except (OSError, EOFError, zlib.error):
         return False
 
@@ -77,7 +77,7 @@ def read_header(path: Path) -> Dataset | None:
     representations, either byte order) or its name ends in ``.dcm`` or ``.ima``.
     """
     try:
-        if not is_named(path) and not begins_as_dicom(path, (*_FIRST_GROUPS, *_OTHER_GROUPS)):
+        if not is_named(path) and not begins_as_dicom(path, (*_USUAL_GROUPS, *_OTHER_GROUPS)):
             return None
         with quiet_pydicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
@@ -102,13 +102,13 @@ def is_named(path: Path) -> bool:
     return path.suffix.lower() in (".dcm", ".ima")
 
 
-def begins_as_dicom(path: Path, groups: tuple[int, ...] = _FIRST_GROUPS) -> bool:
+def begins_as_dicom(path: Path, groups: tuple[int, ...] = _USUAL_GROUPS) -> bool:
     """Return whether a file has the preamble, or starts with an element of a DICOM data set."""
     with open(path, "rb") as file:
-        return _begins_as_dicom(file.read(_PREFIX), groups)
+        return _begins_as_dicom(file.read(_PREFIX_BYTES), groups)
 
 
-def _begins_as_dicom(start: bytes, groups: tuple[int, ...] = _FIRST_GROUPS) -> bool:
+def _begins_as_dicom(start: bytes, groups: tuple[int, ...] = _USUAL_GROUPS) -> bool:
     """Return whether bytes have the preamble, or start with a standard element that can be the first."""
     if start[128:] == b"DICM":
         return True
@@ -122,7 +122,7 @@ def _begins_as_dicom(start: bytes, groups: tuple[int, ...] = _FIRST_GROUPS) -> b
             return True
         # Implicit value representation exists in little endian only.
         (length,) = struct.unpack("<I", start[4:8])
-        if order == "<" and length % 2 == 0 and length <= _LONGEST_FIRST:
+        if order == "<" and length % 2 == 0 and length <= _MAX_FIRST_LENGTH:
             return True
     return False
 

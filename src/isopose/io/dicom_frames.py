@@ -28,10 +28,10 @@ from isopose.io.dicom_rescale import rescale_of
 from isopose.io.quiet import quiet_pydicom
 
 #: Modalities of objects that have rows and columns but are not scans.
-_NO_SCAN = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
+_NOT_SCANS = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
 #: Those among them that some exports state for slices too.
-_VAGUE = {"OT", "SC"}
-_AGAIN = "copy it again or remove it"
+_VAGUE_MODALITIES = {"OT", "SC"}
+_REMEDY = "copy it again or remove it"
 #: Modalities of slices, and the storage classes of CT and MR: a file's class decides if it states another.
 MODALITIES = {"CT", "MR", "PT", "NM"}
 _CLASSES = {
@@ -42,11 +42,11 @@ _CLASSES = {
     EnhancedMRImageStorage: "MR",
 }
 #: Storage classes of slices. The class comes first in a file, so part of it survives truncation.
-_SCANS = {*_CLASSES, PositronEmissionTomographyImageStorage}
+_SLICE_CLASSES = {*_CLASSES, PositronEmissionTomographyImageStorage}
 #: Maximum length of a modality, in characters; a longer value may be free text.
-_MODALITY = 16
+_MAX_MODALITY_LENGTH = 16
 #: Functional group, element and number of values of each part of a frame's geometry.
-_PLACE = (
+_GEOMETRY_FIELDS = (
     ("PlanePositionSequence", "ImagePositionPatient", 3),
     ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
     ("PixelMeasuresSequence", "PixelSpacing", 2),
@@ -124,7 +124,7 @@ def look_at(path: Path) -> list[DicomFrame] | NoFrame | None:
     except InputError:
         raise
     except Exception:  # pydicom decodes elements on access and raises many types of error
-        raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_AGAIN}") from None
+        raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_REMEDY}") from None
 
 
 def frames_of(path: Path) -> list[DicomFrame]:
@@ -143,16 +143,16 @@ def _look_at(path: Path) -> list[DicomFrame] | NoFrame | None:
         raise InputError(f"{path}: a DICOM file packed by gzip, which is not read; unpack it (gunzip)")
     if header is None:
         if is_named(path) or begins_as_dicom(path):
-            raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_AGAIN}")
+            raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_REMEDY}")
         return None
     kind, series = _kind(header), str(header.get("SeriesInstanceUID") or "")
     if not header.get("Rows") or not header.get("Columns"):
-        if any(uid.startswith(stored_class(header) or "-") for uid in _SCANS):
-            raise InputError(f"{path}: a damaged DICOM file, its header is cut off; {_AGAIN}")
+        if any(uid.startswith(stored_class(header) or "-") for uid in _SLICE_CLASSES):
+            raise InputError(f"{path}: a damaged DICOM file, its header is cut off; {_REMEDY}")
         return NoFrame(path, series, kind)
     stated = str(header.get("Modality") or "").strip().upper()
-    vague = stated in _VAGUE and stored_class(header) in _SCANS
-    if stated in _NO_SCAN and not vague:
+    vague = stated in _VAGUE_MODALITIES and stored_class(header) in _SLICE_CLASSES
+    if stated in _NOT_SCANS and not vague:
         return NoFrame(path, series, kind)
     shared = _first(header, "SharedFunctionalGroupsSequence")
     each = header.get("PerFrameFunctionalGroupsSequence") or []
@@ -161,7 +161,7 @@ def _look_at(path: Path) -> list[DicomFrame] | NoFrame | None:
         return NoFrame(path, series, kind, "a position of each of their frames")
     if count != len(each or [None]):
         raise InputError(
-            f"{path}: a damaged DICOM file, it has {count} frames and positions of {len(each)}; {_AGAIN}"
+            f"{path}: a damaged DICOM file, it has {count} frames and positions of {len(each)}; {_REMEDY}"
         )
     groups = [[group, shared] for group in each or [Dataset()]]
     places = [_place(header, own) for own in groups]
@@ -214,7 +214,7 @@ def _frame(
 def _place(header: Dataset, groups: Sequence[Dataset]) -> tuple[list[np.ndarray], list[str]]:
     """Return the position, orientation and pixel size of a frame, and the names of missing ones."""
     found, lacks = [], []
-    for macro, name, count in _PLACE:
+    for macro, name, count in _GEOMETRY_FIELDS:
         value = _field(header, groups, macro, name)
         numbers = _numbers(value, count)
         if numbers is not None and _is_valid(name, numbers):
@@ -249,7 +249,12 @@ def _modality(header: Dataset) -> str:
     of_class = _CLASSES.get(UID(stored_class(header)))
     if of_class is not None:
         return of_class
-    known = modality.isascii() and modality.isalnum() and modality.isupper() and len(modality) <= _MODALITY
+    known = (
+        modality.isascii()
+        and modality.isalnum()
+        and modality.isupper()
+        and len(modality) <= _MAX_MODALITY_LENGTH
+    )
     return modality if known else "unknown modality"
 
 

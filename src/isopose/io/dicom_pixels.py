@@ -37,7 +37,7 @@ from isopose.io.quiet import itk_name, quiet_itk, quiet_pydicom
 
 #: Value of padding in CT; in other modalities it is 0. Padding that is as dark as
 #: air already, at most so much below, stays: scanners write air as -1024 too.
-AIR_HU, AS_DARK = -1000, 24
+AIR_HU, AIR_MARGIN_HU = -1000, 24
 _UNCOMPRESSED = (
     ImplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -45,13 +45,21 @@ _UNCOMPRESSED = (
     DeflatedExplicitVRLittleEndian,
 )
 #: Names of the pixel element, the padding value and the other end of the padding range.
-_PIXELS = (
+_PIXEL_ELEMENTS = (
     ("PixelData", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     ("FloatPixelData", "FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
     ("DoubleFloatPixelData", "DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
 )
-_FORM = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames")
-_TAGS = [*_FORM, *(name for names in _PIXELS for name in names)]
+_FORMAT_FIELDS = (
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "NumberOfFrames",
+)
+_TAGS = [*_FORMAT_FIELDS, *(name for names in _PIXEL_ELEMENTS for name in names)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +137,7 @@ def _in_unit(stored: _Stored, frame: DicomFrame) -> np.ndarray:
         return scaled
     air = AIR_HU if frame.modality == "CT" else 0
     with np.errstate(invalid="ignore"):
-        padded &= ~((scaled <= air) & (scaled >= air - AS_DARK))  # also where padding is NaN
+        padded &= ~((scaled <= air) & (scaled >= air - AIR_MARGIN_HU))  # also where padding is NaN
     if not padded.any():
         return scaled
     if not scaled.flags.writeable or scaled.dtype.kind == "u":
@@ -143,7 +151,7 @@ def _stored(path: Path, place: Path) -> _Stored:
     try:
         with quiet_pydicom():
             data = pydicom.dcmread(path, force=True, specific_tags=list(_TAGS))
-            names = next(names for names in _PIXELS if names[0] in data)
+            names = next(names for names in _PIXEL_ELEMENTS if names[0] in data)
             array, clean = _decoded(data, names[0], place)
             bits, shift = _bits(data, array, clean)
             padding = _padding(data, names[1], names[2], array.dtype)
@@ -157,7 +165,7 @@ def _stored(path: Path, place: Path) -> _Stored:
 
 def _decoded(data: Dataset, name: str, place: Path) -> tuple[np.ndarray, bool]:
     """Return the stored values ``(frame, y, x)``, and whether unused bits were already removed."""
-    form = {field: int(data.get(field)) for field in _FORM if data.get(field) is not None}
+    form = {field: int(data.get(field)) for field in _FORMAT_FIELDS if data.get(field) is not None}
     if form.get("PixelRepresentation", 0) not in (0, 1):
         raise ValueError("neither signed nor unsigned")
     form["NumberOfFrames"] = form.get("NumberOfFrames") or 1

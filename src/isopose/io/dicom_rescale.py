@@ -8,7 +8,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 #: Rescale types that mean HU in CT; an empty one does as well (PS3.3 C.8.2.1).
-_HU = ("", "HU", "HOUNSFIELD UNITS")
+_HU_TYPES = ("", "HU", "HOUNSFIELD UNITS")
 
 
 def rescale_of(places: Iterable[Dataset], modality: str) -> tuple[tuple[float, float] | None, str]:
@@ -37,7 +37,7 @@ def rescale_of(places: Iterable[Dataset], modality: str) -> tuple[tuple[float, f
         if pair[0] is None or pair[1] is None or pair[0] == 0:
             return None, _without(modality, " that can be used")
         unit = str(place.get("RescaleType") or "").strip().upper()
-        if modality == "CT" and unit not in _HU:
+        if modality == "CT" and unit not in _HU_TYPES:
             return None, "whose rescale type is not HU, so their values are another quantity"
         return (pair[0], pair[1]), ""
     return None, _without(modality, "") if modality == "CT" else ""

@@ -15,9 +15,9 @@ _ROUNDING_MM, _UNEVEN_SHARE, _THIN_SHARE = 0.1, 0.01, 0.4
 #: Margin for rounded values that have no exact binary representation.
 _SLACK_MM = 1e-3
 #: Slices closer than this, or than this share of the usual distance, are at one position.
-_DOUBLE_MM, _DOUBLE_SHARE = 0.02, 0.2
+_DUPLICATE_MM, _DUPLICATE_SHARE = 0.02, 0.2
 #: Tolerated deviation of direction cosines from their mean: 0.5 mm at the edge of a large slice.
-_TURN = 2e-3
+_DIRECTION_TOLERANCE = 2e-3
 #: Orientations and positions that deviate less than this are used unchanged.
 _EXACT, _EXACT_MM = 1e-9, 1e-3
 
@@ -46,7 +46,7 @@ def sorted_frames(path: Path, frames: list[DicomFrame]) -> list[DicomFrame]:
     if max(np.abs(np.subtract(f.spacing, first.spacing)).max() for f in frames) > 1e-3 * min(first.spacing):
         raise InputError(f"{where} mixes images of differing pixel size; separate them")
     mean = np.mean([f.axes for f in frames], axis=0)
-    if max(np.abs(f.axes - mean).max() for f in frames) > _TURN:
+    if max(np.abs(f.axes - mean).max() for f in frames) > _DIRECTION_TOLERANCE:
         raise InputError(f"{where} mixes images of differing orientation; separate them")
     if not all(f.gray for f in frames):
         raise InputError(f"{where} holds color or inverted images, expected gray values (MONOCHROME2)")
@@ -119,7 +119,7 @@ def _usual_step(path: Path, frames: list[DicomFrame], normal: np.ndarray) -> flo
     along = np.array([frame.position @ normal for frame in frames])
     where, steps = subject_of(path, frames[0]), np.diff(along)
     usual = float(np.median(steps))
-    doubled = np.flatnonzero(steps < max(_DOUBLE_MM, _DOUBLE_SHARE * usual))
+    doubled = np.flatnonzero(steps < max(_DUPLICATE_MM, _DUPLICATE_SHARE * usual))
     if doubled.size:
         one, two = frames[doubled[0]], frames[doubled[0] + 1]
         if one.path == two.path:

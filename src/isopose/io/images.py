@@ -29,12 +29,12 @@ from isopose.io.quiet import complained, itk_name, quiet_itk
 #: Extensions of formats that can be written; each is a single file, so a result is whole or absent.
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 #: Maximum distance from a whole number at which a label is rounded.
-ROUNDING = 1e-3
+LABEL_TOLERANCE = 1e-3
 #: Rounding error of float32 for values up to 255.
 _EPSILON = 256 * float(np.finfo(np.float32).eps)
 #: zlib's compression level: CT becomes as small as at higher levels, in a third of the time.
-_LEVEL = 3
-_TYPES = {
+_COMPRESSION_LEVEL = 3
+_DTYPES = {
     # A channel axis of length one is read as a vector with one component.
     getattr(sitk, f"sitk{vector}{name}"): dtype
     for vector in ("", "Vector")
@@ -128,7 +128,7 @@ def _rounded(path: Path, array: np.ndarray) -> tuple[np.ndarray, float]:
     for plane, values in zip(labels, array, strict=True):
         whole = np.rint(values)
         off = np.abs(values - whole)
-        if off.max() > ROUNDING + _EPSILON:
+        if off.max() > LABEL_TOLERANCE + _EPSILON:
             worst = values.flat[off.argmax()]
             raise InputError(
                 f"{path}: holds values that are not whole numbers, e.g. {worst:g}: expected labels, which "
@@ -222,7 +222,7 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     with (
         open(path, "wb") as raw,
         # Without a time stamp, the same volume always gives the same bytes.
-        gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0)
+        gzip.GzipFile("", "wb", _COMPRESSION_LEVEL, raw, mtime=0)
         if ending(path) == ".nii.gz"
         else nullcontext(raw) as file,
     ):
@@ -284,7 +284,7 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int]
                 f"{path}: its header or the files that it names cannot be read; copy or export it again"
             ) from None
     size, pixel = reader.GetSize(), reader.GetPixelID()
-    single = pixel in _TYPES and reader.GetNumberOfComponents() == 1
+    single = pixel in _DTYPES and reader.GetNumberOfComponents() == 1
     if len(size) < 3 or any(n > 1 for n in size[3:]) or not single:
         raise InputError(
             f"{path}: expected one 3D volume with one number per voxel, got {' x '.join(map(str, size))} "
@@ -295,7 +295,7 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int]
     rank = len(size)
     matrix[:3, :3] = np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3] * reader.GetSpacing()[:3]
     matrix[:3, 3] = reader.GetOrigin()[:3]
-    shape, dtype = (size[2], size[1], size[0]), _TYPES[pixel]
+    shape, dtype = (size[2], size[1], size[0]), _DTYPES[pixel]
     check_grid(path, shape, matrix, dtype)
     return reader, shape, matrix, dtype
 

@@ -12,11 +12,11 @@ from isopose.errors import InputError
 
 #: Maximum length in bytes of a header, and of a field's value in NRRD: ITK crashes on longer values.
 #: Comments, contents and custom keys may be longer, as Slicer writes them.
-LONGEST_HEADER, LONGEST_VALUE = 1 << 20, 500
+MAX_HEADER_BYTES, MAX_VALUE_BYTES = 1 << 20, 500
 #: Maximum length in bytes of a field's name in MetaImage: longer ones overflow a buffer in ITK.
-LONGEST_NAME = 200
+MAX_NAME_BYTES = 200
 #: The fields of NRRD (definition of the format, section 5); ITK crashes on some others.
-FIELDS = (
+NRRD_FIELDS = (
     *("dimension", "type", "block size", "encoding", "endian", "min", "max", "old min", "old max"),
     *("data file", "line skip", "byte skip", "number", "sample units", "space", "space dimension"),
     *("space units", "space origin", "space directions", "measurement frame", "sizes", "spacings"),
@@ -26,33 +26,40 @@ FIELDS = (
 #: written as one word.
 _NRRD = re.compile(
     rb"#.*|[^:]+:=.*|content: .*|(?P<name>"
-    + "|".join(f.replace(" ", " ?") for f in FIELDS).encode()
-    + rb"): (?P<value>.{0,%d})" % LONGEST_VALUE,
+    + "|".join(f.replace(" ", " ?") for f in NRRD_FIELDS).encode()
+    + rb"): (?P<value>.{0,%d})" % MAX_VALUE_BYTES,
     re.IGNORECASE,
 )
 #: A line of MetaImage: a field of the format, or an entry of an ITK image's dictionary, such as a DICOM tag
 #: whose text may switch character sets by an escape sequence.
-_META = re.compile(rb"(?P<name>[^\x00-\x1f\x7f=:]{1,%d})[=:](?P<value>[^\x00]*)" % LONGEST_NAME)
+_META = re.compile(rb"(?P<name>[^\x00-\x1f\x7f=:]{1,%d})[=:](?P<value>[^\x00]*)" % MAX_NAME_BYTES)
 #: A further line of a text in that dictionary. ITK skips it together with the next field.
-_FURTHER = re.compile(rb"[^\x00-\x08\x0a-\x1a\x1c-\x1f\x7f=:]{1,%d}" % LONGEST_NAME)
+_CONTINUATION = re.compile(rb"[^\x00-\x08\x0a-\x1a\x1c-\x1f\x7f=:]{1,%d}" % MAX_NAME_BYTES)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 #: NRRD spaces with patient axes, which ITK converts to LPS; it silently treats any other space as LPS.
-SPACES = ("LPS", "left-posterior-superior", "RAS", "right-anterior-superior", "LAS", "left-anterior-superior")
+NRRD_SPACES = (
+    "LPS",
+    "left-posterior-superior",
+    "RAS",
+    "right-anterior-superior",
+    "LAS",
+    "left-anterior-superior",
+)
 #: A file name pattern with one number; for others ITK prints uninitialized memory or crashes.
-_PATTERN = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
+_FILE_PATTERN = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
 #: Fields that define the voxels of MetaImage; a duplicate is part of a text with several lines.
-_ONCE = (
+_VOXEL_FIELDS = (
     *("NDims", "DimSize", "ElementSpacing", "ElementSize", "ElementType", "ElementNumberOfChannels"),
     *("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "HeaderSize"),
     *("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData", "CompressedDataSize"),
 )
 #: Fields of MetaImage that must not be skipped.
-_KEPT = (
-    *_ONCE,
+_DECISIVE_FIELDS = (
+    *_VOXEL_FIELDS,
     *("ElementDataFile", "DistanceUnits", "AnatomicalOrientation"),
     *("ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset"),
 )
-_MM = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
+_MM_UNITS = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
 def read_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]]:
@@ -71,7 +78,7 @@ def read_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]
             a patient's name.
     """
     with open(path, "rb") as opened:
-        start = opened.read(LONGEST_HEADER)
+        start = opened.read(MAX_HEADER_BYTES)
     nrrd = kind in (".nrrd", ".nhdr")
     fields: dict[str, str] = {}
     lines = start.replace(b"\r\n", b"\n").split(b"\n")
@@ -85,7 +92,7 @@ def read_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]
             fits = re.match(rb"NRRD.*", line)
         elif line:
             fits = (_NRRD if nrrd else _META).fullmatch(line)
-        if not nrrd and number and line and not fits and _FURTHER.fullmatch(line):
+        if not nrrd and number and line and not fits and _CONTINUATION.fullmatch(line):
             skipped = True
             continue
         # The last line of a file may be empty.
@@ -98,11 +105,11 @@ def read_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]
         if named.get("name"):
             name, value = (named[n].decode("utf-8", "surrogateescape").strip() for n in ("name", "value"))
             name = name.lower().replace(" ", "") if nrrd else name
-            if name in fields and name in _ONCE:
+            if name in fields and name in _VOXEL_FIELDS:
                 raise InputError(f"{path}: its header has the field {name} twice; copy or export it again")
             if not skipped:
                 fields[name] = value
-            elif name in _KEPT:
+            elif name in _DECISIVE_FIELDS:
                 raise InputError(
                     f"{path}: a text of several lines in its header hides the field {name} from ITK; "
                     "export it again without that text"
@@ -136,10 +143,10 @@ def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
         raise InputError(
             f"{path}: the header has no 'space', so left and right are unknown; export it again with one"
         )
-    if space.lower() not in map(str.lower, SPACES):
+    if space.lower() not in map(str.lower, NRRD_SPACES):
         raise InputError(
             f"{path}: the header's 'space' is not one of the patient's, so left and right are unknown; "
-            f"expected {', '.join(SPACES)}, export it again"
+            f"expected {', '.join(NRRD_SPACES)}, export it again"
         )
     directions = fields.get("spacedirections", "")
     if len(re.findall(r"\([^()]*\)", directions)) != 3 or "nan" in directions.lower():
@@ -148,7 +155,9 @@ def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
             "export it again"
         )
     for name in ("spaceunits", "units"):
-        if any(unit.strip().lower() not in (*_MM, "none", "???") for unit in _quoted(fields.get(name, ""))):
+        if any(
+            unit.strip().lower() not in (*_MM_UNITS, "none", "???") for unit in _quoted(fields.get(name, ""))
+        ):
             raise InputError(
                 f"{path}: expected millimeters, but the header's units are others; export it again in mm"
             )
@@ -173,7 +182,7 @@ def _check_meta(path: Path, fields: dict[str, str]) -> None:
             f"{path}: its 'AnatomicalOrientation' needs a 'TransformMatrix', which the header does not have, "
             "so left and right are unknown; export it again"
         )
-    if fields.get("DistanceUnits", "mm").lower() not in (*_MM, "?"):
+    if fields.get("DistanceUnits", "mm").lower() not in (*_MM_UNITS, "?"):
         raise InputError(
             f"{path}: expected millimeters, but the header's DistanceUnits are others; export it again in mm"
         )
@@ -197,7 +206,7 @@ def check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
     Raises:
         InputError: there is not one file for each slice, or no pattern of file names.
     """
-    if "%" in (file := fields.get("datafile", "")) and not _PATTERN.fullmatch(file.split()[0]):
+    if "%" in (file := fields.get("datafile", "")) and not _FILE_PATTERN.fullmatch(file.split()[0]):
         raise InputError(f"{path}: the pattern of its 'data file' cannot be read; export it as one file")
     words = fields.get("ElementDataFile", "").split()
     if not words:
@@ -209,7 +218,7 @@ def check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
         found, wanted = len(rest), math.prod(sizes[each:]) if 0 < each <= len(sizes) else 0
     elif "%" in words[0]:
         numbers = [_whole(n) for n in words[1:]]
-        if not _PATTERN.fullmatch(words[0]) or len(numbers) != 3 or numbers[2] < 1:
+        if not _FILE_PATTERN.fullmatch(words[0]) or len(numbers) != 3 or numbers[2] < 1:
             raise InputError(
                 f"{path}: expected a pattern of file names with first, last and step in 'ElementDataFile', "
                 "such as slice_%03d.raw 1 40 1; export it as one file"

@@ -31,10 +31,10 @@ from isopose.io.nifti_place import world_from_index
 
 #: Length in bytes of the mark after a header that announces extensions, and minimum length of an extension
 #: (its own length and code).
-_MARK, _EXTENSION = 4, 16
-_MOST_EXTENSIONS = 10_000
+_EXTENDER_BYTES, _MIN_EXTENSION_BYTES = 4, 16
+_MAX_EXTENSIONS = 10_000
 #: Possible codes of extensions (nifti1.h); they are even.
-_CODES = range(0, 100, 2)
+_EXTENSION_CODES = range(0, 100, 2)
 #: A deflated byte can stand for no more than this many bytes; a header that claims more is damaged.
 _DEFLATE_LIMIT = 1032
 
@@ -194,7 +194,7 @@ def _offset(path: Path, file: IO[bytes], header: Nifti1Header, raw: bytes) -> in
             f"{path}: the voxels' place in the file (vox_offset) is not a whole number; the header is damaged"
         )
     offset, least = int(stated), header.single_vox_offset
-    extended = raw[least - _MARK : least - _MARK + 1] not in (b"", b"\0")
+    extended = raw[least - _EXTENDER_BYTES : least - _EXTENDER_BYTES + 1] not in (b"", b"\0")
     if offset == 0 and not extended:
         return least
     if offset < least:
@@ -210,17 +210,17 @@ def _offset(path: Path, file: IO[bytes], header: Nifti1Header, raw: bytes) -> in
 def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: str) -> None:
     """Refuse extensions that reach beyond the byte where the voxels begin."""
     place = start
-    for _ in range(_MOST_EXTENSIONS):
-        if place + _EXTENSION > max(end, start + _EXTENSION):
+    for _ in range(_MAX_EXTENSIONS):
+        if place + _MIN_EXTENSION_BYTES > max(end, start + _MIN_EXTENSION_BYTES):
             return
         file.seek(place)
         found = np.frombuffer(file.read(8), f"{order}i4")
         length, code = (int(n) for n in found) if len(found) == 2 else (0, 0)
         if length == 0:
             return  # only zeros before the voxels
-        if start == end and (length < _EXTENSION or length % 16 or code not in _CODES):
+        if start == end and (length < _MIN_EXTENSION_BYTES or length % 16 or code not in _EXTENSION_CODES):
             return  # voxels: some tools set the mark without an extension
-        if length < _EXTENSION or place + length > end:
+        if length < _MIN_EXTENSION_BYTES or place + length > end:
             break
         place += length
     raise InputError(

@@ -12,9 +12,9 @@ from isopose.geometry.volume import is_sheared
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Largest shift of a voxel, in mm, if the qform replaces a sform that is not orthogonal.
-_STANDS_IN_MM = 0.5
+_MAX_QFORM_SHIFT_MM = 0.5
 #: Largest excess of the quaternion's length over 1 that rounding may cause.
-_LONGER = 1e-3
+_QUATERNION_TOLERANCE = 1e-3
 #: Below this, or below this multiple of the header's rounding error, the square of the quaternion's first
 #: part is only rounding of the others: a rotation by 180 degrees. nifti1_io.c has the first limit, nibabel
 #: the second.
@@ -64,7 +64,7 @@ def world_from_index(path: Path, header: Nifti1Header, size: list[int]) -> np.nd
                 f"{path}: the header's sform and qform place the volume up to {apart:.1f} mm apart; "
                 "find out which one is right and set the other's code to 0"
             )
-        if apart <= _STANDS_IN_MM and is_sheared(srow) and not is_sheared(other):
+        if apart <= _MAX_QFORM_SHIFT_MM and is_sheared(srow) and not is_sheared(other):
             return LPS_FROM_RAS @ other
     return LPS_FROM_RAS @ srow
 
@@ -77,7 +77,7 @@ def _check_qform(path: Path, header: Nifti1Header) -> None:
             f"{path}: the header's qform has pixdim {header['pixdim'][:4].tolist()}, expected 1 or -1 and "
             "three positive sides, so left and right are unknown; export it again"
         )
-    if np.square(_quaternion(header)).sum() > 1.0 + _LONGER:
+    if np.square(_quaternion(header)).sum() > 1.0 + _QUATERNION_TOLERANCE:
         raise InputError(f"{path}: the header's qform is no rotation; export it again")
 
 

@@ -16,10 +16,10 @@ import SimpleITK as sitk
 from isopose.errors import InputError
 
 #: Bytes of a scan's name: results add a label's name, an ending and a prefix while they are written.
-LONGEST_NAME = 200
-_ONE_AT_A_TIME = threading.RLock()
+MAX_NAME_BYTES = 200
+_STDERR_LOCK = threading.RLock()
 #: Source locations and names in messages of ITK, GDCM, MetaIO and NrrdIO.
-_OF_ITK = re.compile(rb"\.[cht](?:xx|pp)?, line \d+|gdcm|itk|nrrd|openjpeg", re.IGNORECASE)
+_ITK_MESSAGE = re.compile(rb"\.[cht](?:xx|pp)?, line \d+|gdcm|itk|nrrd|openjpeg", re.IGNORECASE)
 
 
 def check_name(path: Path) -> None:
@@ -31,8 +31,8 @@ def check_name(path: Path) -> None:
     itk_name(path)
     if not path.name.isprintable():
         raise InputError(f"{path}: its name has control characters; rename it")
-    if len(path.name.encode()) > LONGEST_NAME:
-        raise InputError(f"{path}: its name has over {LONGEST_NAME} bytes; rename it")
+    if len(path.name.encode()) > MAX_NAME_BYTES:
+        raise InputError(f"{path}: its name has over {MAX_NAME_BYTES} bytes; rename it")
 
 
 def itk_name(path: Path) -> str:
@@ -62,7 +62,7 @@ def quiet_itk() -> Iterator[list[str]]:
             file's contents.
     """
     heard: list[str] = []
-    with _ONE_AT_A_TIME:
+    with _STDERR_LOCK:
         shown = sitk.ProcessObject.GetGlobalWarningDisplay()
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
         try:
@@ -140,7 +140,7 @@ def _standard_error_aside(heard: list[str]) -> Iterator[None]:
                 caught.seek(0)
                 text = caught.read()
                 heard.extend(text.decode(errors="replace").splitlines())
-            if not (complained(heard) or _OF_ITK.search(text)):
+            if not (complained(heard) or _ITK_MESSAGE.search(text)):
                 os.write(2, text)
     finally:
         os.close(kept)

@@ -15,9 +15,9 @@ from isopose.io.quiet import check_name
 #: Extensions of headers that may name other files.
 _HEADERS = (".mhd", ".mha", ".nhdr", ".nrrd")
 #: A file name pattern with one number, and a number.
-_NUMBERED, _WHOLE = re.compile(r"[^%]*%0?\d{0,2}[diu][^%]*"), re.compile(r"\d{1,9}")
+_NUMBERED, _NUMBER = re.compile(r"[^%]*%0?\d{0,2}[diu][^%]*"), re.compile(r"\d{1,9}")
 #: Maximum number of files of a pattern.
-MOST = 100_000
+MAX_FILES = 100_000
 
 
 def hash_of_source(path: Path) -> str:
@@ -78,7 +78,7 @@ def _named(path: Path, kind: str) -> list[str]:
     words = value.split()
     if words and words[0].upper() == "LIST":
         return [line.decode("utf-8", "surrogateescape").strip() for line in rest]
-    if len(words) >= 3 and _NUMBERED.fullmatch(words[0]) and all(map(_WHOLE.fullmatch, words[1:4])):
+    if len(words) >= 3 and _NUMBERED.fullmatch(words[0]) and all(map(_NUMBER.fullmatch, words[1:4])):
         first, last, step = (*map(int, words[1:4]), 1)[:3]
-        return [words[0] % number for number in range(first, last + 1, max(step, 1))[:MOST]]
+        return [words[0] % number for number in range(first, last + 1, max(step, 1))[:MAX_FILES]]
     return [] if value.upper() in ("", "LOCAL") else [value]

@@ -12,7 +12,7 @@ from isopose.strict import STRICT, Count, first_problem
 Row = dict[str, str | int | float]
 #: Below this slope more than half of a patient's rotation remains in the homogenized slice, which then varies
 #: nearly as much as before: the network has not learned rotation.
-LEAST_SLOPE = 0.5
+MIN_SLOPE = 0.5
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Turning:
     @property
     def learned(self) -> bool:
         """Whether the network follows turns well enough to bring patients to one roll."""
-        return self.slope >= LEAST_SLOPE
+        return self.slope >= MIN_SLOPE
 
 
 @dataclass(frozen=True)

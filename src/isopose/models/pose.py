@@ -27,7 +27,7 @@ from isopose.settings import PoseConfig
 AGREEMENT_SIZE = 48
 #: Where a slice's pose comes from, in the order in which they are tried; "hand" is a person's correction.
 POSE_SOURCES = ("anatomy", "learned", "moments", "header", "identity", "hand")
-BY_HAND = POSE_SOURCES.index("hand")
+HAND_SOURCE = POSE_SOURCES.index("hand")
 
 
 class SlicePoses(NamedTuple):

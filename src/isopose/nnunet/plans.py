@@ -13,7 +13,7 @@ LOWEST_HU = -200.0
 #: Suffix of the plans' name.
 SUFFIX = "Isopose"
 #: Key of nnU-Net's original lower bound, to which the wrapped network's input is still clipped.
-SEEN = "isopose_seen_from"
+SEEN_FROM_KEY = "isopose_seen_from"
 
 
 def write_plans(dataset: str, name: str = "nnUNetPlans") -> Path:
@@ -52,13 +52,14 @@ def write_plans(dataset: str, name: str = "nnUNetPlans") -> Path:
 def keeping_fat(plans: dict[str, Any]) -> dict[str, Any]:
     """Return plans under another name, with another folder of preprocessed data, that do not clip fat.
 
-    Fat is only used for the pose: the input of nnU-Net's network is clipped as before (:data:`SEEN`).
+    Fat is only used for the pose: the input of nnU-Net's network is clipped as before, to the lower bound
+    under :data:`SEEN_FROM_KEY`.
     """
     kept = copy.deepcopy(plans)
     name = plans["plans_name"]
     kept["plans_name"] = name + SUFFIX
     intensities = kept["foreground_intensity_properties_per_channel"]["0"]
-    intensities[SEEN] = intensities["percentile_00_5"]
+    intensities[SEEN_FROM_KEY] = intensities["percentile_00_5"]
     intensities["percentile_00_5"] = min(intensities["percentile_00_5"], LOWEST_HU)
     for configuration in kept["configurations"].values():
         # Configurations that inherit from others have no identifier of their own.

@@ -29,12 +29,12 @@ from isopose.phantom.case import (
 from isopose.phantom.mr import drawn_for_mr
 from isopose.phantom.pet import render_uptake
 from isopose.phantom.render import KIDNEY, TUMOR, render
-from isopose.phantom.stack import FEWEST, stack_of
+from isopose.phantom.stack import MIN_SLICES, stack_of
 
 #: Increased whenever the same parameters give other images.
 VERSION = 1
 #: Volume in ml below which a tumor is small, and maximum number of patients drawn for each one that is used.
-SMALL_ML, MOST_DRAWN = 20.0, 40
+SMALL_ML, MAX_DRAWN = 20.0, 40
 ENDING = ".nii.gz"
 #: Parameters that are recorded only if they differ from this default.
 OPTIONAL = {"small_tumors": None, "pet": False, "modality": "ct", "plane": "axial"}
@@ -183,7 +183,7 @@ def _choose(
     for count in (cases - tests, tests):
         few = round(small_tumors * count)
         left.append({True: few, False: count - few})
-    for index in range(MOST_DRAWN * cases):
+    for index in range(MAX_DRAWN * cases):
         wanted = {small for part in left for small, count in part.items() if count}
         if not wanted:
             break
@@ -195,7 +195,7 @@ def _choose(
                 break
     if any(count for part in left for count in part.values()):
         raise InputError(
-            f"phantom: of {MOST_DRAWN * cases} patients too few have a tumor below {SMALL_ML:g} ml, or too "
+            f"phantom: of {MAX_DRAWN * cases} patients too few have a tumor below {SMALL_ML:g} ml, or too "
             "few a larger one; choose another share of small tumors"
         )
     return [*parts[0], *parts[1]]
@@ -249,9 +249,10 @@ def _check_plane(plane: str, modality: str, size: int, slices: int | None) -> No
         return
     if modality != "mr":
         raise InputError(f"phantom: {plane} slices are drawn in MR only; add --modality mr")
-    if slices is not None and slices > size // FEWEST:
+    if slices is not None and slices > size // MIN_SLICES:
         raise InputError(
-            f"phantom: slices is {slices}, expected at most {size // FEWEST} {plane} slices of {size} pixels"
+            f"phantom: slices is {slices}, expected at most {size // MIN_SLICES} {plane} slices of {size} "
+            "pixels"
         )
 
 

@@ -20,7 +20,7 @@ from isopose.report.figure import Steps, draw_steps, window_of_scan
 from isopose.scan.find import channels_of
 
 #: Slices of a scan that are drawn.
-ROWS = 4
+DRAWN_SLICES = 4
 _CORNERS = torch.tensor([[-1.0, -1.0, 1.0], [1.0, -1.0, 1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]])
 
 
@@ -31,7 +31,12 @@ def write_steps(model: Model, volume: Volume, prediction: Prediction, path: Path
 
 @torch.inference_mode()
 def steps_of(
-    model: Model, volume: Volume, prediction: Prediction, *, truth: Volume | None = None, rows: int = ROWS
+    model: Model,
+    volume: Volume,
+    prediction: Prediction,
+    *,
+    truth: Volume | None = None,
+    rows: int = DRAWN_SLICES,
 ) -> list[Steps]:
     """Return the steps of some slices, see :func:`write_steps`.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 #: Pairs of slices computed at a time, so that memory does not grow with the square of their number.
-PAIRS = 1_000_000
+PAIRS_PER_CHUNK = 1_000_000
 
 
 def pooled(evidence: Tensor, z_mm: Tensor, width_mm: float) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ def _at_each_slice(rows: Callable[[Tensor, Tensor], Tensor], z_mm: Tensor, width
     # An exported graph cannot loop over a dynamic number of slices.
     if torch.compiler.is_compiling():
         return values_at(z)
-    step = max(1, PAIRS // max(len(z), 1))
+    step = max(1, PAIRS_PER_CHUNK // max(len(z), 1))
     out = values_at(z[:step])
     if step < len(z):
         # Written in place: small results between large freed buffers would fragment the heap.

@@ -14,9 +14,9 @@ TILT_SD = math.radians(5.0)
 #: Largest tilt of a body on the table; more is due to a bad mask.
 MAX_TILT = math.radians(20.0)
 #: Rounds of reweighting, and the residual, in medians, beyond which a slice's weight is less than half.
-ROUNDS, OUTLYING = 10, 3.0
+ROUNDS, OUTLIER_MEDIANS = 10, 3.0
 #: Most slices, evenly spread, whose pairs give the initial slope.
-PAIRED = 128
+MAX_PAIRED_SLICES = 128
 
 
 def line_through(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def line_through(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Te
     for _ in range(ROUNDS):
         off = (points - mean - (places - middle)[:, None] * slope).norm(dim=1)
         # Residuals within the usual scatter of centroids are not down-weighted.
-        scale = OUTLYING * median(off).clamp(min=CENTROID_SD / OUTLYING)
+        scale = OUTLIER_MEDIANS * median(off).clamp(min=CENTROID_SD / OUTLIER_MEDIANS)
         w = belief / (1.0 + (off / scale).square())
         middle, mean = (w @ places) / w.sum(), (w @ points) / w.sum()
         along = places - middle
@@ -53,7 +53,7 @@ def line_through(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Te
 def _median_slope(points: Tensor, belief: Tensor, places: Tensor) -> Tensor:
     """Return the weighted median ``(2,)`` of the slopes of all pairs of slices."""
     count = places.shape[0]
-    some = torch.arange(0, count, (count + PAIRED - 1) // PAIRED, device=places.device)
+    some = torch.arange(0, count, (count + MAX_PAIRED_SLICES - 1) // MAX_PAIRED_SLICES, device=places.device)
     points, belief, places = points[some], belief[some], places[some]
     distance = places[None] - places[:, None]
     # Each pair once, without pairs at one position; without any pair the slope is 0.

@@ -12,7 +12,7 @@ from isopose.data.preprocess import Prepared
 from isopose.geometry.box import carried
 from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALE_Y, matrix_from_pose
 from isopose.models.pipeline import Networks, SliceTransforms
-from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer, SlicePoses
+from isopose.models.pose import HAND_SOURCE, POSE_SOURCES, PoseTransformer, SlicePoses
 from isopose.scan.correction import Correction
 from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
@@ -117,7 +117,7 @@ def find_poses(
     scan.source[rows] = slices.source.cpu()
     by_hand = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
     if by_hand is not None:
-        scan.pose[rows], scan.confidence[rows], scan.source[rows] = by_hand, 1.0, BY_HAND
+        scan.pose[rows], scan.confidence[rows], scan.source[rows] = by_hand, 1.0, HAND_SOURCE
     _set_agreement(transformer, prepared, settings, scan)
     return scan
 
@@ -230,5 +230,5 @@ def _set_agreement(
         pose = torch.from_numpy(scan.pose[part]).to(device)
         scan.agreement[part] = transformer.agreement(frames(prepared, part, device)[1], pose).cpu()
         if transformer.roll is None:
-            found = scan.source[part] != BY_HAND
+            found = scan.source[part] != HAND_SOURCE
             scan.confidence[part] = np.where(found, scan.agreement[part], 1.0)

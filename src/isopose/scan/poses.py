@@ -16,12 +16,20 @@ from isopose.models.pipeline import SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of, turned, views_at_angle
 from isopose.scan.aggregate import common_values, pooled, smooth_values
-from isopose.scan.pose import LEAST_AGREEMENT
-from isopose.scan.prior import RIGHT, ScanRoll, direction, header_roll, log_i0, mass_within, scan_roll
+from isopose.scan.pose import MIN_AGREEMENT
+from isopose.scan.prior import (
+    CORRECT_WITHIN,
+    ScanRoll,
+    direction,
+    header_roll,
+    log_i0,
+    mass_within,
+    scan_roll,
+)
 from isopose.settings import PoseConfig
 
 #: Number of slices from which the initial roll of a scan is estimated.
-FIRST = 5
+INITIAL_SLICES = 5
 #: Standard deviation of the roll along a scan, around the scan's own: a patient is twisted by no more.
 ALONG_SD = math.radians(2.0)
 
@@ -59,7 +67,7 @@ def slice_poses(
     if transformer.roll is not None and (per or transformer.config.per) != "slice":
         rows = np.concatenate(batches)
         # Evenly spread, without the outermost slices, which may show lungs or hips.
-        few = min(FIRST, len(rows))
+        few = min(INITIAL_SLICES, len(rows))
         initial = initial_roll(transformer, *read(rows[(np.arange(few) * 2 + 1) * len(rows) // (2 * few)]))
     return joined([transformer.estimate(*read(part), min_agreement, initial) for part in batches])
 
@@ -107,8 +115,8 @@ def scan_poses(
 
     Returns:
         Poses ``(N, 5)``; the probability ``(N,)`` that each roll is right within
-        :data:`isopose.scan.prior.RIGHT`, without the roll network the agreement with the reference's outline;
-        and the scan's roll, None if it comes from outlines or STN1.
+        :data:`isopose.scan.prior.CORRECT_WITHIN`, without the roll network the agreement with the reference's
+        outline; and the scan's roll, None if it comes from outlines or STN1.
     """
     config = with_per(transformer.config, per)
     if transformer.keeps_header:
@@ -187,7 +195,7 @@ def _own_probability(evidence: Tensor, calibration: Tensor) -> Tensor:
     length = evidence.norm(dim=1)
     within = mass_within(torch.zeros_like(length), calibrated_concentration(length, calibration))
     reliable = log_odds_of(length, calibration).sigmoid()
-    return reliable * within + (1.0 - reliable) * RIGHT / math.pi
+    return reliable * within + (1.0 - reliable) * CORRECT_WITHIN / math.pi
 
 
 def scan_transforms(
@@ -226,7 +234,7 @@ def _combined(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfi
     """
     if config.per == "slice":
         return values
-    weight = (agreement - LEAST_AGREEMENT).clamp(min=1e-3)
+    weight = (agreement - MIN_AGREEMENT).clamp(min=1e-3)
     if config.per == "volume":
         return common_values(values, weight).expand(weight.shape[0], -1)
     return smooth_values(values, weight, z_mm, config.smooth_mm)

@@ -17,15 +17,15 @@ from isopose.scan.aggregate import median
 from isopose.settings import PoseConfig
 
 #: Largest error of a roll that counts as right.
-RIGHT = math.radians(6.0)
+CORRECT_WITHIN = math.radians(6.0)
 #: Roll (radians) beyond which the patient does not lie as the header says, but on a side or prone.
-TURNED = math.radians(60.0)
+TURNED_ROLL = math.radians(60.0)
 #: Standard deviations (radians) of patients who lie further off the header's pose, and around a quarter or
 #: half turn of those who are turned by one.
 WIDE_SD, TURNED_SD = math.radians(30.0), math.radians(20.0)
 #: If the mask fills at least this part of its bounding box in most slices, the body exceeds the field of
 #: view, and its outline is not visible. The outlines of five real trunks fill 0.79 to 0.84 at the median.
-FILLED = 0.95
+MAX_FILLED = 0.95
 
 
 class ScanRoll(NamedTuple):
@@ -41,7 +41,7 @@ class ScanRoll(NamedTuple):
             an outline is visible.
         outline_visible: ``()`` False where the body exceeds the field of view.
         concentration: ``()`` of the angle, where it rests on the slices.
-        probability: ``()`` posterior probability that the angle is right within :data:`RIGHT`.
+        probability: ``()`` posterior probability that the angle is right within :data:`CORRECT_WITHIN`.
     """
 
     angle: Tensor
@@ -87,7 +87,7 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
     odds = torch.minimum(alone, against_header).exp()
     posterior = log_weight.softmax(dim=0) @ (joint / joint_concentration[:, None].clamp(min=1e-9))
     shown, posterior_mean = torch.atan2(mean[1], mean[0]), torch.atan2(posterior[1], posterior[0])
-    visible = median(filled) < FILLED
+    visible = median(filled) < MAX_FILLED
     believed = (odds >= config.turn_odds) & visible
     angle = torch.where(believed, shown, torch.zeros_like(shown))
     # Without an outline only the prior is left.
@@ -120,7 +120,7 @@ def header_roll(filled: Tensor, config: PoseConfig) -> ScanRoll:
     nothing, offset = torch.zeros_like(filled[0]), torch.atan2(prior[:, 1], prior[:, 0])
     concentrations = prior.norm(dim=1)
     probability = (weight * mass_within(offset, concentrations)).sum()
-    visible = median(filled) < FILLED
+    visible = median(filled) < MAX_FILLED
     believed = torch.zeros_like(visible)
     return ScanRoll(
         angle=nothing,
@@ -140,7 +140,7 @@ def direction(angle: Tensor) -> Tensor:
 
 
 def mass_within(offset: Tensor, concentration: Tensor) -> Tensor:
-    """Return the probability that angles of von Mises distributions lie within :data:`RIGHT` of 0.
+    """Return the probability that angles of von Mises distributions lie within :data:`CORRECT_WITHIN` of 0.
 
     Approximated by the normal distribution of the same concentration.
 
@@ -150,7 +150,7 @@ def mass_within(offset: Tensor, concentration: Tensor) -> Tensor:
     """
     offset = torch.remainder(offset + math.pi, 2.0 * math.pi) - math.pi
     scale = (concentration / 2.0).sqrt()
-    return 0.5 * (torch.erf((offset + RIGHT) * scale) - torch.erf((offset - RIGHT) * scale))
+    return 0.5 * (torch.erf((offset + CORRECT_WITHIN) * scale) - torch.erf((offset - CORRECT_WITHIN) * scale))
 
 
 def log_i0(x: Tensor) -> Tensor:

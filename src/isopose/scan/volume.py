@@ -23,7 +23,7 @@ from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.aggregate import median
 from isopose.scan.axis import line_through, tilt_of
-from isopose.scan.pose import LEAST_AGREEMENT
+from isopose.scan.pose import MIN_AGREEMENT
 from isopose.scan.poses import scan_poses
 from isopose.scan.prior import ScanRoll
 
@@ -53,7 +53,7 @@ def volume_pose(
     if transformer.config.start != "identity":
         slice_pose = poses[0]
         log_scale = slice_pose[LOG_SCALE_X:SHIFT_X]
-        weight = (slices.agreement - LEAST_AGREEMENT).clamp(min=1e-3)
+        weight = (slices.agreement - MIN_AGREEMENT).clamp(min=1e-3)
         at_middle, slope = line_through(slices.outline.center, weight, z)
         out[ROLL] = slice_pose[ANGLE]
         out[PITCH], out[YAW] = tilt_of(slope, slice_pose[ANGLE])

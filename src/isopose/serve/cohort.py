@@ -31,7 +31,7 @@ THUMBNAIL = 96
 #: Columns of ``review.csv``.
 COLUMNS = ("case", "decision", "comment")
 #: Number of cached cases; each takes the space of a scan.
-KEPT = 6
+MAX_CACHED_CASES = 6
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def thumbnail(cohort: ReviewedCohort, case: Reviewed) -> Path:
 def case_view(cohort: ReviewedCohort, number: int) -> tuple[Path, dict[str, Any]]:
     """Return the folder of a case's scan and label maps for the page, and the contents of ``view.json``.
 
-    The folders of the last :data:`KEPT` cases are kept.
+    The folders of the last :data:`MAX_CACHED_CASES` cases are kept.
 
     Raises:
         InputError: a file cannot be read, or a label map is not on the scan's grid.
@@ -310,7 +310,7 @@ def case_view(cohort: ReviewedCohort, number: int) -> tuple[Path, dict[str, Any]
         (place / "view.json").touch()
     # Newest first. An incomplete folder has no view.json, and is made again when it is requested.
     ready = sorted((cohort.folder / "views").glob("*/view.json"), key=lambda one: -one.stat().st_mtime_ns)
-    for old in ready[KEPT:]:
+    for old in ready[MAX_CACHED_CASES:]:
         shutil.rmtree(old.parent, ignore_errors=True)
     value: dict[str, Any] = read_json(place / "view.json")
     return place, value

@@ -29,7 +29,7 @@ from isopose.serve.worker import RESULT, JobWorker, Settings
 from isopose.version import __version__
 
 #: Accepted uploads: formats of one file each, and a zipped DICOM series.
-TAKEN = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")
+ACCEPTED_EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")
 #: Characters of a file's name that are kept.
 LONGEST_NAME = 200
 #: Results by the last part of their address: file, type, and ending of the download's name.
@@ -83,7 +83,7 @@ def _add_queue(app: FastAPI, folder: Path, jobs: Jobs) -> None:
 
     @app.get("/api/about")
     def describe_server() -> dict[str, Any]:
-        return {"version": __version__, "taken": TAKEN, "largest_bytes": largest_bytes()}
+        return {"version": __version__, "taken": ACCEPTED_EXTENSIONS, "largest_bytes": largest_bytes()}
 
     @app.get("/api/jobs")
     def list_jobs(names: bool = False) -> list[dict[str, Any]]:
@@ -109,9 +109,9 @@ def _add_predictions(app: FastAPI, folder: Path, jobs: Jobs, worker: JobWorker) 
     async def add(
         request: Request, filename: Annotated[str, Query(max_length=LONGEST_NAME)]
     ) -> dict[str, int]:
-        kind = next((one for one in TAKEN if filename.lower().endswith(one)), None)
+        kind = next((one for one in ACCEPTED_EXTENSIONS if filename.lower().endswith(one)), None)
         if kind is None:
-            raise HTTPException(415, f"expected a file that ends in {', '.join(TAKEN)}")
+            raise HTTPException(415, f"expected a file that ends in {', '.join(ACCEPTED_EXTENSIONS)}")
         # Stored under a temporary name until it is complete, so that an incomplete upload is not a job.
         arriving = folder / f"arriving-{secrets.token_hex(8)}"
         try:
@@ -247,7 +247,7 @@ def _check_correction(folder: Path, job: Job, given: dict[str, Any]) -> Correcti
 
 
 def _find_kind(job: Job) -> str:
-    return next(kind for kind in TAKEN if job.upload.endswith(kind))
+    return next(kind for kind in ACCEPTED_EXTENSIONS if job.upload.endswith(kind))
 
 
 def forget(folder: Path) -> None:

@@ -36,11 +36,11 @@ from isopose.serve.values import Shown, shown_values
 #: Version of the files in ``view/``.
 FORMAT = 4
 #: Pixels along a side of a homogenized slice on the page.
-SHOWN = 256
+HOMOGENIZED_PIXELS = 256
 #: Slices homogenized at a time.
-BATCH = 32
+BATCH_SLICES = 32
 #: Voxels that a browser without a graphics card draws quickly.
-FEW = 1_500_000
+MAX_SHOWN_VOXELS = 1_500_000
 #: Bytes before the voxels of a NIfTI file without extensions.
 _NIFTI_HEADER = 352
 
@@ -133,13 +133,13 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction, shown: Show
     pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.scan_pose
     assert prediction.crops is not None, "the page shows the prediction in the crop"
     device, slices = pipeline.pose.reference_mask.device, len(records.pose)
-    size, side = min(SHOWN, model.config.data.size), model.config.unet_size
+    size, side = min(HOMOGENIZED_PIXELS, model.config.data.size), model.config.unet_size
     air = shown.stored(np.array(prepared.scale.low))
     homogenized = np.full((slices, size, size), air, np.int16)
     crop = np.full((slices, side, side), air, np.int16)
     with_body = np.flatnonzero(records.has_body)
-    for first in range(0, len(with_body), BATCH):
-        rows = with_body[first : first + BATCH]
+    for first in range(0, len(with_body), BATCH_SLICES):
+        rows = with_body[first : first + BATCH_SLICES]
         image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
         theta1 = matrix_from_pose(torch.from_numpy(records.pose[rows]).to(device))
         theta = compose(theta1, torch.from_numpy(records.theta2[rows]).to(device))
@@ -161,7 +161,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction, shown: Sho
     pipeline, prepared, scan = model.pipeline, prediction.prepared, prediction.scan_pose
     assert prediction.crops is not None, "the page shows the prediction in the crop"
     device, slices = pipeline.pose.reference_mask.device, prepared.shape[0]
-    size, side = min(SHOWN, model.config.data.size), model.config.unet_size
+    size, side = min(HOMOGENIZED_PIXELS, model.config.data.size), model.config.unet_size
     stack_from_frame = prepared.frame.stack_from_frame(slices, prepared.spacing[2]).to(device)
     pose = torch.from_numpy(scan.pose).to(device)
     stack_from_homogenized = pipeline.input_from_homogenized(pose, stack_from_frame)
@@ -245,9 +245,12 @@ def read_view(folder: Path) -> dict[str, Any] | None:
 
 
 def reduction(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return the steps along ``(x, y, z)`` that reduce a volume to :data:`FEW` voxels."""
+    """Return the steps along ``(x, y, z)`` that reduce a volume to :data:`MAX_SHOWN_VOXELS` voxels."""
     steps = [1, 1, 1]
-    while math.prod(-(-size // step) for size, step in zip(shape, reversed(steps), strict=True)) > FEW:
+    while (
+        math.prod(-(-size // step) for size, step in zip(shape, reversed(steps), strict=True))
+        > MAX_SHOWN_VOXELS
+    ):
         sizes = [size // step for size, step in zip(reversed(shape), steps, strict=True)]
         steps[int(np.argmax(sizes))] += 1
     return steps[0], steps[1], steps[2]

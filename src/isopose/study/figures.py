@@ -14,7 +14,7 @@ from isopose.study.arms import BY_NAME
 from isopose.study.results import ArmResult, steady
 
 #: Arms whose Dice is drawn against body size.
-SHOWN = ("augmented", "pose", "crop-half", "nnunet")
+DRAWN_ARMS = ("augmented", "pose", "crop-half", "nnunet")
 
 
 def _to_png(figure: Figure) -> bytes:
@@ -107,10 +107,10 @@ def box_plots(results: Mapping[str, ArmResult]) -> bytes:
 def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
     """Return Dice of each scan against the body's width by target, with a running median for each arm.
 
-    Shows the arms in :data:`SHOWN`, since more colors are hard to distinguish; the first arms if none of them
-    was run.
+    Shows the arms in :data:`DRAWN_ARMS`, since more colors are hard to distinguish; the first arms if none of
+    them was run.
     """
-    shown = [name for name in SHOWN if name in results] or list(results)[: len(SHOWN)]
+    shown = [name for name in DRAWN_ARMS if name in results] or list(results)[: len(DRAWN_ARMS)]
     known = {name: [case for case in results[name].cases if case.body_size_mm is not None] for name in shown}
     if not any(known.values()):
         return None

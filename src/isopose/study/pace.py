@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from isopose.report.tables import NO_VALUE, Cell, Column, Table
-from isopose.study.protocol import RISE, rise
+from isopose.study.protocol import MIN_RISE, rise
 from isopose.study.results import CLOCKS, ArmResult, Clock, SeedAndFold, StudyRun, goals, steady, times_to
 from isopose.study.tables import format_time
 
@@ -117,7 +117,7 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
             for value in [float(np.mean(found))]
         ]
         most = max(rises, default=None)
-        stopped = NO_VALUE if most is None else "yes" if most < RISE else "no"
+        stopped = NO_VALUE if most is None else "yes" if most < MIN_RISE else "no"
         rows.append((name, *cells, None if most is None else 100.0 * most, stopped))
     at = "no run" if seconds is None else f"after {seconds:.0f} CPU seconds of training, when {baseline} ends"
     notes = (
@@ -126,7 +126,7 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         "(an arm that ended earlier: its last value; an arm whose U-Net has not started: none yet)",
         "gain at the end: mean over the last fifth of the U-Net's epochs minus the mean over the fifth "
         "before it, averaged over seeds, for the label that gains most; stopped rising: less than "
-        f"{100 * RISE:g} points",
+        f"{100 * MIN_RISE:g} points",
         *_note_peers(trained),
     )
     return Table("Validation Dice during training", columns, tuple(rows), notes=notes)

@@ -26,11 +26,11 @@ from isopose.study.lengths import refuse_short
 from isopose.version import __version__
 
 #: Files in a study's folder: its options, and the body widths of the scored scans.
-STUDY, SIZES = "study.json", "sizes.json"
+STUDY_FILE, SIZES_FILE = "study.json", "sizes.json"
 #: The stages of a run, and the only one that a budget shortens: shortened STNs would not test the paper.
 STAGES, SHORTENED = ("pose", "crop", "unet"), "unet"
 #: Minimum number of the U-Net's epochs that a budget may leave.
-FEWEST_EPOCHS = 3
+MIN_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ def claim_study(output: Path, options: Options) -> tuple[Options, bool]:
     Raises:
         InputError: the folder holds another study or something else.
     """
-    path = output / STUDY
+    path = output / STUDY_FILE
     now = _identify(options)
     other, strange = "holds a study of other {names}", "not empty and no study"
     known = outputs.claim(output, path, now, within="of", other=other, strange=strange)
@@ -347,12 +347,14 @@ def claim_study(output: Path, options: Options) -> tuple[Options, bool]:
 
 def settle(output: Path, options: Options) -> None:
     """Store the fraction of the U-Net's epochs for all arms; it never changes afterward."""
-    write_json(output / STUDY, read_json(output / STUDY) | {"scale": options.scale, "scales": SHORTENED})
+    write_json(
+        output / STUDY_FILE, read_json(output / STUDY_FILE) | {"scale": options.scale, "scales": SHORTENED}
+    )
 
 
 def notes_of_length(output: Path) -> tuple[str, ...]:
     """Return notes on a study whose budget was fixed by a version that shortened the STNs as well."""
-    known = read_json(output / STUDY)
+    known = read_json(output / STUDY_FILE)
     if known["scale"] in (None, 1.0) or known.get("scales") == SHORTENED:
         return ()
     return (
@@ -417,7 +419,7 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, 
                     f"{case.id}, a test case: {error}; repair it or remove it from the dataset"
                 ) from None
             known[case.id] = round(right - left, 1)
-            write_json(output / SIZES, known)
+            write_json(output / SIZES_FILE, known)
         progress(done, len(wanted))
 
 
@@ -428,5 +430,5 @@ def known_widths(output: Path, dataset: Dataset) -> dict[str, float]:
 
 
 def _read_widths(output: Path) -> dict[str, float]:
-    path = output / SIZES
+    path = output / SIZES_FILE
     return dict(read_json(path)) if path.exists() else {}

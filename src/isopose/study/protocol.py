@@ -14,12 +14,12 @@ from isopose.study.results import Difference, Results, Strata, differences, stea
 from isopose.study.statistics import holm
 
 #: Label names that stand for the paper's two structures.
-PAPERS = {"kidney": "kidney", "tumor": "tumor", "tumour": "tumor"}
+PAPER_STRUCTURES = {"kidney": "kidney", "tumor": "tumor", "tumour": "tumor"}
 #: Significance level for p, corrected over all goals.
 ALPHA = 0.05
 #: An arm has stopped rising when its validation Dice gains less than this from the fifth before the last of
 #: its U-Net's epochs to the last.
-RISE, PART = 0.005, 5
+MIN_RISE, LAST_PART = 0.005, 5
 #: Strata: name, lower limit (included) and upper limit (excluded), in ml or degrees.
 VOLUMES: tuple[tuple[str, float, float], ...] = (
     ("below 20 ml", 0.0, 20.0),
@@ -39,7 +39,7 @@ class Goal:
 
     Args:
         preset, arm, against: the two arms.
-        structure: the paper's name of it, see :data:`PAPERS`.
+        structure: the paper's name of it, see :data:`PAPER_STRUCTURES`.
         points: of Dice in percent.
         kind: ``gain``: the mean difference is at least ``points``, its interval lies above 0, and its
             corrected p is below :data:`ALPHA`; ``no worse``: the interval lies above ``points``.
@@ -82,7 +82,7 @@ def primary(results: Results) -> list[tuple[Goal, Difference]]:
     found: list[tuple[Goal, Difference]] = []
     for goal in GOALS:
         pairs = differences(results.get(goal.preset, {}), [(goal.arm, goal.against)])
-        found += [(goal, each) for each in pairs if PAPERS.get(each.target) == goal.structure]
+        found += [(goal, each) for each in pairs if PAPER_STRUCTURES.get(each.target) == goal.structure]
     corrected = iter(holm([each.raw_p for _, each in found if each.raw_p is not None], len(GOALS)))
     return [
         (goal, replace(each, p_value=None if each.raw_p is None else next(corrected))) for goal, each in found
@@ -94,7 +94,7 @@ def volume_strata(cases: Sequence[CaseScores]) -> dict[str, tuple[CaseScores, ..
     if not cases:
         return {}
     labels = [target for target in cases[0].scores if "+" not in target]
-    target = next((label for label in labels if PAPERS.get(label) == "tumor"), labels[-1])
+    target = next((label for label in labels if PAPER_STRUCTURES.get(label) == "tumor"), labels[-1])
     return _split({case.case: case.scores[target].truth_ml or -1.0 for case in cases}, cases, VOLUMES)
 
 
@@ -132,7 +132,7 @@ def rise(curve: Sequence[tuple[float, float]]) -> float | None:
         The difference; None below ten epochs, of which a fifth would be a single one.
     """
     scores = [score for _, score in steady(curve)]
-    part = len(scores) // PART
+    part = len(scores) // LAST_PART
     if part < 2:
         return None
     return float(np.mean(scores[-part:]) - np.mean(scores[-2 * part : -part]))

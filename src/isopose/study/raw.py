@@ -14,11 +14,11 @@ from isopose.files import read_json
 from isopose.io.datasets import open_dataset
 from isopose.io.truth import true_rolls
 from isopose.models.folder import versions
-from isopose.study.arms import ARMS, FURTHER, SOURCE
-from isopose.study.plan import STUDY, Options, config_of
+from isopose.study.arms import ARMS, FURTHER_COMPARISONS, SOURCE
+from isopose.study.plan import STUDY_FILE, Options, config_of
 from isopose.study.protocol import primary
 from isopose.study.results import (
-    PAIRED,
+    PAIRED_SCORES,
     ArmResult,
     Clock,
     Results,
@@ -92,7 +92,7 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
     rolls = true_rolls(open_dataset(options.dataset, options.labels).root)
     return {
         "versions": versions(),
-        "study": read_json(output / STUDY),
+        "study": read_json(output / STUDY_FILE),
         "primary": [
             {"goal": asdict(goal), "reached": goal.is_reached(found), **asdict(found)}
             for goal, found in primary(results)
@@ -123,9 +123,9 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                 },
                 "differences": {
                     metric: [asdict(each) for each in differences(by_arm, _pair_arms(by_arm), metric=metric)]
-                    for metric in PAIRED
+                    for metric in PAIRED_SCORES
                 },
-                "further": [asdict(each) for each in differences(by_arm, FURTHER)],
+                "further": [asdict(each) for each in differences(by_arm, FURTHER_COMPARISONS)],
                 "strata": {
                     what: [asdict(each) for each in differences(by_arm, _pair_arms(by_arm), split)]
                     for what, split in strata_of(rolls).items()

@@ -11,7 +11,7 @@ from isopose.io.datasets import open_dataset
 from isopose.io.truth import true_rolls
 from isopose.report.html import Picture, ReportSection, limits_section, write_report
 from isopose.report.tables import Table, to_latex, to_markdown
-from isopose.study.arms import ARMS, FURTHER
+from isopose.study.arms import ARMS, FURTHER_COMPARISONS
 from isopose.study.figures import against_size, box_plots, learning_curves
 from isopose.study.lengths import Length
 from isopose.study.pace import pace_table, time_table
@@ -19,7 +19,7 @@ from isopose.study.plan import Options, arms_of, config_of, jobs_of, patients_of
 from isopose.study.protocol import GOALS, primary
 from isopose.study.raw import numbers, runs_csv, scores_csv
 from isopose.study.results import (
-    PAIRED,
+    PAIRED_SCORES,
     ArmResult,
     Results,
     SeedAndFold,
@@ -200,9 +200,9 @@ def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], base
             differences(results, against(results, baseline), metric=metric),
             f"{METRICS[metric].title}: differences by patient",
         )
-        for metric in PAIRED
+        for metric in PAIRED_SCORES
     ]
-    further = differences(results, FURTHER)
+    further = differences(results, FURTHER_COMPARISONS)
     if further:
         compared.append(difference_table(further, "Dice: differences between other arms"))
     return ReportSection(

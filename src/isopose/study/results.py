@@ -9,7 +9,7 @@ import numpy as np
 
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation
-from isopose.evaluation.summary import FEWEST_PAIRS, by_patient, wilcoxon
+from isopose.evaluation.summary import MIN_PAIRS, by_patient, wilcoxon
 from isopose.files import read_json
 from isopose.study.arms import ARMS, BASELINE, BY_NAME, SOURCE, Arm
 from isopose.study.statistics import bootstrap_mean, detectable, holm
@@ -20,9 +20,9 @@ SeedAndFold = tuple[int, int]
 Clock = Literal["seconds", "cpu_seconds"]
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 #: Scores that are compared by patient; distances are not, because a missed structure has none.
-PAIRED = ("dice", "surface_dice")
+PAIRED_SCORES = ("dice", "surface_dice")
 #: Number of epochs over which validation Dice is averaged before it is compared with a goal.
-STEADY = 3
+AVERAGED_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Difference:
         better: number of patients for whom the arm's score is higher.
         unpaired: number of patients with a value in one of the two arms only, such as a false alarm.
         raw_p: p of the two-sided Wilcoxon signed-rank test; None below
-            :data:`isopose.evaluation.summary.FEWEST_PAIRS` patients.
+            :data:`isopose.evaluation.summary.MIN_PAIRS` patients.
         p_value: p after Holm's correction for all comparisons of one call.
     """
 
@@ -327,7 +327,7 @@ def _summarize(
         worst=float(values.min()),
         low=found.low,
         high=found.high,
-        detectable=detectable(found.error) if len(values) >= FEWEST_PAIRS else None,
+        detectable=detectable(found.error) if len(values) >= MIN_PAIRS else None,
         better=int((values > 0).sum()),
         unpaired=unpaired,
         raw_p=raw,
@@ -336,10 +336,10 @@ def _summarize(
 
 
 def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return each point with the mean of the last :data:`STEADY` scores."""
+    """Return each point with the mean of the last :data:`AVERAGED_EPOCHS` scores."""
     scores = [score for _, score in curve]
     return [
-        (seconds, float(np.mean(scores[max(0, n + 1 - STEADY) : n + 1])))
+        (seconds, float(np.mean(scores[max(0, n + 1 - AVERAGED_EPOCHS) : n + 1])))
         for n, (seconds, _) in enumerate(curve)
     ]
 

@@ -19,7 +19,7 @@ from isopose.study.homogenized import STAGE as HOMOGENIZING
 from isopose.study.job import write_job
 from isopose.study.nnunet_trainer import lengths
 from isopose.study.plan import (
-    FEWEST_EPOCHS,
+    MIN_EPOCHS,
     SHORTENED,
     STAGES,
     Options,
@@ -42,7 +42,7 @@ from isopose.study.plan import (
 )
 
 #: Exit codes of a run that was stopped and did not fail: its own code, by SIGINT, by SIGTERM.
-STOPPED = (130, -2, -15)
+STOPPED_EXIT_CODES = (130, -2, -15)
 #: Seconds of a batch and of a validation, by ``preset/arm`` and stage.
 StageSeconds = Mapping[str, Mapping[str, float]]
 #: Batches per epoch, and epochs, of the trial that estimates an arm's time.
@@ -238,7 +238,7 @@ def _start_process(
         if child.poll() is None:
             child.terminate()
             child.wait()
-    if code in STOPPED:
+    if code in STOPPED_EXIT_CODES:
         raise IsoposeError(f"{job.name}: stopped; finished runs are kept, give the same command to continue")
     if code != 0:
         raise RunFailed(f"{job.name} (code {code})")
@@ -344,7 +344,7 @@ def _fit_into_budget(
     STN1 and STN2 are never shortened, so their time is subtracted from the budget first.
 
     Raises:
-        InputError: less than :data:`FEWEST_EPOCHS` epochs of the U-Net would be left.
+        InputError: less than :data:`MIN_EPOCHS` epochs of the U-Net would be left.
     """
     every = [_estimate_stages(options, job, seconds) for job in add_sources(output, jobs)]
     unets = sum(stages.get(SHORTENED, 0.0) for stages in every)
@@ -352,8 +352,8 @@ def _fit_into_budget(
     scale = min(1.0, max(0.0, budget_s - whole) / unets) if unets > 0 else 1.0
     for preset in options.presets:
         epochs = config_of(options, preset, BY_NAME["pose"], options.seeds[0]).unet.optimizer.epochs
-        if round(scale * epochs) < min(FEWEST_EPOCHS, epochs):
-            least = whole + unets * min(FEWEST_EPOCHS, epochs) / epochs
+        if round(scale * epochs) < min(MIN_EPOCHS, epochs):
+            least = whole + unets * min(MIN_EPOCHS, epochs) / epochs
             stns = f" STN1 and STN2 need {_format_time(whole)} and are not shortened;" if whole else ""
             raise InputError(
                 f"--budget: {_format_time(budget_s)} leaves {scale * epochs:.1f} of {epochs} epochs for each "

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from isopose.evaluation.evaluate import CaseScores
-from isopose.evaluation.summary import FEWEST_PAIRS, age_strata, size_strata, summarize
+from isopose.evaluation.summary import MIN_PAIRS, age_strata, size_strata, summarize
 from isopose.report.tables import NO_VALUE, Column, Table
 from isopose.study.protocol import roll_strata, volume_strata
 from isopose.study.results import ArmResult, Strata, against, differences, scans_of
@@ -54,7 +54,7 @@ def group_tables(results: Mapping[str, ArmResult], baseline: str, rolls: Mapping
         tables.append(Table(f"Dice by {what}", columns, rows, notes=(note,)))
         compared = differences(results, against(results, baseline), split)
         # With fewer patients, test and interval are not meaningful; study-results.json has all groups.
-        enough = [each for each in compared if each.patients >= FEWEST_PAIRS]
+        enough = [each for each in compared if each.patients >= MIN_PAIRS]
         if enough:
             tables.append(difference_table(enough, f"Differences from {baseline} by patient and {what}"))
     return tables

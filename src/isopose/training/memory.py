@@ -17,15 +17,15 @@ from isopose.progress import Reporter
 from isopose.training.losses import deep_supervision_loss
 
 #: Resident bytes of a process before training: Python, PyTorch, other libraries, prefetched slices.
-PROCESS = 1000e6
+PROCESS_BYTES = 1000e6
 #: Peak memory of a training step beyond the activations stored for the backward pass, in units of a feature
 #: map of the first level: gradients, copies in the memory layout of a convolution, fragmentation. More with
 #: activation checkpointing, and again more for volumes. Measured (docs/measurements.md, "Memory of
 #: training").
-ON_THE_WAY, AGAIN, OF_VOLUMES = 10, 16, 5
+STEP_MAPS, CHECKPOINTED_STEP_MAPS, VOLUME_STEP_MAPS = 10, 16, 5
 #: Bytes per weight: with its gradient and the optimizer's two moments; extra during gradient accumulation;
 #: extra copies of mixed precision; the best epoch's weights, kept on the CPU.
-A_WEIGHT, ADDED, MIXED, BEST = 16, 4, 4, 4
+WEIGHT_BYTES, ACCUMULATION_BYTES, MIXED_PRECISION_BYTES, BEST_EPOCH_BYTES = 16, 4, 4, 4
 
 
 def parse_bytes(text: str) -> float:
@@ -57,18 +57,24 @@ def training_bytes(config: Config, classes: int, device: str, channels: int = 1)
     part = -(-settings.batch_size // settings.parts)
     mixed = choose_precision(config.train.precision, device) != "32-true"
     unet, kept, of_a_map = _kept(config, classes, part, channels)
-    maps = (AGAIN if config.unet.recompute else ON_THE_WAY) + (OF_VOLUMES if config.dims == 3 else 0)
+    maps = (CHECKPOINTED_STEP_MAPS if config.unet.recompute else STEP_MAPS) + (
+        VOLUME_STEP_MAPS if config.dims == 3 else 0
+    )
     on_the_way = maps * of_a_map
     # Mixed precision halves the inputs of convolutions, while the norms of volumes stay float32.
     low = (0.5 if config.dims == 2 else 0.75) if mixed else 1.0
     weights = sum(p.numel() for p in unet.parameters())
-    of_a_weight = A_WEIGHT + (ADDED if settings.parts > 1 else 0) + (MIXED if mixed else 0)
-    of_a_weight += BEST if device == "cpu" else 0
+    of_a_weight = (
+        WEIGHT_BYTES
+        + (ACCUMULATION_BYTES if settings.parts > 1 else 0)
+        + (MIXED_PRECISION_BYTES if mixed else 0)
+    )
+    of_a_weight += BEST_EPOCH_BYTES if device == "cpu" else 0
     # Image, mask, one-hot labels (integers, then floats) and their resampled copies.
     pixels = part * (config.data.size**2 if config.dims == 2 else 0)
     # A neighbor or further channel: its image, that less air, blurred.
     batch = pixels * (24 + 16 * classes + 12 * (unet.plan.channels - 1))
-    process = PROCESS if device == "cpu" else 0.0
+    process = PROCESS_BYTES if device == "cpu" else 0.0
     return process + low * (kept + on_the_way) + batch + of_a_weight * weights
 
 

@@ -15,9 +15,9 @@ from isopose.progress import Reporter
 
 #: Part of a structure's pixels on one side of the body, and part of the patients in whom it is the same side,
 #: from which the structure belongs to that side.
-OF_PIXELS, OF_PATIENTS = 0.75, 0.8
+MIN_PIXEL_SHARE, MIN_PATIENT_SHARE = 0.75, 0.8
 #: Largest number of labeled slices that are examined.
-SLICES = 1000
+MAX_SLICES = 1000
 
 
 def check_mirroring(config: Config, labels: Labels) -> None:
@@ -85,7 +85,7 @@ def one_sided(slices: Slices) -> list[bool]:
 
     The middle of the body is that of the mask in each slice, in the axes of the header.
     """
-    some = slices.labeled().spread(SLICES)
+    some = slices.labeled().spread(MAX_SLICES)
     count = slices.presence.shape[1]
     of_patient: dict[str, np.ndarray] = {}
     patients = some.patients
@@ -101,6 +101,6 @@ def one_sided(slices: Slices) -> list[bool]:
     found = []
     for index in range(count):
         shown = [sums[:, index] / total for sums in of_patient.values() if (total := sums[:, index].sum())]
-        on_side = [sum(one[side] >= OF_PIXELS for one in shown) for side in (0, 1)]
-        found.append(bool(shown) and max(on_side) >= OF_PATIENTS * len(shown))
+        on_side = [sum(one[side] >= MIN_PIXEL_SHARE for one in shown) for side in (0, 1)]
+        found.append(bool(shown) and max(on_side) >= MIN_PATIENT_SHARE * len(shown))
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isopose.choices import Plane
-from isopose.data.plane import NARROWER
+from isopose.data.plane import OUTLINE_WIDTH
 from isopose.data.samples import Batch, each_stack
 from isopose.data.store import StoredCase
 from isopose.errors import InputError
@@ -151,7 +151,7 @@ def reference_among(
 
 def _outlined(plane: Plane) -> float:
     """Return how much of the body's width its outline has; the frame holds all of the body."""
-    return 1.0 if plane == "axial" else NARROWER
+    return 1.0 if plane == "axial" else OUTLINE_WIDTH
 
 
 def _spread_mm(candidate: Candidate) -> float:

@@ -13,18 +13,18 @@ from isopose.geometry.pose import ANGLE, LOG_SCALES, POSE_SIZE
 from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
-from isopose.scan.prior import TURNED
+from isopose.scan.prior import TURNED_ROLL
 from isopose.scan.volume import places, volume_pose
 from isopose.training.targets import homogenizing, where_labeled
 
 #: Maximum number of slices, and of their pixels, per batch.
-BATCH, PIXELS = 32, 32 * 256**2
+MAX_BATCH_SLICES, MAX_BATCH_PIXELS = 32, 32 * 256**2
 
 
 def batch_of(slices: Slices) -> int:
     """Return the number of slices per batch, limited by their pixels to bound the memory."""
     largest = max(case.record.frame.size for case in slices.cases)
-    return max(1, min(BATCH, PIXELS // largest**2))
+    return max(1, min(MAX_BATCH_SLICES, MAX_BATCH_PIXELS // largest**2))
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def turned_warnings(samples: Slices | Volumes) -> list[str]:
         rows = samples.rows[:, 0] == number if isinstance(samples, Slices) else [number]
         angle = samples.pose[torch.from_numpy(np.asarray(rows)), ANGLE]
         middle = float(angle.median()) if len(angle) else 0.0
-        if abs(middle) > TURNED:
+        if abs(middle) > TURNED_ROLL:
             lines.append(
                 f"{case.record.id}: rotated by {math.degrees(middle):+.0f} degrees relative to the position "
                 "in its header; turned back"

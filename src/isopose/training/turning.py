@@ -16,15 +16,15 @@ from isopose.data.samples import SliceBatch, Slices
 from isopose.geometry.moments import moments, pose_from_moments
 from isopose.geometry.pose import ANGLE, POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import warp
-from isopose.models.info import LEAST_SLOPE, Turning
+from isopose.models.info import MIN_SLOPE, Turning
 from isopose.models.pipeline import Networks
 from isopose.ranks import gathered
 from isopose.training.transforms import batch_of
 
 #: Applied rotations in radians: about as far as patients lie from upright (docs/phantom.md).
-TURNS = (-math.radians(15.0), math.radians(15.0))
+APPLIED_ROTATIONS = (-math.radians(15.0), math.radians(15.0))
 #: After each epoch, one in this many slices is rotated, since every rotation needs a forward pass.
-TURNED_OF_A_BATCH = 4
+ROTATED_EVERY = 4
 
 #: From images and masks ``(N, 1, S, S)`` to poses ``(N, 5)``.
 Estimate = Callable[[Tensor, Tensor], Tensor]
@@ -47,7 +47,8 @@ def estimate_of(networks: Networks) -> Estimate | None:
 def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tensor:
     """Return the slope ``(N,)`` of each slice's estimated angle on the applied rotation.
 
-    The regression passes through the unrotated slice, over :data:`TURNS`; changes are wrapped to half a turn.
+    The regression over :data:`APPLIED_ROTATIONS` passes through the unrotated slice; changes are wrapped to
+    half a turn.
 
     Args:
         estimate: returns poses.
@@ -57,7 +58,7 @@ def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tenso
     """
     lying = estimate(image, mask)[:, ANGLE].float()
     along = torch.zeros_like(lying)
-    for turn in TURNS:
+    for turn in APPLIED_ROTATIONS:
         # A matrix maps output to input, so rotating a slice by an angle takes the opposite angle.
         back = torch.zeros(POSE_SIZE, device=image.device)
         back[ANGLE] = -turn
@@ -65,7 +66,7 @@ def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tenso
         size = (image.shape[2], image.shape[3])
         turned = warp(image, theta, size, fill=air), warp(mask, theta, size)
         along += turn * wrapped(estimate(*turned)[:, ANGLE].float() - lying)
-    return along / sum(turn**2 for turn in TURNS)
+    return along / sum(turn**2 for turn in APPLIED_ROTATIONS)
 
 
 def true_angles(truth: Mapping[str, float], slices: Slices, rows: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def judged_turns(
     slices: Slices,
     batch: SliceBatch,
     *,
-    every: int = TURNED_OF_A_BATCH,
+    every: int = ROTATED_EVERY,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return slopes of one in ``every`` slices, and angle errors of all in radians.
 
@@ -160,10 +161,10 @@ def measure_turning(
 
 def warning_of(turning: Turning, section: str) -> str:
     """Return the warning that STN1 has not learned to rotate, and what to change."""
-    degrees = math.degrees(TURNS[-1])
+    degrees = math.degrees(APPLIED_ROTATIONS[-1])
     return (
         f"warning: STN1 has not learned rotation: for a rotation of {degrees:.0f} degrees its angle changes "
-        f"by {turning.slope * degrees:.1f} (slope {turning.slope:.2f}, expected at least {LEAST_SLOPE}), so "
+        f"by {turning.slope * degrees:.1f} (slope {turning.slope:.2f}, expected at least {MIN_SLOPE}), so "
         "homogenized slices keep the patient's own roll, whatever their mask Dice is; train it longer "
         f"({section}.optimizer.epochs) or with momentum ({section}.optimizer.momentum=0.9)"
     )

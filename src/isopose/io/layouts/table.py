@@ -8,7 +8,7 @@ from isopose.errors import InputError
 from isopose.files import read_text
 
 #: Highest age in years that is taken.
-OLDEST = 120
+MAX_AGE_YEARS = 120
 
 
 def read_table(
@@ -65,6 +65,6 @@ def age_in(path: Path, line: int, text: str) -> float | None:
         age = float(text.replace(",", "."))  # spreadsheets may use a decimal comma
     except ValueError:
         age = math.nan
-    if not 0 <= age <= OLDEST:
-        raise InputError(f"{path}: line {line} has age {text!r}, expected years from 0 to {OLDEST}")
+    if not 0 <= age <= MAX_AGE_YEARS:
+        raise InputError(f"{path}: line {line} has age {text!r}, expected years from 0 to {MAX_AGE_YEARS}")
     return age

@@ -17,16 +17,16 @@ from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, DA, DT, STR_VR, TM, VR, Pe
 from isopose.io.quiet import quiet_pydicom
 
 #: UTF-8: label names and the patient's name may be in different scripts.
-CHARACTERS = "ISO_IR 192"
+CHARACTER_SET = "ISO_IR 192"
 #: Elements that the standard requires, possibly empty.
-EMPTY = (
+TYPE_2 = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
 )
 #: Elements of the modules Patient, Clinical Trial Subject, General Study, Patient Study and Clinical Trial
 #: Study (DICOM PS3.3, C.7.1 and C.7.2), and of the frame of reference.
-SHARED = (
-    *EMPTY,
+PATIENT_AND_STUDY = (
+    *TYPE_2,
     *("IssuerOfPatientID", "TypeOfPatientID", "IssuerOfPatientIDQualifiersSequence"),
     *("PatientBirthTime", "OtherPatientNames", "OtherPatientIDsSequence", "QualityControlSubject"),
     *("PatientBirthDateInAlternativeCalendar", "PatientAlternativeCalendar", "EthnicGroupCodeSequence"),
@@ -50,7 +50,7 @@ SHARED = (
     *("LongitudinalTemporalOffsetFromEvent", "LongitudinalTemporalEventType"),
 )
 #: Elements of the source images that a segmentation repeats.
-IMAGE = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+COMPRESSION = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 #: Values that the standard allows for these elements.
 _ENUMERATED = {
     "PatientSex": ("M", "F", "O"),
@@ -62,11 +62,11 @@ _ENUMERATED = {
     "LossyImageCompression": ("00", "01"),
 }
 #: Value representations that may contain line breaks, tabs and form feeds.
-_LINES = {VR.LT, VR.ST, VR.UT}
+_MULTILINE = {VR.LT, VR.ST, VR.UT}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_IN_LINES = re.compile(r"[^\t\n\f\r -~\xa0-\U0010ffff]")
 #: Replacement character of bytes that are invalid in the character set.
-_REPLACED = "\ufffd"
+_REPLACEMENT_CHARACTER = "\ufffd"
 #: Parts of a person's name in one of its three groups, and one of those that a date must have.
 _NAME_PARTS = 5
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -160,7 +160,7 @@ def _text(vr: str, value: Any, declared: bool) -> str:
     text = value.decode("ascii") if isinstance(value, bytes) else str(value)
     if not text.isascii() and not (declared and vr in CUSTOMIZABLE_CHARSET_VR):
         raise ValueError("no character set")
-    if _REPLACED in text or (_CONTROL_IN_LINES if vr in _LINES else _CONTROL).search(text):
+    if _REPLACEMENT_CHARACTER in text or (_CONTROL_IN_LINES if vr in _MULTILINE else _CONTROL).search(text):
         raise ValueError("not of the character set")
     if vr == VR.PN and any(group.count("^") >= _NAME_PARTS for group in text.split("=")):
         raise ValueError("too many parts of a name")
@@ -189,6 +189,6 @@ def _is_declared(dataset: Dataset, inherited: bool) -> bool:
 def _write(element: DataElement) -> None:
     """Write the element to memory, to raise any error that writing it raises."""
     alone = Dataset()
-    alone.SpecificCharacterSet = CHARACTERS
+    alone.SpecificCharacterSet = CHARACTER_SET
     alone.add(element)
     pydicom.dcmwrite(BytesIO(), alone, implicit_vr=False, little_endian=True, enforce_file_format=False)

@@ -9,8 +9,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID, CTImageStorage
 
 from isopose.io.results.codes import Meaning, meanings
-from isopose.io.results.copied import CHARACTERS
-from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.results.copied import CHARACTER_SET
+from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL_NUMBER, Source, uid_of
 from isopose.version import __version__
 
 SERIES_NUMBER = 9103
@@ -41,7 +41,7 @@ def report(
             name=MODEL_NAME,
             manufacturer_name=MANUFACTURER,
             model_name=MODEL_NAME,
-            serial_number=SERIAL,
+            serial_number=SERIAL_NUMBER,
         ),
     )
     groups = [
@@ -65,7 +65,7 @@ def report(
         is_complete=True,
         is_verified=False,
         series_description="isopose volumes, for research only",
-        specific_character_set=CHARACTERS,
+        specific_character_set=CHARACTER_SET,
     )
     # Classes as in the series, since highdicom knows the elements of some classes only.
     classes = {header.SOPInstanceUID: header.SOPClassUID for header in source.headers}

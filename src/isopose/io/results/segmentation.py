@@ -13,8 +13,8 @@ from pydicom.valuerep import DSfloat
 
 from isopose.geometry.volume import Volume
 from isopose.io.results.codes import Meaning, meanings
-from isopose.io.results.copied import CHARACTERS
-from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.results.copied import CHARACTER_SET
+from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL_NUMBER, Source, uid_of
 from isopose.version import __version__
 
 #: Series number of the results.
@@ -60,11 +60,11 @@ def segmentation(
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
         software_versions=__version__,
-        device_serial_number=SERIAL,
+        device_serial_number=SERIAL_NUMBER,
         content_label="ISOPOSE",
         content_description="Automatic segmentation, for research only",
         series_description="isopose segmentation, for research only",
-        specific_character_set=CHARACTERS,
+        specific_character_set=CHARACTER_SET,
         # A SEG needs at least one frame, even if all segments are empty.
         omit_empty_frames=bool(classes.array.any()),
     )

@@ -25,12 +25,12 @@ from isopose.io.archive import is_archive, unpacked
 from isopose.io.dicom import ordered_frames
 from isopose.io.dicom_files import meta_of
 from isopose.io.quiet import quiet_pydicom
-from isopose.io.results.copied import EMPTY, IMAGE, SHARED, copied, uid_in
+from isopose.io.results.copied import COMPRESSION, PATIENT_AND_STUDY, TYPE_2, copied, uid_in
 
 #: Manufacturer, model and serial number of the results; the standard requires a serial number.
-MANUFACTURER, MODEL_NAME, SERIAL = "isopose authors", "isopose", "0"
+MANUFACTURER, MODEL_NAME, SERIAL_NUMBER = "isopose authors", "isopose", "0"
 #: UIDs that connect a result to its series.
-_TIES = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_LINKING_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 #: By modality: storage classes of single-frame and of multi-frame files.
 _CLASSES = {
     "CT": (CTImageStorage, EnhancedCTImageStorage),
@@ -119,15 +119,15 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
         )
     missing = sorted({name for _, names in identified for name in names})
     first = _read(paths[0])
-    shared, invalid = copied(first, SHARED)
-    image, invalid_too = copied(first, IMAGE)
-    ties = {name: uid_in(first, name) for name in _TIES}
-    stripped = [name for name in _TIES if not ties[name]]
+    shared, invalid = copied(first, PATIENT_AND_STUDY)
+    image, invalid_too = copied(first, COMPRESSION)
+    ties = {name: uid_in(first, name) for name in _LINKING_UIDS}
+    stripped = [name for name in _LINKING_UIDS if not ties[name]]
     for name in stripped:
         ties[name] = uid_of([header.SOPInstanceUID for header in headers], name)
-    odd = [name for name in _TIES if not UID(ties[name]).is_valid]
+    odd = [name for name in _LINKING_UIDS if not UID(ties[name]).is_valid]
     odd += [one.keyword for header in headers for one in header if not UID(one.value).is_valid]
-    for name in EMPTY:
+    for name in TYPE_2:
         if name not in shared:
             setattr(shared, name, "")
     shared.StudyInstanceUID = ties["StudyInstanceUID"]

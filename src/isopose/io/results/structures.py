@@ -11,8 +11,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 
 from isopose.geometry.volume import Volume
 from isopose.io.results.codes import meanings
-from isopose.io.results.copied import CHARACTERS
-from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.results.copied import CHARACTER_SET
+from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL_NUMBER, Source, uid_of
 from isopose.version import __version__
 
 SERIES_NUMBER = 9102
@@ -40,7 +40,7 @@ def structure_set(
     meta.MediaStorageSOPInstanceUID = UID(uid_of(made_from, "structures"))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     out = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    out.SpecificCharacterSet = CHARACTERS
+    out.SpecificCharacterSet = CHARACTER_SET
     out.update(source.shared)
     out.SOPClassUID, out.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
     out.Modality, out.SeriesNumber = "RTSTRUCT", SERIES_NUMBER
@@ -48,7 +48,7 @@ def structure_set(
     out.SeriesDescription = "isopose structures, for research only"
     out.OperatorsName, out.InstanceNumber = "", 1
     out.Manufacturer, out.ManufacturerModelName = MANUFACTURER, MODEL_NAME
-    out.DeviceSerialNumber, out.SoftwareVersions = SERIAL, __version__
+    out.DeviceSerialNumber, out.SoftwareVersions = SERIAL_NUMBER, __version__
     out.StructureSetLabel = "ISOPOSE"
     out.StructureSetDate, out.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     out.InstanceCreationDate, out.InstanceCreationTime = out.StructureSetDate, out.StructureSetTime

@@ -53,7 +53,7 @@ KINDS = {
 #: Number of the first held-out phantom of the abdomen, independent of the number of training phantoms.
 HELD_OUT_FROM = 2400
 #: Number of random disturbances of each held-out patient, for the calibration.
-DISTURBED = 4
+DISTURBANCES = 4
 
 
 def main(
@@ -111,7 +111,7 @@ def main(
                 seed=seed + 100_003 * number,
                 contrast=contrast,
             )
-            for number in range(DISTURBED)
+            for number in range(DISTURBANCES)
         ]
     )
     network.calibration.copy_(calibrate(disturbed))
@@ -122,7 +122,7 @@ def main(
         "parameters": {
             "cohorts": {name: [kind.cohort, kind.share] for name, kind in KINDS.items()},
             "patients": patients, "held_out": held_out, "slices": slices, "steps": steps,
-            "pictures": pictures, "rate": rate, "seed": seed, "disturbed": DISTURBED, "contrast": contrast,
+            "pictures": pictures, "rate": rate, "seed": seed, "disturbed": DISTURBANCES, "contrast": contrast,
             "start_sha256": None if start is None else sha256(start),
         },
         "versions": versions(),
