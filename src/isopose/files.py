@@ -130,19 +130,19 @@ def as_stored(path: Path) -> Path:
     path = Path(path)
     if str(path).isascii() or os.path.lexists(path):
         return path
-    found = Path(path.anchor)
-    for part in path.parts[len(found.parts) :]:
-        below = found / part
+    stored_path = Path(path.anchor)
+    for part in path.parts[len(stored_path.parts) :]:
+        below = stored_path / part
         if not os.path.lexists(below):
             try:
-                names = [entry for entry in found.iterdir() if composed(entry.name) == composed(part)]
+                names = [entry for entry in stored_path.iterdir() if composed(entry.name) == composed(part)]
             except OSError:
                 names = []
             if len(names) != 1:
                 return path
             below = names[0]
-        found = below
-    return found
+        stored_path = below
+    return stored_path
 
 
 def entries_below(folder: Path) -> list[Path]:

@@ -68,15 +68,15 @@ def shares_of_rank(count: int, parts: int = 1) -> list[Tensor]:
     return [part.tensor_split(ranks())[rank()] for part in torch.arange(count).tensor_split(parts)]
 
 
-def summed(own: Tensor) -> Tensor:
+def summed(value: Tensor) -> Tensor:
     """Return the sum of a tensor over all ranks, differentiable."""
     if ranks() == 1:
-        return own
+        return value
     # Imported late: it loads much that one process does not need.
     from torch.distributed.nn.functional import all_reduce
 
     # Without a group it takes the one of this moment.
-    return all_reduce(own, group=None)
+    return all_reduce(value, group=None)
 
 
 def gathered(parts: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -7,14 +7,14 @@ import pytest
 
 from bright import stored_otherwise
 from isopose.choices import Plane
-from isopose.data.doubts import check_values, doubts
+from isopose.data.doubts import check_values, scan_warnings
 from isopose.data.modality import with_poses_of
 from isopose.data.plane import (
     DIRECTIONS,
     EXTENT_NAMES,
     carried,
     check_plane,
-    outline_doubts,
+    outline_warnings,
     outlines,
     plane_of,
     position_mm,
@@ -62,8 +62,8 @@ def test_another_plane_is_refused_with_what_to_do() -> None:
 
 def test_voxels_of_the_expected_plane_are_not_unusual() -> None:
     volume = Volume(np.linspace(-1000, 900, 64 * 64 * 20).reshape(64, 20, 64), np.diag([4.0, 9.0, 4.0, 1.0]))
-    assert not any("axial slices" in line for line in doubts(volume, (200, 150), "ct", "coronal"))
-    assert any("axial slices" in line for line in doubts(volume, (200, 150), "ct"))
+    assert not any("axial slices" in line for line in scan_warnings(volume, (200, 150), "ct", "coronal"))
+    assert any("axial slices" in line for line in scan_warnings(volume, (200, 150), "ct"))
 
 
 def test_a_mask_of_the_axial_view_is_carried_to_the_slices() -> None:
@@ -90,11 +90,11 @@ def test_all_slices_have_the_outline_of_where_the_body_is_thick() -> None:
 
 def test_a_body_that_the_edges_cut_is_doubted() -> None:
     body = np.ones((8, 6, 12), bool)
-    assert [*outline_doubts(body, "axial")] == []
-    (line,) = outline_doubts(body, "coronal")
+    assert [*outline_warnings(body, "axial")] == []
+    (line,) = outline_warnings(body, "coronal")
     assert "left and right" in line
     body[:, :, -3:] = False
-    assert [*outline_doubts(body, "coronal")] == []
+    assert [*outline_warnings(body, "coronal")] == []
 
 
 def test_slices_are_counted_along_the_axis_of_their_plane() -> None:

@@ -158,21 +158,23 @@ class Homogenizer:
             InputError: no body, values that are not finite, labels or mask on another grid.
         """
         volume = as_volume(image)
-        marked, body = (None if one is None else as_labels(one) for one in (labels, mask))
-        for name, one in (("labels do", marked), ("mask does", body)):
-            if one is not None and not one.same_grid(volume):
+        label_map, mask_volume = (
+            None if volume_on_grid is None else as_labels(volume_on_grid) for volume_on_grid in (labels, mask)
+        )
+        for name, volume_on_grid in (("labels do", label_map), ("mask does", mask_volume)):
+            if volume_on_grid is not None and not volume_on_grid.same_grid(volume):
                 raise InputError(f"the {name} not lie on the image's grid")
-        if body is not None and not body.array.any():
+        if mask_volume is not None and not mask_volume.array.any():
             raise InputError("the mask is empty, expected the body")
-        given = None if body is None else body.array > 0
-        found = homogenize_scan(self._estimator, volume, marked, body=given)
-        made = like(image)
+        body_mask = None if mask_volume is None else mask_volume.array > 0
+        homogenized = homogenize_scan(self._estimator, volume, label_map, body=body_mask)
+        convert = like(image)
         return Homogenized(
-            made(found.image),
-            None if found.labels is None or labels is None else like(labels)(found.labels),
-            found.transform,
-            float(np.degrees(found.poses.roll)),
-            found.warnings,
+            convert(homogenized.image),
+            None if homogenized.labels is None or labels is None else like(labels)(homogenized.labels),
+            homogenized.transform,
+            float(np.degrees(homogenized.poses.roll)),
+            homogenized.warnings,
         )
 
     def fit_transform(self, images: Iterable[Image], y: object = None) -> list[Homogenized]:
@@ -201,8 +203,8 @@ class Homogenizer:
         transform = of.transform if isinstance(of, Homogenized) else of
         if not probability:
             return like(answer)(restored_labels(as_labels(answer), transform))
-        back = restored_share(as_volume(answer), transform)
-        return like(answer)(transform.native.with_array(transform.reorientation.undo(back)))
+        probability_map = restored_share(as_volume(answer), transform)
+        return like(answer)(transform.native.with_array(transform.reorientation.undo(probability_map)))
 
     def transform_labels(self, labels: Image, of: Homogenized | Transform) -> Any:
         """Homogenize further labels of a scan with a known transform.

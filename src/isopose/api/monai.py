@@ -69,18 +69,18 @@ class ReferencePose(InvertibleTransform):
         Raises:
             InputError: no body, several channels, or no affine.
         """
-        found = self.homogenizer.transform(_channel(data))
-        return self.record(data, as_volume(found.image), found.transform)
+        homogenized = self.homogenizer.transform(_channel(data))
+        return self.record(data, as_volume(homogenized.image), homogenized.transform)
 
-    def record(self, data: torch.Tensor, made: Volume, transform: Transform) -> torch.Tensor:
+    def record(self, data: torch.Tensor, homogenized: Volume, transform: Transform) -> torch.Tensor:
         """Return a homogenized volume as a MetaTensor that records the transform for its inverse.
 
         Args:
             data: the tensor before homogenization.
-            made: the homogenized volume.
+            homogenized: the homogenized volume.
             transform: of the scan.
         """
-        out = _meta_like(data, made)
+        out = _meta_like(data, homogenized)
         if self.tracing:
             extra = {"transform": transform.to_text()}
             self.push_transform(out, orig_size=tuple(data.shape[1:]), extra_info=extra)
@@ -159,11 +159,11 @@ class ReferencePosed(MapTransform, InvertibleTransform):
             # The union of all labels, so that the grid is large enough for each.
             union = next(iter(labels.values()))
             union = union.with_array(np.max([one.array for one in labels.values()], axis=0))
-        found = self.pose.homogenizer.transform(image, union)
-        out[self.image_key] = self.pose.record(image, as_volume(found.image), found.transform)
+        homogenized = self.pose.homogenizer.transform(image, union)
+        out[self.image_key] = self.pose.record(image, as_volume(homogenized.image), homogenized.transform)
         for key, volume in labels.items():
             out[key] = self.pose.record(
-                out[key], homogenized_labels(volume, found.transform), found.transform
+                out[key], homogenized_labels(volume, homogenized.transform), homogenized.transform
             )
         return out
 
@@ -188,11 +188,11 @@ def _channel(data: Any) -> torch.Tensor:
 
 def _meta_like(data: torch.Tensor, *channels: Volume) -> MetaTensor:
     """Return channels on one grid as a float32 MetaTensor, with metadata and transforms of ``data``."""
-    made: list[MetaTensor] = [like(data)(volume) for volume in channels]
-    values = torch.cat([one.as_tensor() for one in made]).float()
+    tensors: list[MetaTensor] = [like(data)(volume) for volume in channels]
+    values = torch.cat([one.as_tensor() for one in tensors]).float()
     return MetaTensor(
         values,
         # The affine goes into meta only: MONAI warns if it is also given as an argument.
-        meta={**data.meta, "affine": made[0].affine, "spatial_shape": np.array(values.shape[1:])},  # type: ignore[attr-defined]
+        meta={**data.meta, "affine": tensors[0].affine, "spatial_shape": np.array(values.shape[1:])},  # type: ignore[attr-defined]
         applied_operations=list(data.applied_operations),  # type: ignore[attr-defined]
     )

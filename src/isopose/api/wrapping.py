@@ -58,42 +58,42 @@ def wrap(
     """
     if homogenizer is not None and options:
         raise InputError(f"wrap: a homogenizer has its own settings; leave {', '.join(options)} out")
-    used = Homogenizer(**options) if homogenizer is None else homogenizer
+    pose_homogenizer = Homogenizer(**options) if homogenizer is None else homogenizer
 
     @wraps(function)
     def wrapped(image: Image) -> Any:
-        upright = used.transform(image)
-        for warning in upright.warnings:
+        homogenized = pose_homogenizer.transform(image)
+        for warning in homogenized.warnings:
             logger.warning(warning)
-        answer = function(upright.image)
+        answer = function(homogenized.image)
         if isinstance(answer, Mapping):
-            return _restore_classes(answer, upright)
-        return like(answer)(used.inverse_transform(_returned(answer, upright), upright))
+            return _restore_classes(answer, homogenized)
+        return like(answer)(pose_homogenizer.inverse_transform(_returned(answer, homogenized), homogenized))
 
     return wrapped
 
 
-def _returned(answer: Image, upright: Homogenized) -> Volume:
+def _returned(answer: Image, homogenized: Homogenized) -> Volume:
     """Return what a function returned in the storage order of the homogenized grid, on which it must lie."""
     try:
-        return on_image_grid(_RETURNED, as_volume(answer), upright.transform.homogenized)
+        return on_image_grid(_RETURNED, as_volume(answer), homogenized.transform.homogenized)
     except InputError as error:
         raise InputError(named(str(error), str(_RETURNED))) from None
 
 
-def _restore_classes(answer: Mapping[str, Image], upright: Homogenized) -> dict[str, Any]:
+def _restore_classes(answer: Mapping[str, Image], homogenized: Homogenized) -> dict[str, Any]:
     """Return each class's probability on the scan's own grid, background last."""
     classes = {name: values for name, values in answer.items() if name != BACKGROUND}
     if not classes:
         raise InputError("wrap: the function returned no class but the background, expected at least one")
     restored: dict[str, Any] = {}
-    some = next(iter(classes.values()))
+    first_image = next(iter(classes.values()))
 
     def write(name: str, volume: Volume) -> None:
-        restored[name] = like(classes.get(name, some))(volume)
+        restored[name] = like(classes.get(name, first_image))(volume)
 
-    read = ((name, _probability(name, _returned(values, upright))) for name, values in classes.items())
-    restore_classes(read, {}, upright.transform, write)
+    read = ((name, _probability(name, _returned(values, homogenized))) for name, values in classes.items())
+    restore_classes(read, {}, homogenized.transform, write)
     return restored
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isopose.cli.options import ConfigFile, DatasetPath, Fold, Label, Masks, Setting, Workers, labels_of
+from isopose.cli.options import ConfigFile, DatasetPath, Fold, Label, Masks, Setting, Workers, parse_labels
 from isopose.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,18 +81,21 @@ def fit(
 
         budget = parse_bytes(memory)
     options = {"train.fold": fold, "train.parts": train}
-    chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
-    begun = base = None
+    overrides = [
+        *(settings or []),
+        *(f"{key}={value}" for key, value in options.items() if value is not None),
+    ]
+    source_model = base = None
     if source:
         from isopose.models.folder import load_model
         from isopose.training.transfer import fine_tuning_settings
 
-        begun = load_model(source)
-        base = fine_tuning_settings(begun)
-    if begun and preset is not None:
+        source_model = load_model(source)
+        base = fine_tuning_settings(source_model)
+    if source_model and preset is not None:
         raise InputError("--preset: fine-tuning keeps the model's own settings; leave out --preset or --from")
-    loaded = load_config(preset or "default", config, chosen, base=base)
-    opened = with_masks(open_dataset(dataset, labels_of(label)), masks)
+    loaded = load_config(preset or "default", config, overrides, base=base)
+    opened = with_masks(open_dataset(dataset, parse_labels(label)), masks)
     # Split before slow imports, so that too few patients for the folds are reported at once.
     split(opened, loaded.train)
 
@@ -104,7 +107,7 @@ def fit(
 
     reporter = Terminal()
     common: dict[str, Any] = {
-        "source": begun,
+        "source": source_model,
         "resume": resume,
         "store": store,
         "corrections": None if corrections is None else read_corrections(corrections),
@@ -117,7 +120,7 @@ def fit(
             opened.labels.classes,
             budget,
             reporter,
-            shrink=begun is None,
+            shrink=source_model is None,
             channels=len(opened.channels),
         )
     if folds is not None:

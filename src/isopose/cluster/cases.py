@@ -14,7 +14,7 @@ def sources_of(case: Case) -> list[Path]:
     return [path for path in (case.image, case.label, case.mask) if path is not None]
 
 
-def moved_case(case: Case, paths: Sequence[Path]) -> Case:
+def case_with_paths(case: Case, paths: Sequence[Path]) -> Case:
     """Return a case with other paths to its files.
 
     Args:

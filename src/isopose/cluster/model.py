@@ -26,10 +26,10 @@ class PackedModel:
         Raises:
             InputError: there is no model, or it is damaged.
         """
-        with ExitStack() as held:
+        with ExitStack() as stack:
             folder = place.local
             if folder is None:
-                folder = Path(held.enter_context(TemporaryDirectory(prefix="isopose-"))) / "model"
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="isopose-"))) / "model"
                 folder.mkdir()
                 for name in MODEL_FILES:
                     if (place / name).exists():
@@ -42,7 +42,7 @@ class PackedModel:
 
     def unpack(self) -> TemporaryDirectory[str]:
         """Return a temporary folder with the model; it is removed with the returned object."""
-        place = TemporaryDirectory(prefix="isopose-")
+        folder = TemporaryDirectory(prefix="isopose-")
         for name, content in self.files.items():
-            (Path(place.name) / name).write_bytes(content)
-        return place
+            (Path(folder.name) / name).write_bytes(content)
+        return folder

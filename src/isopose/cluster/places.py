@@ -93,11 +93,11 @@ class Place:
         with self._reach() as (system, path):
             full = [f"{path.rstrip('/')}/{name}" for name in names]
             # Not cat(), which interprets brackets in a name as a pattern.
-            found = system.cat_ranges(full, None, None, on_error="return")
-            for content in found:
+            contents = system.cat_ranges(full, None, None, on_error="return")
+            for content in contents:
                 if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                     raise content
-            return {n: c for n, c in zip(names, found, strict=True) if not isinstance(c, Exception)}
+            return {n: c for n, c in zip(names, contents, strict=True) if not isinstance(c, Exception)}
 
     def remove(self) -> None:
         """Remove the file if it exists."""
@@ -208,7 +208,7 @@ class Mirror:
         return {}
 
 
-def bring(origin: Place, names: Sequence[str], target: Path) -> Path:
+def local_path_of(origin: Place, names: Sequence[str], target: Path) -> Path:
     """Return a path at which this machine can read a scan: its own on a disk, otherwise that of a copy.
 
     Args:
@@ -232,6 +232,6 @@ def bring(origin: Place, names: Sequence[str], target: Path) -> Path:
 
 
 def _make_stamp(info: dict[str, Any]) -> str:
-    known = (info.get(key) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"))
-    stamp = next((str(value) for value in known if value is not None), "")
+    marks = (info.get(key) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"))
+    stamp = next((str(value) for value in marks if value is not None), "")
     return hashlib.sha256(f"{info.get('size')} {stamp}".encode()).hexdigest()[:16]

@@ -101,9 +101,9 @@ class Pool:
         """Return the number of workers that the machines have room for at present."""
         import ray
 
-        there = ray.cluster_resources()
-        room = int(there.get("CPU", 0) // self.cpus)
-        return min(room, int(there.get("GPU", 0) // self.gpus)) if self.gpus else room
+        resources = ray.cluster_resources()
+        room = int(resources.get("CPU", 0) // self.cpus)
+        return min(room, int(resources.get("GPU", 0) // self.gpus)) if self.gpus else room
 
 
 class _Run(Generic[Item, R]):
@@ -192,12 +192,12 @@ class _Run(Generic[Item, R]):
             result = ray.get(ref)
         except RayError as error:
             self.tries[number] += 1
-            lives = isinstance(error, RayTaskError)
-            if lives:
+            is_alive = isinstance(error, RayTaskError)
+            if is_alive:
                 # The worker itself may be broken (a full disk, a GPU in error) and would fail every item.
                 ray.kill(actor)
             failure = _find_failure(error)
-            why = failure if lives else "the worker died"
+            why = failure if is_alive else "the worker died"
             if self.tries[number] < MAX_TRIES:
                 self.say(f"  item {number + 1}: {why}; trying again")
                 self.waiting.append(number)
@@ -206,7 +206,7 @@ class _Run(Generic[Item, R]):
                 raise failure from None
             hint = (
                 ""
-                if lives
+                if is_alive
                 else ", probably because memory ran out; give it more memory, or leave the item out"
             )
             self.given_up += 1
@@ -232,17 +232,17 @@ def _find_failure(error: Exception) -> IsoposeError | str:
 
 def _probe(address: str) -> None:
     """Check that a cluster responds; Ray itself would wait ten minutes or more."""
-    given = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    if given in ("local", "auto"):
+    resolved = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if resolved in ("local", "auto"):
         return
-    host, _, port = given.rpartition(":")
+    host, _, port = resolved.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
-        raise InputError(f"--ray {given}: expected auto, local or HOST:PORT, e.g. 10.0.0.1:6379")
+        raise InputError(f"--ray {resolved}: expected auto, local or HOST:PORT, e.g. 10.0.0.1:6379")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"--ray {given}: nothing answers there ({error}); start a cluster (ray start --head), or give "
+            f"--ray {resolved}: nothing answers there ({error}); start a cluster (ray start --head), or give "
             "local"
         ) from None
 
@@ -274,8 +274,8 @@ def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
     _probe(address)
     with ExitStack() as stack:
         # Ray reports lost machines at length on stdout, where results belong; the run reports what matters.
-        nowhere = stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(redirect_stdout(nowhere))
+        devnull = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(redirect_stdout(devnull))
         stack.callback(ray.shutdown)
         _connect(address)
         gpus = device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) >= 1

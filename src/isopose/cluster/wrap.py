@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from isopose.choices import Modality
-from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
-from isopose.cluster.cohort import Cohort, held, run_cohort
+from isopose.cluster.cases import case_with_paths, mirror_of_masks, sources_of
+from isopose.cluster.cohort import Cohort, locked, run_cohort
 from isopose.cluster.homogenize import with_reference_here
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
@@ -20,7 +20,7 @@ from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.homogenize.command import Command
-from isopose.homogenize.dataset import say_doubts, with_modality, with_plane
+from isopose.homogenize.dataset import report_warnings, with_modality, with_plane
 from isopose.homogenize.reference import find_reference
 from isopose.homogenize.wrap import Wrapped, check_output, open_scans, wrap_scan, wrap_settings
 from isopose.homogenize.wrapped import LOGS, WrapSettings, wrap_provenance
@@ -60,8 +60,8 @@ class WrapWork:
     def sources(self, item: Case) -> list[Path]:
         return sources_of(item)
 
-    def moved(self, item: Case, paths: list[Path]) -> Case:
-        return moved_case(item, paths)
+    def with_paths(self, item: Case, paths: list[Path]) -> Case:
+        return case_with_paths(item, paths)
 
     def record(self, item: Case) -> str:
         return record_name(item.id)
@@ -94,7 +94,7 @@ class WrapWork:
         problem = outcome.problem and outcome.problem.replace(str(root), str(self.output))
         return replace(outcome, problem=problem)
 
-    def short(self, record: dict[str, Any]) -> dict[str, Any]:
+    def without_slices(self, record: dict[str, Any]) -> dict[str, Any]:
         return record
 
     def warnings(self, record: dict[str, Any]) -> list[str]:
@@ -152,25 +152,27 @@ def wrap_on_cluster(
     with ExitStack() as stack:
         below = Path(stack.enter_context(TemporaryDirectory(prefix="isopose-")))
         mirror, where = Mirror.of_dataset(scans, below / "in")
-        own = mirror_of_masks(masks, below)
-        opened = with_masks(open_scans(where, series), own.folder if own else None)
-        mirrors = [mirror, *([own] if own else [])]
+        mask_mirror = mirror_of_masks(masks, below)
+        opened = with_masks(open_scans(where, series), mask_mirror.folder if mask_mirror else None)
+        mirrors = [mirror, *([mask_mirror] if mask_mirror else [])]
         if output.local is not None and scans.local is not None:
             check_output(opened, output.local, formats, names)
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
-        named = model.local if model is not None and model.local is not None else folder
+        model_folder = model.local if model is not None and model.local is not None else folder
         config = with_modality(with_plane(config, folder), opened, folder)
         modality: Modality = "mr" if config.modality == "mr" else "ct"
-        here = with_reference_here(opened.cases, config, mirrors, below)
-        reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
+        cases_here = with_reference_here(opened.cases, config, mirrors, below)
+        reference = find_reference(
+            config.reference, model_folder, cases_here, modality, config.plane or "axial"
+        )
         settings = wrap_settings(
             opened, below / "out", command, config, folder, reference, names, formats, series, keep=False
         )
         # Each worker unpacks its own copy of the model.
         settings = replace(settings, homogenizing=replace(settings.homogenizing, model=None))
-        stack.enter_context(held(output))
-        say_doubts(settings.homogenizing, reporter)
+        stack.enter_context(locked(output))
+        report_warnings(settings.homogenizing, reporter)
         pool = stack.enter_context(cluster(address, "auto"))
-        decides = hash_of([wrap_provenance(settings, "", None), series])
-        cohort = Cohort(mirrors, output, decides, "wrap")
+        settings_hash = hash_of([wrap_provenance(settings, "", None), series])
+        cohort = Cohort(mirrors, output, settings_hash, "wrap")
         return run_cohort(pool, WrapWork(packed, settings, output), opened.cases, cohort, reporter)

@@ -83,9 +83,9 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
     areas = bright.sum(axis=(1, 2))
     noise, edge = _noise(smooth, held, bright, float(np.sqrt(np.median(areas[areas > 0]))))
     tissue = np.maximum(_nearby(smooth, bright, spacing), 0.0)
-    found = smooth > np.maximum(edge, MIN_TISSUE_FRACTION * tissue)
-    found &= ~_gaps(level, found, noise)
-    runs = Runs.of([found], found.shape)
+    tissue_mask = smooth > np.maximum(edge, MIN_TISSUE_FRACTION * tissue)
+    tissue_mask &= ~_gaps(level, tissue_mask, noise)
+    runs = Runs.of([tissue_mask], tissue_mask.shape)
     trunk = trunk_in(runs, pixel, spacing[0], NECK_FRACTION)
     if not len(trunk.starts):
         raise InputError("no body found, only thin structures are brighter than the noise; is it a trunk?")
@@ -142,12 +142,12 @@ def _nearby(smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float,
     return mean[:, rows[:, None], columns]
 
 
-def _gaps(smooth: np.ndarray, found: np.ndarray, noise: float) -> np.ndarray:
+def _gaps(smooth: np.ndarray, tissue_mask: np.ndarray, noise: float) -> np.ndarray:
     """Mark narrow valleys from the outside inward: air between arm and trunk, not muscle under bright fat."""
-    half = _half(smooth, found, noise)
+    half = _half(smooth, tissue_mask, noise)
     valley = ndimage.grey_closing(smooth, (1, GAP_PIXELS, GAP_PIXELS)) > 2.0 * smooth
     gaps = valley & (smooth < half) & (half > MIN_CONTRAST * noise)
-    outside = ~filled(Runs.of([found], found.shape)).mask(slice(None))
+    outside = ~filled(Runs.of([tissue_mask], tissue_mask.shape)).mask(slice(None))
     return dilated(dilated(outside, 2) & gaps, GAP_DEPTH_PIXELS, within=gaps)
 
 

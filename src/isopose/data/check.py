@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 
 from isopose.choices import Modality, Plane
-from isopose.data.doubts import check_values, doubts
-from isopose.data.drawn import undrawn_doubt
+from isopose.data.doubts import check_values, scan_warnings
+from isopose.data.drawn import undrawn_warning
 from isopose.data.modality import modality_of
 from isopose.data.normalization import pose_channel_of
-from isopose.data.plane import carried, check_plane, outline_doubts, plane_of
+from isopose.data.plane import carried, check_plane, outline_warnings, plane_of
 from isopose.data.preprocess import trunk
 from isopose.data.splits import check_sides
 from isopose.errors import InputError
@@ -132,34 +132,34 @@ def _inspect(
             "test",
         )
     image: Volume | None = None
-    shown = pose_channel_of(config, channels)
+    pose_channel = pose_channel_of(config, channels)
     digest, spacing, plane = None, None, None
     try:
-        image = read_volume(case.images[shown], modality=modality)
-        upright, plane = image.reoriented(), plane_of(image)
+        image = read_volume(case.images[pose_channel], modality=modality)
+        reoriented, plane = image.reoriented(), plane_of(image)
         errors = list(_image_errors(image, modality, config.plane))
-        shape_doubts: Iterable[str] = ()
+        shape_warnings: Iterable[str] = ()
         body_mm = None
         if not errors:
             try:
-                check_extent(upright)
-                check_values(upright, modality, config.plane)
+                check_extent(reoriented)
+                check_values(reoriented, modality, config.plane)
                 change = image.reorientation()
-                given = None if case.mask is None else change.apply(read_mask(case.mask, image))
-                body, body_mm = trunk(upright, config, modality, given)
-                shape_doubts = outline_doubts(carried(body, image, config.plane), config.plane)
+                own_mask = None if case.mask is None else change.apply(read_mask(case.mask, image))
+                body, body_mm = trunk(reoriented, config, modality, own_mask)
+                shape_warnings = outline_warnings(carried(body, image, config.plane), config.plane)
             except InputError as error:
                 errors.append(f"image: {error}")
         for message in errors:
             note("error", message)
-        for message in (*doubts(upright, body_mm, modality, config.plane), *shape_doubts):
+        for message in (*scan_warnings(reoriented, body_mm, modality, config.plane), *shape_warnings):
             if not any(message in error for error in errors):
                 note("warning", f"image: {message}")
-        x, y, z = (float(s) for s in upright.spacing)
-        digest, spacing = _digest(upright), (x, y, z)
+        x, y, z = (float(s) for s in reoriented.spacing)
+        digest, spacing = _digest(reoriented), (x, y, z)
     except Exception as error:
         note("error", f"image: {failure_of(error)}")
-    for message in _errors_of_others(case, channels, shown, image):
+    for message in _errors_of_others(case, channels, pose_channel, image):
         note("error", message)
     # The label is checked even if the image is unusable, so that the user learns of both at once.
     values: frozenset[int] = frozenset()
@@ -171,25 +171,25 @@ def _inspect(
 
 
 def _errors_of_others(
-    case: Case, channels: tuple[str, ...], shown: int, image: Volume | None
+    case: Case, channels: tuple[str, ...], pose_channel: int, image: Volume | None
 ) -> Iterable[str]:
     """Yield the errors of the images of the channels that do not show the body.
 
     Args:
         case: whose images they are.
         channels: names of all channels.
-        shown: number of the channel that shows the body.
+        pose_channel: number of the channel that shows the body.
         image: of that channel; None where it is unusable.
     """
     for number, (path, name) in enumerate(zip(case.images, channels, strict=True)):
-        if number == shown:
+        if number == pose_channel:
             continue
         try:
             volume = read_volume(path)
             if volume.array.min() == volume.array.max():
                 yield f"channel {name}: every voxel is {volume.array.min()}, it is empty; export it again"
             if image is not None:
-                check_one_grid([image, volume], [channels[shown], name])
+                check_one_grid([image, volume], [channels[pose_channel], name])
         except Exception as error:
             line = str(failure_of(error))
             yield line if line.startswith("channel ") else f"channel {name}: {line}"
@@ -228,36 +228,37 @@ def _label_values(
     marked = read_labels(case.label, note=lambda line: note("warning", f"label: {line}"))
     counts = voxels_of(marked.array)
     present = {int(v) for v in np.flatnonzero(counts)} - {0}
-    known = set(labels.values.values())
+    known_values = set(labels.values.values())
     ignored = present & {labels.ignore}
     present -= ignored
-    if present - known:
-        unknown = ", ".join(f"{v} ({counts[v]} voxels)" for v in sorted(present - known))
+    if present - known_values:
+        unknown = ", ".join(f"{v} ({counts[v]} voxels)" for v in sorted(present - known_values))
         note(
             "error",
-            f"label: unknown value {unknown}, expected 0 or one of {sorted(known)}; name it or remove it",
+            f"label: unknown value {unknown}, expected 0 or one of {sorted(known_values)}; name it or "
+            "remove it",
         )
     if not present:
         what = "background or ignored" if ignored else "background"
         note("error", f"label: every voxel is {what}; mark the case as test, or leave it out")
     elif counts[0] == 0 and not ignored:
         note("warning", "label: no voxel is background; is it the image?")
-    if not present - known:
-        doubt = undrawn_doubt(labels.to_classes(marked.reoriented(plane).array))
-        if doubt is not None:
-            note("warning", f"label: {doubt}")
+    if not present - known_values:
+        warning = undrawn_warning(labels.to_classes(marked.reoriented(plane).array))
+        if warning is not None:
+            note("warning", f"label: {warning}")
     if image is not None:
         try:
             on_image_grid(case.label, marked, image)
         except InputError as error:
             note("error", f"label: {error}")
-    return frozenset(present & known)
+    return frozenset(present & known_values)
 
 
-def _digest(upright: Volume) -> str:
+def _digest(volume: Volume) -> str:
     """Return a hash of the voxels that does not depend on file format, storage order or dtype."""
-    digest = sha256(str(upright.array.shape).encode())
-    for plane in upright.array:
+    digest = sha256(str(volume.array.shape).encode())
+    for plane in volume.array:
         digest.update(np.ascontiguousarray(plane, dtype=np.float32).tobytes())
     return digest.hexdigest()
 

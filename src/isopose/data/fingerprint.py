@@ -127,17 +127,17 @@ class Fingerprint:
             values = {**values, "channels": [{"name": CT[0], "scale": values["intensity"]}]}
             del values["intensity"]
         try:
-            found = _ADAPTER.validate_json(json.dumps(values))
+            fingerprint = _ADAPTER.validate_json(json.dumps(values))
         except ValidationError as error:
             raise InputError(
                 f"{where}: {first_problem(error)}; the file is damaged or of another version"
             ) from None
-        for channel in found.channels:
+        for channel in fingerprint.channels:
             scale = channel.scale
             low, high = (scale.low, scale.high) if isinstance(scale, Intensity) else (scale.air, scale.top)
             if not low <= high:
                 raise InputError(f"{where}: channel {channel.name}: low is above high; the file is damaged")
-        return found
+        return fingerprint
 
 
 _ADAPTER = TypeAdapter(Fingerprint)
@@ -221,11 +221,11 @@ def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequenc
     volumes = read_channels(case.images, channels, modality=modality)
     volume = volumes[pose_channel_of(config, channels)]
     stored = read_labels(case.label, like=volume)
-    given = None if case.mask is None else volume.reorientation().apply(read_mask(case.mask, volume))
-    upright = volume.reoriented()
+    own_mask = None if case.mask is None else volume.reorientation().apply(read_mask(case.mask, volume))
+    reoriented = volume.reoriented()
     classes = classes_of(stored.reoriented(config.plane).array, labels, config.undrawn)
-    body = find_body(upright, config, modality) if given is None else given
-    tissue = tissue_of(upright, body) if modality == "ct" else None
+    body = find_body(reoriented, config, modality) if own_mask is None else own_mask
+    tissue = tissue_of(reoriented, body) if modality == "ct" else None
     body, volume = carried(body, volume, config.plane), volume.reoriented(config.plane)
     x0, y0, x1, y1 = body_box(body, volume.spacing)
     marked = structures(classes)

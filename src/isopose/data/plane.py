@@ -55,12 +55,12 @@ def check_plane(volume: Volume, expected: Plane) -> None:
     Raises:
         InputError: thick slices of another plane.
     """
-    found = plane_of(volume)
-    if found not in (None, expected):
+    actual = plane_of(volume)
+    if actual not in (None, expected):
         size = " x ".join(f"{side:.2f}" for side in volume.reoriented().spacing)
         raise InputError(
-            f"{found} slices (voxels of {size} mm left-right, front-back, head-foot), expected {expected} "
-            f"ones; set --plane {found} (fit: --set data.plane={found}), or use a model of {found} slices"
+            f"{actual} slices (voxels of {size} mm left-right, front-back, head-foot), expected {expected} "
+            f"ones; set --plane {actual} (fit: --set data.plane={actual}), or use a model of {actual} slices"
         )
 
 
@@ -97,12 +97,12 @@ def outlines(body: np.ndarray, plane: Plane) -> np.ndarray:
     """
     if plane == "axial":
         return body
-    thickness, shown = body.sum(axis=0), np.asarray(body.any(axis=(1, 2)))
+    thickness, has_body = body.sum(axis=0), np.asarray(body.any(axis=(1, 2)))
     thick: np.ndarray = thickness >= MIN_THICKNESS * thickness.max()
-    return thick[None] & shown[:, None, None]
+    return thick[None] & has_body[:, None, None]
 
 
-def outline_doubts(body: np.ndarray, plane: Plane) -> Iterator[str]:
+def outline_warnings(body: np.ndarray, plane: Plane) -> Iterator[str]:
     """Yield a warning where the edges of the slices cut the body's width, from which its size is taken.
 
     Args:

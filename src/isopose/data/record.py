@@ -115,10 +115,12 @@ class StoredCase:
             InputError: an array's file is missing or damaged.
             IndexError: no such slice.
         """
-        shown = range(self.record.channels) if all_channels else [self.record.pose_channel]
-        wanted = slices if images is None else images
-        each = [self._read(image_name(channel), wanted).astype(np.float32) for channel in shown]
-        image = np.stack(each) if all_channels else each[0]
+        channels = range(self.record.channels) if all_channels else [self.record.pose_channel]
+        image_slices = slices if images is None else images
+        images_read = [
+            self._read(image_name(channel), image_slices).astype(np.float32) for channel in channels
+        ]
+        image = np.stack(images_read) if all_channels else images_read[0]
         return image, self._read("mask", slices), self._read("labels", slices)
 
     def _read(self, name: str, slices: Sequence[int]) -> np.ndarray:

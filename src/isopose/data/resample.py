@@ -9,10 +9,10 @@ from torch import Tensor
 
 from isopose import scratch
 from isopose.data.runs import CHUNK, parts_of
-from isopose.geometry.parts import warp_slabs, window_of
+from isopose.geometry.parts import reachable_window, warp_slabs
 from isopose.geometry.volume import PixelWindow
 from isopose.geometry.warp import Mode, warp
-from isopose.geometry.weighted import warp_alike, warp_straight
+from isopose.geometry.weighted import warp_axis_aligned, warp_stack
 
 #: Voxels at a time where several arrays of their size should stay in the processor's cache.
 CACHED_VOXELS = 1_100_000
@@ -60,7 +60,7 @@ def _windows_of(mask: np.ndarray, input_from_output: Tensor, size: tuple[int, in
     if not len(rows):
         return []
     box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    return [window_of(box, input_from_output.reshape(-1, 3, 3), mask.shape[1:], size)]
+    return [reachable_window(box, input_from_output.reshape(-1, 3, 3), mask.shape[1:], size)]
 
 
 def largest_share(
@@ -107,11 +107,13 @@ def warped(
     """
     source = _as_tensor(array)
     if input_from_output.ndim == 2:
-        whole = warp_straight(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+        whole = warp_axis_aligned(source[:, None], input_from_output, size, fill=fill, mode=mode)[
+            :, 0
+        ].numpy()
         return whole if window is None else whole[:, *window]
     if bool((input_from_output == input_from_output[:1]).all()):
         if mode == "bicubic" and window is None:
-            return warp_alike(source, input_from_output[0], size, fill=fill).numpy()
+            return warp_stack(source, input_from_output[0], size, fill=fill).numpy()
         # As channels of one image, slices share the coordinates of their samples, which saves time.
         matrix = input_from_output[:1]
         return warp(source[None], matrix, size, fill=fill, mode=mode, window=window)[0].numpy()

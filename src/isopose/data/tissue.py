@@ -71,16 +71,16 @@ class UsualTissue:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
-def tissue_of(upright: Volume, body: np.ndarray) -> Tissue:
+def tissue_of(volume: Volume, body: np.ndarray) -> Tissue:
     """Measure the composition of one scan's body.
 
     Args:
-        upright: reoriented to the patient's axes, HU.
+        volume: reoriented to the patient's axes, HU.
         body: its mask ``(z, y, x)``, not empty.
     """
-    steps = [max(1, round(_PIXEL_MM / float(side))) for side in upright.spacing[:2]]
+    steps = [max(1, round(_PIXEL_MM / float(side))) for side in volume.spacing[:2]]
     part = (slice(None), slice(None, None, steps[1]), slice(None, None, steps[0]))
-    values, inside = upright.array[part], body[part]
+    values, inside = volume.array[part], body[part]
     whole = inside.sum(axis=(1, 2))
     below = [
         np.count_nonzero(inside & (values < limit), axis=(1, 2)) for limit in (_GAS_HU, _FAT_HU, _LEAN_HU)
@@ -89,7 +89,7 @@ def tissue_of(upright: Volume, body: np.ndarray) -> Tissue:
     total = max(int(whole.sum()), 1)
     rows = np.flatnonzero(lean + fat)
     rising = None
-    if len(rows) >= _MIN_SLICES and (rows[-1] - rows[0]) * float(upright.spacing[2]) >= _MIN_LENGTH_MM:
+    if len(rows) >= _MIN_SLICES and (rows[-1] - rows[0]) * float(volume.spacing[2]) >= _MIN_LENGTH_MM:
         share = lean[rows] / (lean[rows] + fat[rows])
         if share.std() > 0:
             rising = float(np.corrcoef(rows, share)[0, 1].clip(-1, 1))
@@ -110,11 +110,11 @@ def usual_tissue(scans: Sequence[Tissue]) -> UsualTissue:
     )
 
 
-def unlike(found: Tissue, usual: UsualTissue) -> Iterator[str]:
+def unlike(tissue: Tissue, usual: UsualTissue) -> Iterator[str]:
     """Yield a warning for each way in which a scan's composition differs from the training scans'."""
     for name, share, most, more in (
-        ("gas or lung", found.gas, usual.gas_max, _GAS_MARGIN),
-        ("bone or as bright", found.bone, usual.bone_max, _BONE_MARGIN),
+        ("gas or lung", tissue.gas, usual.gas_max, _GAS_MARGIN),
+        ("bone or as bright", tissue.bone, usual.bone_max, _BONE_MARGIN),
     ):
         if share > most + more:
             yield (
@@ -122,12 +122,16 @@ def unlike(found: Tissue, usual: UsualTissue) -> Iterator[str]:
                 f"{100 * most:.0f} %; does the scan show another part of the body? Do not trust the "
                 "segmentation there"
             )
-    if found.rising is None or usual.rising_cases < _MIN_CASES or abs(usual.rising_median) < _MIN_CORRELATION:
+    if (
+        tissue.rising is None
+        or usual.rising_cases < _MIN_CASES
+        or abs(usual.rising_median) < _MIN_CORRELATION
+    ):
         return
     # In scans of another region the lean fraction may fall toward the head; then the signs are reversed.
     sign = 1.0 if usual.rising_median > 0 else -1.0
     least = usual.rising_min if sign > 0 else -usual.rising_max
-    if sign * found.rising < min(-_MIN_CORRELATION, least - _CORRELATION_MARGIN):
+    if sign * tissue.rising < min(-_MIN_CORRELATION, least - _CORRELATION_MARGIN):
         yield (
             "from feet to head, the fractions of fat and lean tissue change in the opposite direction to the "
             "training scans: are feet and head exchanged in the file's header?"

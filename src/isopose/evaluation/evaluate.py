@@ -155,11 +155,11 @@ def evaluate(
     labels = labels or (truth.labels if isinstance(truth, Dataset) else None)
     if labels is None:
         raise InputError(f"{truth}: the labels are unknown; give them, e.g. --label kidney=1 --label tumor=2")
-    found = label_maps(Path(predictions))
-    known = _truths(truth, ages_years or {})
-    wanted = _wanted(known, cases)
-    missing = _missing(predictions, wanted, found, allow_missing)
-    pairs = _pairs(wanted, found, known)
+    predicted = label_maps(Path(predictions))
+    labeled = _truths(truth, ages_years or {})
+    to_score = _wanted(labeled, cases)
+    missing = _missing(predictions, to_score, predicted, allow_missing)
+    pairs = _pairs(to_score, predicted, labeled)
     if note is not None:
         for line in _other_names(pairs, labels):
             note(line)
@@ -173,7 +173,7 @@ def evaluate(
         targets=tuple(labels.targets()),
         cases=tuple(result for result, _ in scored),
         missing=missing,
-        unlabeled=tuple(sorted(set(found) - set(known))),
+        unlabeled=tuple(sorted(set(predicted) - set(labeled))),
         failed={case: result.why for case, result in failed.items()},
         tolerance_mm=float(tolerance_mm),
         provenance={
@@ -214,18 +214,18 @@ def label_maps(folder: Path) -> dict[str, Path]:
     """Return case id to file for every label map of a folder."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of label maps, found none")
-    found: dict[str, Path] = {}
+    maps: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         kind = ending(path)
         if not kind or path.name.startswith("."):
             continue
         case = composed(path.name[: -len(kind)])
-        if case in found:
+        if case in maps:
             raise InputError(
-                f"{case}: two label maps, {found[case].name} and {path.name}, in {folder}; keep one"
+                f"{case}: two label maps, {maps[case].name} and {path.name}, in {folder}; keep one"
             )
-        found[case] = path
-    return found
+        maps[case] = path
+    return maps
 
 
 def _truths(
@@ -249,29 +249,29 @@ def _truths(
     }
 
 
-def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
+def _wanted(labeled: Collection[str], cases: Collection[str] | None) -> list[str]:
     """Return the case ids to score, in natural order."""
-    unknown = sorted(set(cases or ()) - set(known), key=_natural)
+    unknown = sorted(set(cases or ()) - set(labeled), key=_natural)
     if unknown:
         raise InputError(f"no label for {first_names(unknown, MAX_NAMED_CASES)}; cases to score need one")
-    wanted = sorted(known if cases is None else set(cases), key=_natural)
-    if not wanted:
+    to_score = sorted(labeled if cases is None else set(cases), key=_natural)
+    if not to_score:
         raise InputError("nothing to score: no case with a label was found")
-    return wanted
+    return to_score
 
 
 def _missing(
-    predictions: Path, wanted: Sequence[str], found: Collection[str], allowed: bool
+    predictions: Path, to_score: Sequence[str], predicted: Collection[str], allowed: bool
 ) -> tuple[str, ...]:
     """Return the wanted cases without a prediction.
 
     Raises:
         InputError: there are some and they are not allowed, or no case has a prediction.
     """
-    missing = tuple(case for case in wanted if case not in found)
-    if missing and (not allowed or len(missing) == len(wanted)):
+    missing = tuple(case for case in to_score if case not in predicted)
+    if missing and (not allowed or len(missing) == len(to_score)):
         raise InputError(
-            f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: "
+            f"{predictions}: no prediction for {len(missing)} of {len(to_score)} cases: "
             f"{first_names(missing, MAX_NAMED_CASES)}; predict them, give the folder of the labels that were "
             "predicted (DATASET/labelsTs), or allow missing ones (--allow-missing)"
         )
@@ -279,7 +279,9 @@ def _missing(
 
 
 def _pairs(
-    wanted: Sequence[str], found: Mapping[str, Path], known: Mapping[str, tuple[Path, str, float | None]]
+    to_score: Sequence[str],
+    predicted: Mapping[str, Path],
+    labeled: Mapping[str, tuple[Path, str, float | None]],
 ) -> list[_Pair]:
     """Return prediction and label of each case that has both.
 
@@ -287,14 +289,14 @@ def _pairs(
         InputError: the age of a wanted case is implausible.
     """
     pairs = []
-    for case in wanted:
-        label, patient, age = known[case]
+    for case in to_score:
+        label, patient, age = labeled[case]
         if age is not None and not 0 <= age <= MAX_AGE_YEARS:
             raise InputError(
                 f"{case}: age of {age:g} years, expected 0 to {MAX_AGE_YEARS}; correct it or leave it out"
             )
-        if case in found:
-            pairs.append(_Pair(case, patient, age, found[case], label))
+        if case in predicted:
+            pairs.append(_Pair(case, patient, age, predicted[case], label))
     return pairs
 
 
@@ -305,8 +307,8 @@ def _other_names(pairs: Sequence[_Pair], labels: Labels) -> list[str]:
     for pair in pairs:
         stem = pair.prediction.name[: -len(ending(pair.prediction))]
         record = earlier_record(pair.prediction.parent / f"{stem}.json") or {}
-        given = record.get("labels")
-        for label, value in given.items() if isinstance(given, dict) else ():
+        recorded = record.get("labels")
+        for label, value in recorded.items() if isinstance(recorded, dict) else ():
             wanted = scored.get(value) if isinstance(value, int) else None
             if wanted is not None and wanted.casefold() != str(label).casefold():
                 cases.setdefault((str(label), wanted), []).append(pair.case)
@@ -382,23 +384,26 @@ def _score_pair(
         unlabeled = _unlabeled(pair, truth, labels, undrawn)
     # Crop to the labels' box first: most of a scan is background, and each step below is done per target.
     box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
-    predicted, marked = prediction.array[box], truth.array[box]
+    predicted, reference = prediction.array[box], truth.array[box]
     # Predictions are ignored where the ground truth was not annotated.
-    for path, array, known in (
+    for path, array, label_set in (
         (pair.prediction, predicted, replace(labels, ignore=None)),
-        (pair.label, marked, labels),
+        (pair.label, reference, labels),
     ):
         try:
-            known.to_classes(array)
+            label_set.to_classes(array)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     partly = unlabeled is not None and bool(unlabeled.any())
     if unlabeled is not None:
-        predicted, marked = (np.where(unlabeled[box], 0, array) for array in (predicted, marked))
+        predicted, reference = (np.where(unlabeled[box], 0, array) for array in (predicted, reference))
     spacing_zyx = prediction.spacing[::-1]
     scores = {
         target: score(
-            np.isin(predicted, values), np.isin(marked, values), spacing_zyx, None if partly else tolerance_mm
+            np.isin(predicted, values),
+            np.isin(reference, values),
+            spacing_zyx,
+            None if partly else tolerance_mm,
         )
         for target, values in labels.targets().items()
     }

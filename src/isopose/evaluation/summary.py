@@ -124,12 +124,12 @@ def _is_infinite(scores: Scores, metric: str) -> bool:
 def _statistic(cases: Sequence[CaseScores], target: str, metric: str) -> Statistic:
     values = np.array(list(by_patient(cases, target, metric).values()))
     counted = [case for case in cases if case.scores[target].outcome != "empty"]
-    known = [
+    scored_values = [
         case
         for case in counted
         if np.isfinite(badness(case.scores[target], metric)[0]) or _is_infinite(case.scores[target], metric)
     ]
-    worst = max(known, key=lambda case: badness(case.scores[target], metric), default=None)
+    worst = max(scored_values, key=lambda case: badness(case.scores[target], metric), default=None)
     return Statistic(
         patients=len(values),
         mean=float(values.mean()) if len(values) else None,

@@ -36,8 +36,8 @@ def warp_slabs(
         last = min(first + step, depth)
         from_slab = whole_from_slab(first, last, depth).to(matrix)
         grid = sampling_grid(matrix @ from_slab, (last - first, height, width))
-        out = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        yield slice(first, last), out[0, 0] + fill
+        values = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        yield slice(first, last), values[0, 0] + fill
 
 
 def whole_from_slab(first: int, last: int, depth: int) -> Tensor:
@@ -47,7 +47,7 @@ def whole_from_slab(first: int, last: int, depth: int) -> Tensor:
     return matrix
 
 
-def window_of(
+def reachable_window(
     box: PixelWindow, input_from_output: Tensor, input_size: tuple[int, int], size: tuple[int, int]
 ) -> PixelWindow:
     """Return the rows and columns of the output that a part of the input can reach, linearly sampled.

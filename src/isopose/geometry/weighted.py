@@ -19,7 +19,7 @@ CUBIC_A = -0.75
 
 
 @one_thread()
-def warp_straight(
+def warp_axis_aligned(
     image: Tensor,
     input_from_output: Tensor,
     size: tuple[int, int],
@@ -90,16 +90,16 @@ def _weights(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> 
     """Return the weights of input pixels in output pixels along one axis."""
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[0, 0], matrix[0, 2] = scale, shift
-    one_each = torch.eye(pixels, dtype=torch.float64)[None, None]
-    whole = warp(one_each, matrix, (pixels, size), mode=mode)[0, 0].float().T
-    most = max(1, int((whole != 0).sum(dim=1).max()))
+    identity = torch.eye(pixels, dtype=torch.float64)[None, None]
+    dense = warp(identity, matrix, (pixels, size), mode=mode)[0, 0].float().T
+    count = max(1, int((dense != 0).sum(dim=1).max()))
     # Those with a weight before those without, in their order.
-    seen = (whole == 0).byte().argsort(dim=1, stable=True)[:, :most].contiguous()
-    return _Weights(seen, whole.gather(1, seen))
+    order = (dense == 0).byte().argsort(dim=1, stable=True)[:, :count].contiguous()
+    return _Weights(order, dense.gather(1, order))
 
 
 @one_thread()
-def warp_alike(
+def warp_stack(
     images: Tensor, input_from_output: Tensor, size: tuple[int, int], *, fill: float = 0.0
 ) -> Tensor:
     """Resample images through one matrix, bicubic and prefiltered, in less time than ``warp`` on a CPU.
@@ -139,13 +139,13 @@ def _cubic_weights(matrix: tuple[float, ...], input_size: tuple[int, int], size:
     for along, side in zip(grid.flip(2).unbind(dim=2), input_size, strict=True):
         place = (along + 1.0) * (side / 2.0) - 0.5
         pixels = place.floor()[..., None] + torch.arange(-1.0, 3.0)
-        off = (place[..., None] - pixels).abs()
-        near = ((CUBIC_A + 2.0) * off - (CUBIC_A + 3.0)) * off * off + 1.0
-        far = ((CUBIC_A * off - 5.0 * CUBIC_A) * off + 8.0 * CUBIC_A) * off - 4.0 * CUBIC_A
+        distance = (place[..., None] - pixels).abs()
+        near = ((CUBIC_A + 2.0) * distance - (CUBIC_A + 3.0)) * distance * distance + 1.0
+        far = ((CUBIC_A * distance - 5.0 * CUBIC_A) * distance + 8.0 * CUBIC_A) * distance - 4.0 * CUBIC_A
         inside = (pixels >= 0) & (pixels < side)
-        shares = torch.where(off <= 1.0, near, far) * inside
+        shares = torch.where(distance <= 1.0, near, far) * inside
         rows_and_columns.append((pixels.clamp(0, side - 1).long(), shares))
-    (rows, of_rows), (columns, of_columns) = rows_and_columns
+    (rows, row_shares), (columns, column_shares) = rows_and_columns
     pixels = rows[..., :, None] * input_size[1] + columns[..., None, :]
-    shares = of_rows[..., :, None] * of_columns[..., None, :]
+    shares = row_shares[..., :, None] * column_shares[..., None, :]
     return _Weights(pixels.reshape(-1, 16), shares.reshape(-1, 16))

@@ -15,7 +15,7 @@ from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.io.endings import ending
 from isopose.io.images import LABEL_TOLERANCE, on_image_grid, read_labels, read_volume
-from isopose.io.sources import files_beside
+from isopose.io.sources import companion_files
 from isopose.labels import Labels, voxels_of
 from isopose.outputs import earlier_record
 
@@ -85,7 +85,7 @@ def answer_of(folder: Path, names: Sequence[str]) -> Answer:
     images = tuple(name for name in names if ending(Path(name)))
     packed = tuple(name for name in names if name.lower().endswith(NPZ_EXTENSION))
     # A data file that a header names is part of that image.
-    parts = {path.resolve() for name in images for path in files_beside(folder / name)}
+    parts = {path.resolve() for name in images for path in companion_files(folder / name)}
     others = (name for name in names if name not in images and name not in packed)
     return Answer(folder, images, packed, tuple(n for n in others if (folder / n).resolve() not in parts))
 
@@ -96,17 +96,17 @@ def sort_by_case(names: Iterable[str], cases: Iterable[str]) -> tuple[dict[str, 
     A file belongs to a case if its name, or that of a folder around it, is the case's id or begins with it
     and an underscore or a dot. If this holds for several cases, the one with the longest id is taken.
     """
-    known, strange = {case: list[str]() for case in cases}, list[str]()
+    by_case, unassigned = {case: list[str]() for case in cases}, list[str]()
     for name in names:
         parts = [composed(part) for part in PurePosixPath(name).parts]
         fitting = [
-            c for c in known if any(part == c or part.startswith((f"{c}_", f"{c}.")) for part in parts)
+            c for c in by_case if any(part == c or part.startswith((f"{c}_", f"{c}.")) for part in parts)
         ]
         if fitting:
-            known[max(fitting, key=len)].append(name)
+            by_case[max(fitting, key=len)].append(name)
         else:
-            strange.append(name)
-    return known, strange
+            unassigned.append(name)
+    return by_case, unassigned
 
 
 def restore_answer(
@@ -131,39 +131,41 @@ def restore_answer(
         InputError: nothing was written; a map is unreadable, not finite or on another grid; a label has no
             name; or two maps have the same name.
     """
-    found = RestoredAnswer()
+    result = RestoredAnswer()
     _check_apart(answer.images)
-    packed, kept = {_stem(name): name for name in answer.packed}, 0
+    packed, maps_used = {_stem(name): name for name in answer.packed}, 0
     for name in answer.images:
-        one = _read(answer, name, transform, found.notes)
-        if one is None:
+        predicted = _read(answer, name, transform, result.notes)
+        if predicted is None:
             continue
-        kept += 1
-        if one.array.dtype != np.uint8:
-            back = transform.reorientation.undo(restored_share(one, transform))
-            write_map(_stem(name), transform.native.with_array(back))
+        maps_used += 1
+        if predicted.array.dtype != np.uint8:
+            probability_map = transform.reorientation.undo(restored_share(predicted, transform))
+            write_map(_stem(name), transform.native.with_array(probability_map))
             continue
         if not answer.several:
-            _check_named(name, one, labels)
-        found.label_maps += 1
-        own = packed.pop(_stem(name), None)
+            _check_named(name, predicted, labels)
+        result.label_maps += 1
+        packed_name = packed.pop(_stem(name), None)
         restored = None
-        if own is not None:
-            restored = _from_packed(answer.folder / own, own, one, transform, labels, write_class, found)
+        if packed_name is not None:
+            restored = _from_packed(
+                answer.folder / packed_name, packed_name, predicted, transform, labels, write_class, result
+            )
         if restored is None:
-            restored = restored_labels(one, transform)
-        found.labels = restored if found.label_maps == 1 else None
-        found.volumes_ml |= _volumes(restored, labels, _stem(name) if answer.several else None)
+            restored = restored_labels(predicted, transform)
+        result.labels = restored if result.label_maps == 1 else None
+        result.volumes_ml |= _volumes(restored, labels, _stem(name) if answer.several else None)
         if answer.several:
             write_map(_stem(name), restored)
     for name in packed.values():
-        found.notes.append(f"{name}: left out: no label map beside it, by which its axes could be checked")
+        result.notes.append(f"{name}: left out: no label map beside it, by which its axes could be checked")
     if answer.others:
-        found.notes.append(f"left out, neither label maps nor probabilities: {listed_names(answer.others)}")
-    if not kept:
-        why = f" ({'; '.join(found.notes)})" if found.notes else ""
+        result.notes.append(f"left out, neither label maps nor probabilities: {listed_names(answer.others)}")
+    if not maps_used:
+        why = f" ({'; '.join(result.notes)})" if result.notes else ""
         raise InputError(f"the command wrote no label map or probabilities{why}")
-    return found
+    return result
 
 
 def _check_apart(names: Sequence[str]) -> None:
@@ -244,11 +246,11 @@ def _volumes(restored: Volume, labels: Labels, file: str | None) -> dict[str, fl
 def _from_packed(
     path: Path,
     name: str,
-    beside: Volume,
+    label_map: Volume,
     transform: Transform,
     labels: Labels,
     write: Write,
-    found: RestoredAnswer,
+    restored: RestoredAnswer,
 ) -> Volume | None:
     """Restore nnU-Net's probabilities and return their label map; None, with a note, if they are not valid.
 
@@ -257,26 +259,28 @@ def _from_packed(
     left and right would be exchanged.
     """
     array = _unpacked(path)
-    if array is None or array.ndim != 4 or array.shape[1:] != beside.array.shape:
-        found.notes.append(f"{name}: left out: not nnU-Net's probabilities of each class on the scan's grid")
+    if array is None or array.ndim != 4 or array.shape[1:] != label_map.array.shape:
+        restored.notes.append(
+            f"{name}: left out: not nnU-Net's probabilities of each class on the scan's grid"
+        )
         return None
     if not _add_up_to_one(array):
-        found.notes.append(f"{name}: left out: its classes do not add up to 1 (nnU-Net's regions do not)")
+        restored.notes.append(f"{name}: left out: its classes do not add up to 1 (nnU-Net's regions do not)")
         return None
     best = array.argmax(axis=0)
     # In the file's axes, or in nibabel's, which point to the patient's right and front.
-    fits = [_agree(turned, beside.array) for turned in (best, best[:, ::-1, ::-1])]
+    fits = [_agree(turned, label_map.array) for turned in (best, best[:, ::-1, ::-1])]
     if all(fits) and _reader_of(path.parent) in FILE_ORDER_READERS:
         fits[1] = False
     if sum(fits) != 1:
         why = "any order of the axes fits" if all(fits) else "it shows other labels than"
-        found.notes.append(f"{name}: left out: {why} the label map beside it")
+        restored.notes.append(f"{name}: left out: {why} the label map beside it")
         return None
     array = array if fits[0] else array[:, :, ::-1, ::-1]
     named = {value: label for label, value in labels.values.items()}
     names = [named.get(value, str(value)) for value in range(1, len(array))]
     classes = (
-        (class_name, beside.with_array(np.ascontiguousarray(values, dtype=np.float32)))
+        (class_name, label_map.with_array(np.ascontiguousarray(values, dtype=np.float32)))
         for class_name, values in zip(names, array[1:], strict=True)
     )
     numbers = {class_name: value for value, class_name in enumerate(names, start=1)}

@@ -56,18 +56,20 @@ def read_command(words: Sequence[str], *, elsewhere: bool = False) -> Command:
     """
     if not words:
         raise InputError("no command, expected one after --, e.g. -- segment {input} {output}")
-    found = {part[1:-1] for word in words for part in _PLACEHOLDER.findall(word)}
+    placeholders = {part[1:-1] for word in words for part in _PLACEHOLDER.findall(word)}
     got = (
-        ", ".join(f"{{{name}}}" for name in (*SINGLE_PLACEHOLDERS, *BATCH_PLACEHOLDERS) if name in found)
+        ", ".join(
+            f"{{{name}}}" for name in (*SINGLE_PLACEHOLDERS, *BATCH_PLACEHOLDERS) if name in placeholders
+        )
         or "none"
     )
-    single = "input" in found and len(found & {"output", "output_folder"}) == 1
-    if found & set(SINGLE_PLACEHOLDERS) and found & set(BATCH_PLACEHOLDERS):
+    single = "input" in placeholders and len(placeholders & {"output", "output_folder"}) == 1
+    if placeholders & set(SINGLE_PLACEHOLDERS) and placeholders & set(BATCH_PLACEHOLDERS):
         raise InputError(
             f"the command has {got}: expected placeholders of one scan ({{input}} with {{output}} or "
             "{output_folder}) or of all ({inputs} with {outputs}), not of both"
         )
-    if not single and found != set(BATCH_PLACEHOLDERS):
+    if not single and placeholders != set(BATCH_PLACEHOLDERS):
         raise InputError(
             "the command must say where scans and results belong: expected {input} and {output} (a file) or "
             f"{{output_folder}}, or for all scans at once {{inputs}} and {{outputs}}, got {got}"

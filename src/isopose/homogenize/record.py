@@ -144,9 +144,9 @@ def read_record(path: Path) -> CaseRecord:
         InputError: missing, changed since it was written, or of another version.
     """
     values = read_json(path)
-    found = values.get("format") if isinstance(values, dict) else None
-    if found not in READABLE_FORMATS:
-        raise InputError(f"{path}: expected format {FORMAT}, got {found}; homogenize the case again")
+    version = values.get("format") if isinstance(values, dict) else None
+    if version not in READABLE_FORMATS:
+        raise InputError(f"{path}: expected format {FORMAT}, got {version}; homogenize the case again")
     stored_hash = values.pop("sha256", None)
     try:
         if stored_hash != hash_of(values):

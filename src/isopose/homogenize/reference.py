@@ -22,7 +22,7 @@ from isopose.files import composed
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, SHIFT_X
 from isopose.geometry.volume import Volume
 from isopose.io.cases import Case
-from isopose.io.images import missing, read_volume
+from isopose.io.images import missing_message, read_volume
 from isopose.io.masks import read_mask
 from isopose.io.scans import find_scans
 from isopose.io.sources import hash_of_source
@@ -235,14 +235,14 @@ def outline_of_scan(
     slices = slice_poses_of(transformer, prepared, settings)
     scan = find_poses(transformer, prepared, settings, slices)
     if slices is None or (scan.decision is not None and not scan.decision.outline_visible):
-        doubts = f" ({'; '.join(prepared.warnings)})" if prepared.warnings else ""
+        reasons = f" ({'; '.join(prepared.warnings)})" if prepared.warnings else ""
         raise InputError(
-            f"shows no outline of a body, so it cannot be the reference{doubts}; choose another scan"
+            f"shows no outline of a body, so it cannot be the reference{reasons}; choose another scan"
         )
     rows = np.flatnonzero(scan.has_body)
     common = torch.from_numpy(scan.pose[rows[0]])
-    own = transformer.pose_at_angle(slices.outline, common[ANGLE].expand(len(rows)))
-    off = (own - common)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
+    width_pose = transformer.pose_at_angle(slices.outline, common[ANGLE].expand(len(rows)))
+    off = (width_pose - common)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
     typical = rows[int(off.argmin())]
     mask = torch.from_numpy(prepared.mask[typical])[None, None].float()
     outline, part = filled_outline(mask, float(common[ANGLE]), transformer.config, plane)
@@ -293,7 +293,7 @@ def _unknown(name: str, cases: Sequence[Case]) -> str:
     if "://" in name:
         return f"--reference {name}: a URL; name a case of the dataset, or a path on this machine"
     if path.is_absolute() or len(path.parts) > 1 or path.suffix:
-        return f"--reference: {missing(path)}"
+        return f"--reference: {missing_message(path)}"
     some = first_names([case.id for case in cases], MAX_NAMED_CASES)
     of_the_dataset = f"a case of the dataset ({some}), " if cases else ""
     return (

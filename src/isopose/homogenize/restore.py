@@ -95,44 +95,44 @@ def restore(
         RunError: the output is full or cannot be written to.
     """
     settings = _RestoreSettings(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
-    found, strange = _find(Path(predictions), Path(homogenized))
+    predicted, unassigned = _find(Path(predictions), Path(homogenized))
     restored = [
         Restored(
             path.name, None, f"{path}: belongs to no case of {homogenized}; expected CASE{IMAGE_EXTENSION}"
         )
-        for path in strange
+        for path in unassigned
     ]
-    if not found and not strange:
+    if not predicted and not unassigned:
         raise InputError(f"{predictions}: no label map or probabilities here, expected CASE{IMAGE_EXTENSION}")
-    for one in found:
+    for one in predicted:
         _check_targets(one, settings)
-    if not found:
+    if not predicted:
         return restored
     output_folder(output)
     with only_writer(output):
-        return restored + _restore_all(found, settings, workers, reporter)
+        return restored + _restore_all(predicted, settings, workers, reporter)
 
 
 def _restore_all(
-    found: Sequence[_Prediction], settings: _RestoreSettings, workers: int, reporter: Reporter
+    predicted: Sequence[_Prediction], settings: _RestoreSettings, workers: int, reporter: Reporter
 ) -> list[Restored]:
     restored: list[Restored] = []
     started = time.monotonic()
     with reporter.counting("restore") as progress:
         results = attempts(
             partial(_restore, settings=settings),
-            found,
+            predicted,
             name=lambda one: one.case,
             workers=workers,
             progress=progress,
         )
-        for done, (one, answer) in enumerate(zip(found, results, strict=True), start=1):
+        for done, (one, answer) in enumerate(zip(predicted, results, strict=True), start=1):
             result = Restored(one.case, None, answer.why) if isinstance(answer, Failed) else answer
             if isinstance(answer, Failed):
                 _remove_half_written(one, settings)
-            left = (time.monotonic() - started) / done * (len(found) - done)
+            left = (time.monotonic() - started) / done * (len(predicted) - done)
             line = f"\n  error: {result.problem}" if result.problem else f"  about {left:.0f} s left"
-            reporter.say(f"[{done}/{len(found)}] {result.name}{line if left or result.problem else ''}")
+            reporter.say(f"[{done}/{len(predicted)}] {result.name}{line if left or result.problem else ''}")
             for warning in (result.record or {}).get("warnings", ()):
                 if warning.startswith(LABEL_WARNING_PREFIX):
                     reporter.say(f"  warning: {warning}")
@@ -149,8 +149,8 @@ def _values(homogenized: Path) -> dict[str, tuple[int, int]]:
         )
     head = read_json(where)
     if not isinstance(head, dict) or head.get("format") not in READABLE_FORMATS:
-        found = head.get("format") if isinstance(head, dict) else None
-        raise InputError(f"{where}: expected format {FORMAT}, got {found}; homogenize the dataset again")
+        version = head.get("format") if isinstance(head, dict) else None
+        raise InputError(f"{where}: expected format {FORMAT}, got {version}; homogenize the dataset again")
     try:
         values = {str(n): (int(v["value"]), int(v["stored"])) for n, v in head["labels"].items()}
         if not all(0 <= value <= 255 for pair in values.values() for value in pair):
@@ -174,12 +174,12 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
     cases = {composed(stem): stem for stem in stems}
     labels: dict[str, list[Path]] = {}
     classes: dict[str, dict[str, Path]] = {}
-    strange = []
+    unassigned = []
     for path in [predictions] if predictions.is_file() else filter(is_image, files):
         name = composed(path.name[: len(path.name) - len(ending(path))])
         case = max((c for c in cases if name == c or name.startswith(f"{c}_")), key=len, default=None)
         if case is None:
-            strange.append(path)
+            unassigned.append(path)
         elif name == case:
             labels.setdefault(cases[case], []).append(path)
         else:
@@ -187,11 +187,11 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
     for paths in labels.values():
         if len(paths) > 1:
             raise InputError(f"{paths[0]}: {paths[1].name} is of the same case; keep one of them")
-    found = [
+    predicted = [
         _Prediction(case, next(iter(labels.get(case, ())), None), tuple(classes.get(case, {}).items()))
         for case in sorted({*labels, *classes})
     ]
-    return found, strange
+    return predicted, unassigned
 
 
 def _targets(one: _Prediction, settings: _RestoreSettings) -> list[Path]:
@@ -230,7 +230,7 @@ def _restore(one: _Prediction, *, settings: _RestoreSettings) -> Restored:
 
 def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
     where = settings.homogenized / FOLDER / f"{one.case}.json"
-    kept = read_record(where)
+    case_record = read_record(where)
     sources = [path for path in (one.labels, *(path for _, path in one.probabilities)) if path is not None]
     head = {
         "isopose": __version__,
@@ -241,20 +241,22 @@ def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
         "labels": {name: value for name, (_, value) in settings.values.items()},
     }
     manifest = settings.output / f"{one.case}.json"
-    known = _known(manifest)
+    earlier = _known(manifest)
     if (
-        known is not None
-        and outputs.made_from(known, head)
-        and not outputs.damaged(settings.output, known["files"])
+        earlier is not None
+        and outputs.made_from(earlier, head)
+        and not outputs.damaged(settings.output, earlier["files"])
     ):
-        return known
+        return earlier
     written: list[Path] = []
     notes: list[str] = []
-    stale = [settings.output / name for name in outputs.listed(known)]
+    stale = [settings.output / name for name in outputs.listed(earlier)]
     with outputs.replacing_results(manifest, written, stale):
-        labels = _from_probabilities(one, settings, kept.transform, written) if one.probabilities else None
+        labels = (
+            _from_probabilities(one, settings, case_record.transform, written) if one.probabilities else None
+        )
         if labels is None and one.labels is not None:
-            labels = _from_labels(one.labels, settings, kept.transform, notes)
+            labels = _from_labels(one.labels, settings, case_record.transform, notes)
         if labels is not None:
             written.insert(0, settings.output / f"{one.case}{IMAGE_EXTENSION}")
             write_labels(labels, written[0])
@@ -262,7 +264,7 @@ def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
             **head,
             "files": outputs.hashes(settings.output, written),
             # Including those about the pose: in a wrong pose a segmenter may exchange left and right.
-            "warnings": [*kept.warnings, *(f"{LABEL_WARNING_PREFIX}{note}" for note in notes)],
+            "warnings": [*case_record.warnings, *(f"{LABEL_WARNING_PREFIX}{note}" for note in notes)],
         }
         write_json(manifest, record)
     return record

@@ -114,13 +114,13 @@ def homogenize_scan(
         lost = sorted(set(values_in(classes.array)) - set(values_in(labels.array)))
         if lost:
             warnings += (f"too small to be seen at the new size: labels {lost}",)
-    doubts = pose_warnings(records, transformer, settings, joint=estimator.joint is not None)
+    pose_lines = pose_warnings(records, transformer, settings, joint=estimator.joint is not None)
     return HomogenizedScan(
         image,
         labels,
         transform,
         records,
-        (*prepared.warnings, *doubts, *warnings),
+        (*prepared.warnings, *pose_lines, *warnings),
     )
 
 

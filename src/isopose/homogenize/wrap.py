@@ -23,7 +23,7 @@ from isopose.homogenize.command import Command, how_it_ended, run_command
 from isopose.homogenize.dataset import (
     homogenize_settings,
     refuse_series,
-    say_doubts,
+    report_warnings,
     scans_as_dataset,
     with_modality,
     with_plane,
@@ -35,7 +35,7 @@ from isopose.homogenize.wrapped import LOGS, Run, WrapSettings, known_record, re
 from isopose.io.cases import Case, Dataset, check_one_channel
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.results.formats import NIFTI, check_formats, open_dicom, result_files
-from isopose.io.scans import check_apart
+from isopose.io.scans import check_output_apart
 from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
 from isopose.outputs import Outcome
@@ -122,7 +122,7 @@ def wrap(
     )
     output_folder(output)
     with only_writer(output):
-        say_doubts(settings.homogenizing, reporter)
+        report_warnings(settings.homogenizing, reporter)
         return _wrap_all(scans.cases, settings, workers, reporter)
 
 
@@ -195,7 +195,7 @@ def check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: L
         InputError: a result would replace a scan, or a scan does not support a format or lacks names for it.
     """
     if scans.layout == "scans":
-        check_apart([scans.root], output)
+        check_output_apart([scans.root], output)
     dicom = [one for one in formats if one != NIFTI]
     if dicom and not labels.values:
         raise InputError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isopose.data.preprocess import Prepared
 from isopose.devices import autocast, choose_precision
-from isopose.geometry.box import widened
+from isopose.geometry.box import enlarged
 from isopose.geometry.pose import LOG_SCALES
 from isopose.geometry.warp import compose, warp
 from isopose.inference.border import touches_border
@@ -217,7 +217,7 @@ def _segment(
         wider, again, still = theta2.clone(), probabilities.clone(), cut.clone()
         # Ends at the whole frame, whose edges cut nothing.
         while still.any():
-            wider[still] = widened(wider[still], WIDEN)
+            wider[still] = enlarged(wider[still], WIDEN)
             again[still] = seen_through(image[still], input_from_homogenized[still], wider[still])
             still &= touches_border(again, wider, border)
         # In a wider crop, a structure that was cut off is larger. If it is not, the network lost it at the

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from isopose.errors import InputError
 from isopose.files import entries_below
-from isopose.io.dicom_files import is_dicom, is_hidden, is_named
+from isopose.io.dicom_files import has_dicom_extension, is_dicom, is_hidden
 from isopose.io.endings import ending
 from isopose.io.limits import VARIABLE, largest_bytes
 
@@ -80,7 +80,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str]:
     """Write the members; return the original name of each file that had to be renamed, by its new name."""
-    members = [member for member in archive.infolist() if _is_shown(member.filename)]
+    members = [member for member in archive.infolist() if _is_relevant(member.filename)]
     if any(member.flag_bits & _ENCRYPTED_FLAG for member in members):
         raise InputError(f"{path}: is encrypted; unpack it yourself and give the folder")
     total = sum(member.file_size for member in members)
@@ -97,8 +97,8 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
     for number, member in enumerate(members):
         target = folder / member.filename
         # This file system may treat two different names as one, for example where only the case differs.
-        if not _can_be_kept(member.filename) or os.path.lexists(target) or _below_file(target, folder):
-            place = _another_name(number, member.filename)
+        if not _is_safe(member.filename) or os.path.lexists(target) or _below_file(target, folder):
+            place = _safe_name(number, member.filename)
             renamed[place], target = member.filename, folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
         if stat.S_ISLNK(member.external_attr >> 16):
@@ -106,10 +106,10 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
             target.symlink_to(target)
             continue
         with archive.open(member) as source, open(target, "wb") as file:
-            left = member.file_size
-            while part := source.read(min(_CHUNK, left + 1)):
-                left -= len(part)
-                if left < 0:
+            bytes_left = member.file_size
+            while part := source.read(min(_CHUNK, bytes_left + 1)):
+                bytes_left -= len(part)
+                if bytes_left < 0:
                     raise zipfile.BadZipFile("a member is larger than the archive says")
                 file.write(part)
     return renamed
@@ -118,14 +118,14 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
 def _check_kind(folder: Path) -> None:
     """Raise an InputError if an archive without DICOM files holds a volume or another archive."""
     files = [file for file in entries_below(folder) if file.is_file()]
-    if any(is_named(file) or is_dicom(file) for file in files):
+    if any(has_dicom_extension(file) or is_dicom(file) for file in files):
         return
     volumes, archives = [f for f in files if ending(f)], [f for f in files if is_archive(f)]
     if volumes or archives:
-        found = (volumes or archives)[0].relative_to(folder).as_posix()
+        example = (volumes or archives)[0].relative_to(folder).as_posix()
         raise InputError(
             f"{folder}: expected a DICOM series, found {'a volume' if volumes else 'another archive'} "
-            f"({found}); unpack it and give that"
+            f"({example}); unpack it and give that"
         )
 
 
@@ -134,13 +134,13 @@ def _parts(name: str) -> list[str]:
     return [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
 
 
-def _is_shown(name: str) -> bool:
+def _is_relevant(name: str) -> bool:
     """Return whether a member is a file that is neither hidden nor added by an operating system."""
     parts = _parts(name)
     return name[-1:] not in ("/", "\\") and bool(parts) and not is_hidden(PurePosixPath(*parts))
 
 
-def _can_be_kept(name: str) -> bool:
+def _is_safe(name: str) -> bool:
     """Return whether a member's name is a safe relative file name on every system."""
     parts = name.split("/")
     return (
@@ -161,7 +161,7 @@ def _below_file(target: Path, folder: Path) -> bool:
     )
 
 
-def _another_name(number: int, name: str) -> str:
+def _safe_name(number: int, name: str) -> str:
     """Return a safe relative path for a member whose name cannot be kept, at the same folder depth."""
     *folders, last = [re.sub(r"[^\w.()+ -]", "_", part) for part in _parts(name)]
     if len(last.encode()) > _MAX_PART_BYTES:

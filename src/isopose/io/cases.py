@@ -131,8 +131,8 @@ def path_inside(root: Path, listed: object, where: Path) -> Path:
 
 
 def _check_id(root: Path, name: str) -> None:
-    odd = not name or name[0] in ".-~ " or name[-1] in ". " or len(name) > _MAX_ID_LENGTH
-    if odd or _UNSAFE_CHARACTERS.search(name):
+    is_odd = not name or name[0] in ".-~ " or name[-1] in ". " or len(name) > _MAX_ID_LENGTH
+    if is_odd or _UNSAFE_CHARACTERS.search(name):
         raise InputError(
             f"{root}: case id {name!r} cannot be a file name; rename it: letters, digits, dots, dashes and "
             f"underscores, the first and the last a letter or digit, at most {_MAX_ID_LENGTH} of them"

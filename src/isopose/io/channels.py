@@ -53,8 +53,8 @@ def check_count(images: int, names: Sequence[str]) -> None:
     remedy = "give each channel as an image of its own, in this order (CASE_0000, CASE_0001, ...)"
     if len(names) == 1:
         remedy = "NAME_0000, NAME_0001, ... are channels of one scan; if they are scans, rename them"
-    wanted = f"{_many(len(names), 'channel')} ({', '.join(names)})"
-    raise InputError(f"expected {wanted}, got {_many(images, 'image')}; {remedy}")
+    expected = f"{_counted(len(names), 'channel')} ({', '.join(names)})"
+    raise InputError(f"expected {expected}, got {_counted(images, 'image')}; {remedy}")
 
 
 def check_one_grid(volumes: Sequence[Volume], names: Sequence[str]) -> None:
@@ -66,12 +66,12 @@ def check_one_grid(volumes: Sequence[Volume], names: Sequence[str]) -> None:
     for volume, name in zip(volumes[1:], names[1:], strict=True):
         if not volume.same_grid(volumes[0]):
             raise InputError(
-                f"channel {name}: {_grid(volume, volumes[0])} does not lie on the grid of channel "
-                f"{names[0]}, {_grid(volumes[0])}; resample it to that grid"
+                f"channel {name}: {_describe_grid(volume, volumes[0])} does not lie on the grid of channel "
+                f"{names[0]}, {_describe_grid(volumes[0])}; resample it to that grid"
             )
 
 
-def by_channel(paths: Sequence[Path], name: Callable[[Path], str]) -> list[list[Path]]:
+def group_channels(paths: Sequence[Path], name: Callable[[Path], str]) -> list[list[Path]]:
     """Group images to scans: those whose names differ in nnU-Net's number of the channel alone.
 
     Args:
@@ -108,15 +108,15 @@ def hash_of_channels(paths: Sequence[Path], series: str | None = None) -> str:
         InputError: a path does not exist, is neither a file nor a folder, or an empty file.
     """
     hashes = [hash_of_source(path) for path in paths]
-    return with_series(hashes[0] if len(hashes) == 1 else hash_of(hashes), series)
+    return hash_with_series(hashes[0] if len(hashes) == 1 else hash_of(hashes), series)
 
 
-def with_series(files: str, series: str | None) -> str:
+def hash_with_series(files: str, series: str | None) -> str:
     """Return the hash of files and of the DICOM series chosen from them; of the files alone if none was."""
     return files if series is None else hash_of([files, series])
 
 
-def _grid(volume: Volume, other: Volume | None = None) -> str:
+def _describe_grid(volume: Volume, other: Volume | None = None) -> str:
     size = " x ".join(map(str, volume.array.shape[::-1]))
     text = f"{size} voxels of {' x '.join(f'{side:.3g}' for side in volume.spacing)} mm"
     if other is not None and volume.array.shape == other.array.shape:
@@ -124,5 +124,5 @@ def _grid(volume: Volume, other: Volume | None = None) -> str:
     return text
 
 
-def _many(count: int, what: str) -> str:
+def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -55,10 +55,10 @@ _SYSTEM_FILES, _SYSTEM_FOLDER = {"thumbs.db", "ehthumbs.db", "desktop.ini"}, "__
 
 def is_dicom(path: Path) -> bool:
     """Return True if a file is DICOM by its content: with or without a preamble, or packed by gzip."""
-    return path.is_file() and (read_header(path) is not None or is_packed(path))
+    return path.is_file() and (read_header(path) is not None or is_gzipped_dicom(path))
 
 
-def is_packed(path: Path) -> bool:
+def is_gzipped_dicom(path: Path) -> bool:
     """Return True if a file is DICOM packed by gzip, which is recognized but not read."""
     with open(path, "rb") as file:
         if file.read(2) != b"\x1f\x8b":
@@ -77,27 +77,27 @@ def read_header(path: Path) -> Dataset | None:
     representations, either byte order) or its name ends in ``.dcm`` or ``.ima``.
     """
     try:
-        if not is_named(path) and not begins_as_dicom(path, (*_USUAL_GROUPS, *_OTHER_GROUPS)):
+        if not has_dicom_extension(path) and not begins_as_dicom(path, (*_USUAL_GROUPS, *_OTHER_GROUPS)):
             return None
         with quiet_pydicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
-            known = "Modality" in header or stored_class(header)
+            known = "Modality" in header or sop_class_of(header)
     except Exception:  # pydicom raises many types of error for damaged elements
         return None
     return header if known else None
 
 
-def stored_class(header: Dataset) -> str:
+def sop_class_of(header: Dataset) -> str:
     """Return the SOP class UID of a file; empty if it has none."""
-    return str(meta_of(header).get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")
+    return str(file_meta_of(header).get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")
 
 
-def meta_of(header: Dataset) -> Dataset:
+def file_meta_of(header: Dataset) -> Dataset:
     """Return the file meta information of a file; empty if it has none."""
     return getattr(header, "file_meta", None) or Dataset()
 
 
-def is_named(path: Path) -> bool:
+def has_dicom_extension(path: Path) -> bool:
     """Return whether a file's extension is a DICOM one."""
     return path.suffix.lower() in (".dcm", ".ima")
 
@@ -141,7 +141,7 @@ def is_dicomdir(path: Path) -> bool:
     return path.name.upper() == "DICOMDIR" and path.is_file()
 
 
-def listed_files(path: Path) -> list[Path]:
+def dicomdir_files(path: Path) -> list[Path]:
     """Return the image files listed in a ``DICOMDIR``.
 
     pydicom's own reader silently leaves out missing files.

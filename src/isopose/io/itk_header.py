@@ -77,33 +77,33 @@ def read_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]
         InputError: the header has no end or an invalid line. The message quotes no line, since it may contain
             a patient's name.
     """
-    with open(path, "rb") as opened:
-        start = opened.read(MAX_HEADER_BYTES)
+    with open(path, "rb") as file:
+        start = file.read(MAX_HEADER_BYTES)
     nrrd = kind in (".nrrd", ".nhdr")
     fields: dict[str, str] = {}
     lines = start.replace(b"\r\n", b"\n").split(b"\n")
-    rest: list[bytes] = []
+    data_files: list[bytes] = []
     skipped = False
     for number, line in enumerate(lines):
         if nrrd and not line:
             break
-        fits = None
+        match = None
         if nrrd and number == 0:
-            fits = re.match(rb"NRRD.*", line)
+            match = re.match(rb"NRRD.*", line)
         elif line:
-            fits = (_NRRD if nrrd else _META).fullmatch(line)
-        if not nrrd and number and line and not fits and _CONTINUATION.fullmatch(line):
+            match = (_NRRD if nrrd else _META).fullmatch(line)
+        if not nrrd and number and line and not match and _CONTINUATION.fullmatch(line):
             skipped = True
             continue
         # The last line of a file may be empty.
-        if (line and not fits) or (_CONTROL.search(line) if nrrd or not fits else b"\x00" in line):
+        if (line and not match) or (_CONTROL.search(line) if nrrd or not match else b"\x00" in line):
             raise InputError(
                 f"{path}: line {number + 1} of its header is not one of a {kind} file; "
                 "copy or export it again"
             )
-        named = fits.groupdict() if fits else {}
-        if named.get("name"):
-            name, value = (named[n].decode("utf-8", "surrogateescape").strip() for n in ("name", "value"))
+        groups = match.groupdict() if match else {}
+        if groups.get("name"):
+            name, value = (groups[n].decode("utf-8", "surrogateescape").strip() for n in ("name", "value"))
             name = name.lower().replace(" ", "") if nrrd else name
             if name in fields and name in _VOXEL_FIELDS:
                 raise InputError(f"{path}: its header has the field {name} twice; copy or export it again")
@@ -116,12 +116,12 @@ def read_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]
                 )
             skipped = False
         if (nrrd and fields.get("datafile", "").startswith("LIST")) or "ElementDataFile" in fields:
-            rest = [line for line in lines[number + 1 :] if line.strip()]
+            data_files = [line for line in lines[number + 1 :] if line.strip()]
             break
     else:
         if kind in (".nrrd", ".mha"):
             raise InputError(f"{path}: its header has no end; copy or export it again")
-    return fields, rest
+    return fields, data_files
 
 
 def check_fields(path: Path, kind: str, fields: dict[str, str]) -> None:
@@ -211,30 +211,33 @@ def check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
     words = fields.get("ElementDataFile", "").split()
     if not words:
         return
-    sizes = [_whole(n) for n in fields.get("DimSize", "").split()]
+    sizes = [_count(n) for n in fields.get("DimSize", "").split()]
     if words[0].upper() == "LIST":
         # Number of dimensions of each file; by default all but the last.
-        each = (_whole(words[1]) if len(words) > 1 else 0) or len(sizes) - 1
-        found, wanted = len(rest), math.prod(sizes[each:]) if 0 < each <= len(sizes) else 0
+        dims_per_file = (_count(words[1]) if len(words) > 1 else 0) or len(sizes) - 1
+        count, expected = (
+            len(rest),
+            math.prod(sizes[dims_per_file:]) if 0 < dims_per_file <= len(sizes) else 0,
+        )
     elif "%" in words[0]:
-        numbers = [_whole(n) for n in words[1:]]
+        numbers = [_count(n) for n in words[1:]]
         if not _FILE_PATTERN.fullmatch(words[0]) or len(numbers) != 3 or numbers[2] < 1:
             raise InputError(
                 f"{path}: expected a pattern of file names with first, last and step in 'ElementDataFile', "
                 "such as slice_%03d.raw 1 40 1; export it as one file"
             )
         first, last, step = numbers
-        found, wanted = (last - first) // step + 1, math.prod(sizes[len(sizes) - 1 :])
+        count, expected = (last - first) // step + 1, math.prod(sizes[len(sizes) - 1 :])
     else:
         return
-    if found != wanted:
+    if count != expected:
         raise InputError(
-            f"{path}: expected a file for each of {wanted} slices, but the header lists {max(found, 0)}; "
+            f"{path}: expected a file for each of {expected} slices, but the header lists {max(count, 0)}; "
             "export it as one file"
         )
 
 
-def _whole(text: str) -> int:
+def _count(text: str) -> int:
     """Return a count in a header; 0 if it is not a whole number."""
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 

@@ -16,11 +16,11 @@ def largest_bytes() -> int:
     Raises:
         InputError: the variable is not a number.
     """
-    given = os.environ.get(VARIABLE, "")
+    text = os.environ.get(VARIABLE, "")
     try:
-        gigabytes = float(given) if given else DEFAULT_GB
+        gigabytes = float(text) if text else DEFAULT_GB
         if not 0 < gigabytes < 1e6:
             raise ValueError
     except ValueError:
-        raise InputError(f"{VARIABLE}: expected gigabytes, e.g. {DEFAULT_GB:g}, got {given!r}") from None
+        raise InputError(f"{VARIABLE}: expected gigabytes, e.g. {DEFAULT_GB:g}, got {text!r}") from None
     return int(gigabytes * 2**30)

@@ -9,7 +9,7 @@ from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.cases import Dataset
 from isopose.io.endings import READABLE
-from isopose.io.images import missing, read_labels
+from isopose.io.images import missing_message, read_labels
 
 
 def mask_path(folder: Path, name: str) -> Path:
@@ -31,7 +31,7 @@ def check_masks(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise InputError(
-            f"--masks: {missing(folder)}" if not folder.exists() else f"--masks {folder}: no folder"
+            f"--masks: {missing_message(folder)}" if not folder.exists() else f"--masks {folder}: no folder"
         )
 
 

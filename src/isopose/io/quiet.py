@@ -61,20 +61,20 @@ def quiet_itk() -> Iterator[list[str]]:
             from elsewhere (a progress bar), unless it comes from ITK or its libraries, which may quote the
             file's contents.
     """
-    heard: list[str] = []
+    lines: list[str] = []
     with _STDERR_LOCK:
-        shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+        was_displayed = sitk.ProcessObject.GetGlobalWarningDisplay()
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
         try:
-            with _standard_error_aside(heard):
-                yield heard
+            with _captured_stderr(lines):
+                yield lines
         finally:
-            sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+            sitk.ProcessObject.SetGlobalWarningDisplay(was_displayed)
 
 
-def complained(heard: list[str]) -> bool:
+def reports_damage(lines: list[str]) -> bool:
     """Return whether MetaIO reported damage although reading seemed to succeed."""
-    return any("Uncompress failed" in line or "MetaImage:" in line or "MetaObject:" in line for line in heard)
+    return any("Uncompress failed" in line or "MetaImage:" in line or "MetaObject:" in line for line in lines)
 
 
 class _Quiet:
@@ -122,25 +122,25 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 @contextmanager
-def _standard_error_aside(heard: list[str]) -> Iterator[None]:
+def _captured_stderr(lines: list[str]) -> Iterator[None]:
     try:
-        kept = os.dup(2)
+        original = os.dup(2)
     except OSError:  # the process has no standard error
         yield
         return
     try:
-        with tempfile.TemporaryFile() as caught:
+        with tempfile.TemporaryFile() as captured:
             sys.stderr.flush()
-            os.dup2(caught.fileno(), 2)
+            os.dup2(captured.fileno(), 2)
             try:
                 yield
             finally:
                 sys.stderr.flush()
-                os.dup2(kept, 2)
-                caught.seek(0)
-                text = caught.read()
-                heard.extend(text.decode(errors="replace").splitlines())
-            if not (complained(heard) or _ITK_MESSAGE.search(text)):
+                os.dup2(original, 2)
+                captured.seek(0)
+                text = captured.read()
+                lines.extend(text.decode(errors="replace").splitlines())
+            if not (reports_damage(lines) or _ITK_MESSAGE.search(text)):
                 os.write(2, text)
     finally:
-        os.close(kept)
+        os.close(original)

@@ -171,10 +171,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         )
     values = read_json(manifest)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        given = values.get("format") if isinstance(values, dict) else None
+        version = values.get("format") if isinstance(values, dict) else None
         raise InputError(
-            f"{manifest}: model format {given!r}, this isopose {__version__} reads {FORMAT}; use the isopose "
-            "that made it, or train again"
+            f"{manifest}: model format {version!r}, this isopose {__version__} reads {FORMAT}; use the "
+            "isopose that made it, or train again"
         )
     return values
 

@@ -78,7 +78,7 @@ class StageInfo:
 
 
 @dataclass(frozen=True)
-class Turning:
+class RollCheck:
     """How well a trained STN1 estimates the roll; medians over slices.
 
     Args:
@@ -120,7 +120,7 @@ class ModelInfo:
     training: TrainingInfo
     reference: ReferenceInfo = ReferenceInfo()
     stages: dict[str, StageInfo] = field(default_factory=dict)
-    turning: Turning | None = None
+    turning: RollCheck | None = None
     history: tuple[Row, ...] = ()
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 

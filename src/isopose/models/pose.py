@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from isopose.choices import Plane
-from isopose.geometry.box import filled_part
+from isopose.geometry.box import filled_fraction
 from isopose.geometry.moments import Moments, moments, pose_at_angle, pose_from_moments
 from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import (
@@ -207,7 +207,7 @@ class PoseTransformer(nn.Module):
             scan_roll: ``()`` initial roll of the scan, from which one pass is enough; None: two passes for
                 each slice. Used by the roll network only.
         """
-        outline, filled = moments(mask), filled_part(mask)
+        outline, filled = moments(mask), filled_fraction(mask)
         if self.plane != "axial":
             # A silhouette that the field of view cuts above and below fills its box, and shows its width.
             filled = torch.zeros_like(filled)

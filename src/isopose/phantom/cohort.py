@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from isopose.choices import Modality, Plane
 from isopose.errors import InputError, IsoposeError
 from isopose.files import output_folder, replacing, write_json, write_text
-from isopose.io.nifti import is_whole
+from isopose.io.nifti import is_complete
 from isopose.io.truth import TRUTH_FILE
 from isopose.outputs import claim
 from isopose.parallel import in_order
@@ -312,7 +312,7 @@ def _make(one: _CaseToMake) -> dict[str, Any]:
             try:
                 with replacing(path) as temporary:
                     sitk.WriteImage(volume, str(temporary), useCompression=True, compressionLevel=1)
-                    if not is_whole(temporary):
+                    if not is_complete(temporary):
                         raise OSError
             except (OSError, RuntimeError):
                 raise IsoposeError(f"{path}: cannot be written; is the disk full or read-only?") from None
@@ -340,7 +340,7 @@ def _own_generator(one: _CaseToMake, key: int) -> np.random.Generator:
 def _existing(one: _CaseToMake, shape: tuple[int, int, int]) -> np.ndarray | None:
     """Return the labels of a complete case, else None."""
     files = [one.image, one.label, *([one.uptake] if one.pet else [])]
-    if not all(file.is_file() and is_whole(file) for file in files):
+    if not all(file.is_file() and is_complete(file) for file in files):
         return None
     try:
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(one.label)))

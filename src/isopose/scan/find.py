@@ -9,7 +9,7 @@ from torch import Tensor
 from isopose.choices import Per
 from isopose.data.neighbors import neighbors_of
 from isopose.data.preprocess import Prepared
-from isopose.geometry.box import carried
+from isopose.geometry.box import transferred
 from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALE_Y, matrix_from_pose
 from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import HAND_SOURCE, POSE_SOURCES, PoseTransformer, SlicePoses
@@ -50,10 +50,12 @@ def channels_of(
         Images ``(N, C, S, S)``, channel after channel, each with all neighbors; and theta1 ``(N, K, 3, 3)``
             of the slice and its neighbors.
     """
-    shown = np.flatnonzero(scan.has_body)
-    beside = shown[neighbors_of(shown, prepared.spacing[2], config)[np.searchsorted(shown, rows)]]
-    image = torch.from_numpy(prepared.images[:, beside].swapaxes(0, 1)).flatten(1, 2).to(device)
-    return image, matrix_from_pose(torch.from_numpy(scan.pose[beside]).to(device))
+    body_slices = np.flatnonzero(scan.has_body)
+    neighbors = body_slices[
+        neighbors_of(body_slices, prepared.spacing[2], config)[np.searchsorted(body_slices, rows)]
+    ]
+    image = torch.from_numpy(prepared.images[:, neighbors].swapaxes(0, 1)).flatten(1, 2).to(device)
+    return image, matrix_from_pose(torch.from_numpy(scan.pose[neighbors]).to(device))
 
 
 def slice_poses_of(
@@ -115,9 +117,9 @@ def find_poses(
             scan.pose[rows, scale] = math.log(side_mm / prepared.frame.fov_mm)
     scan.mirrored[rows] = slices.mirrored.cpu()
     scan.source[rows] = slices.source.cpu()
-    by_hand = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
-    if by_hand is not None:
-        scan.pose[rows], scan.confidence[rows], scan.source[rows] = by_hand, 1.0, HAND_SOURCE
+    manual = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
+    if manual is not None:
+        scan.pose[rows], scan.confidence[rows], scan.source[rows] = manual, 1.0, HAND_SOURCE
     _set_agreement(transformer, prepared, settings, scan)
     return scan
 
@@ -150,15 +152,15 @@ def find_crops(
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
     pose, theta2 = scan_transforms(networks.config, initial[rows], slices, z_mm, per)
     if networks.joint is not None and correction is not None and correction.poses:
-        theta2 = carried(theta2, matrix_from_pose(pose), matrix_from_pose(initial[rows]))
+        theta2 = transferred(theta2, matrix_from_pose(pose), matrix_from_pose(initial[rows]))
     elif networks.joint is not None:
         scan.pose[rows] = pose.cpu()
         scan.source[rows[slices.learned.cpu().numpy()]] = POSE_SOURCES.index("learned")
         _set_agreement(networks.pose, prepared, settings, scan)
     if correction is not None:
         final = torch.from_numpy(scan.pose[rows])
-        by_hand = correction.crops_at(rows, final, networks.pose.reference_mask)
-        theta2 = theta2 if by_hand is None else by_hand.to(device)
+        manual = correction.crops_at(rows, final, networks.pose.reference_mask)
+        theta2 = theta2 if manual is None else manual.to(device)
     scan.theta2[rows] = theta2.cpu()
     return scan
 
@@ -210,10 +212,10 @@ def _decide(transformer: PoseTransformer, roll: ScanRoll | None) -> RollDecision
     if roll is None or transformer.plane != "axial":
         return None
     return RollDecision(
-        shown_degrees=math.degrees(roll.shown),
+        shown_degrees=math.degrees(roll.slices_angle),
         odds=float(roll.odds),
         needed_odds=transformer.config.turn_odds,
-        header_kept=not bool(roll.believed),
+        header_kept=not bool(roll.overrides_header),
         outline_visible=bool(roll.outline_visible),
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isopose.choices import Per
 from isopose.config import Config
-from isopose.geometry.box import carried, common_crop
+from isopose.geometry.box import common_crop, transferred
 from isopose.geometry.moments import Moments
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, matrix_from_pose
 from isopose.models.pipeline import SliceTransforms
@@ -131,8 +131,8 @@ def scan_poses(
         angle, probability = _smooth_roll(slices.evidence, z_mm, scan, calibration, config)
     else:
         angle, probability = slices.pose[:, ANGLE], _own_probability(slices.evidence, calibration)
-    angle = torch.where(scan.believed, angle, scan.angle)
-    probability = torch.where(scan.believed, probability, scan.probability)
+    angle = torch.where(scan.overrides_header, angle, scan.angle)
+    probability = torch.where(scan.overrides_header, probability, scan.probability)
     pose = transformer.pose_at_angle(slices.outline, angle)
     rest = _combined(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     pose = torch.cat([angle[:, None], rest], dim=1)
@@ -175,19 +175,21 @@ def _smooth_roll(
         config: width of the neighborhood.
     """
     length = evidence.norm(dim=1)
-    own = calibrated_concentration(length, calibration)
-    tight = 1.0 / (ALONG_SD**2 + 1.0 / scan.concentration.clamp(min=1e-6))
-    spread = own * tight / (own + tight)
-    away = torch.atan2(evidence[:, 1], evidence[:, 0]) - scan.angle
-    belief = torch.sigmoid(log_odds_of(length, calibration) + spread * away.cos() - log_i0(spread))
-    local, count = pooled(belief[:, None] * evidence, z_mm, config.smooth_mm)
+    own_concentration = calibrated_concentration(length, calibration)
+    scan_concentration = 1.0 / (ALONG_SD**2 + 1.0 / scan.concentration.clamp(min=1e-6))
+    concentration = own_concentration * scan_concentration / (own_concentration + scan_concentration)
+    offset = torch.atan2(evidence[:, 1], evidence[:, 0]) - scan.angle
+    weights = torch.sigmoid(
+        log_odds_of(length, calibration) + concentration * offset.cos() - log_i0(concentration)
+    )
+    local, count = pooled(weights[:, None] * evidence, z_mm, config.smooth_mm)
     strength = calibrated_concentration(local.norm(dim=1), calibration) * effective_count(count, calibration)
-    shown = strength[:, None] * local / local.norm(dim=1, keepdim=True).clamp(min=1e-9)
-    both = shown + tight * direction(scan.angle)
-    angle = torch.atan2(both[:, 1], both[:, 0])
-    nothing = torch.zeros_like(strength)
-    right = scan.probability / mass_within(nothing[:1], scan.concentration[None])[0]
-    return angle, right.clamp(max=1.0) * mass_within(nothing, both.norm(dim=1))
+    local_vector = strength[:, None] * local / local.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    joint_vector = local_vector + scan_concentration * direction(scan.angle)
+    angle = torch.atan2(joint_vector[:, 1], joint_vector[:, 0])
+    zeros = torch.zeros_like(strength)
+    correct = scan.probability / mass_within(zeros[:1], scan.concentration[None])[0]
+    return angle, correct.clamp(max=1.0) * mass_within(zeros, joint_vector.norm(dim=1))
 
 
 def _own_probability(evidence: Tensor, calibration: Tensor) -> Tensor:
@@ -221,7 +223,7 @@ def scan_transforms(
     shared = with_per(config.pose, per)
     if config.stn == "joint" and shared.per != "slice":
         pose = initial_pose + _combined(slices.pose - initial_pose, slices.agreement, z_mm, shared)
-        theta2 = carried(theta2, matrix_from_pose(slices.pose), matrix_from_pose(pose))
+        theta2 = transferred(theta2, matrix_from_pose(slices.pose), matrix_from_pose(pose))
     if config.crop.enabled and config.crop.per == "volume":
         theta2 = common_crop(theta2).expand(theta2.shape[0], 3, 3)
     return pose, theta2

@@ -33,22 +33,22 @@ class ScanRoll(NamedTuple):
 
     Args:
         angle: ``()`` radians; 0, the header's, where the slices do not override it.
-        shown: ``()`` radians, the roll that the slices show, whether it is used or not.
+        slices_angle: ``()`` radians, the roll that the slices show, whether it is used or not.
         mean: ``()`` radians, the mean of the posterior if the slices show the roll: where they are weak, near
             the header's.
         odds: ``()`` odds that the slices show the roll: alone or given the header, whichever is less.
-        believed: ``()`` True (the slices override the header) where the odds reach ``config.turn_odds`` and
-            an outline is visible.
+        overrides_header: ``()`` True (the slices override the header) where the odds reach
+            ``config.turn_odds`` and an outline is visible.
         outline_visible: ``()`` False where the body exceeds the field of view.
         concentration: ``()`` of the angle, where it rests on the slices.
         probability: ``()`` posterior probability that the angle is right within :data:`CORRECT_WITHIN`.
     """
 
     angle: Tensor
-    shown: Tensor
+    slices_angle: Tensor
     mean: Tensor
     odds: Tensor
-    believed: Tensor
+    overrides_header: Tensor
     outline_visible: Tensor
     concentration: Tensor
     probability: Tensor
@@ -81,15 +81,15 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
     log_weight = (
         weight.log() + log_i0(joint_concentration) - log_i0(concentration) - log_i0(prior.norm(dim=1))
     )
-    alone = log_odds_of(length, calibration)
-    against_header = alone + log_weight.logsumexp(dim=0)
+    slice_log_odds = log_odds_of(length, calibration)
+    against_header = slice_log_odds + log_weight.logsumexp(dim=0)
     # Agreement with the header must not raise the odds above those of the slices alone.
-    odds = torch.minimum(alone, against_header).exp()
+    odds = torch.minimum(slice_log_odds, against_header).exp()
     posterior = log_weight.softmax(dim=0) @ (joint / joint_concentration[:, None].clamp(min=1e-9))
-    shown, posterior_mean = torch.atan2(mean[1], mean[0]), torch.atan2(posterior[1], posterior[0])
+    slices_angle, posterior_mean = torch.atan2(mean[1], mean[0]), torch.atan2(posterior[1], posterior[0])
     visible = median(filled) < MAX_FILLED
-    believed = (odds >= config.turn_odds) & visible
-    angle = torch.where(believed, shown, torch.zeros_like(shown))
+    overrides_header = (odds >= config.turn_odds) & visible
+    angle = torch.where(overrides_header, slices_angle, torch.zeros_like(slices_angle))
     # Without an outline only the prior is left.
     share = against_header.sigmoid() * visible
     directions = torch.cat([joint, prior])
@@ -99,10 +99,10 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
     probability = (masses * mass_within(offset, concentrations)).sum()
     return ScanRoll(
         angle=angle,
-        shown=shown,
+        slices_angle=slices_angle,
         mean=posterior_mean,
         odds=odds,
-        believed=believed,
+        overrides_header=overrides_header,
         outline_visible=visible,
         concentration=joint_concentration[log_weight.argmax()],
         probability=probability,
@@ -121,13 +121,13 @@ def header_roll(filled: Tensor, config: PoseConfig) -> ScanRoll:
     concentrations = prior.norm(dim=1)
     probability = (weight * mass_within(offset, concentrations)).sum()
     visible = median(filled) < MAX_FILLED
-    believed = torch.zeros_like(visible)
+    overrides_header = torch.zeros_like(visible)
     return ScanRoll(
         angle=nothing,
-        shown=nothing,
+        slices_angle=nothing,
         mean=nothing,
         odds=nothing,
-        believed=believed,
+        overrides_header=overrides_header,
         outline_visible=visible,
         concentration=concentrations[0],
         probability=probability,

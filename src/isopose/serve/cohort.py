@@ -254,19 +254,19 @@ def thumbnail(cohort: ReviewedCohort, case: Reviewed) -> Path:
     else:
         image = read_volume(case.image)
         labels = read_labels(case.prediction, image)
-    upright, shown = image.reoriented(), cohort.labels.to_classes(labels.reoriented().array)
-    marked = (shown > 0).sum(axis=(1, 2))
+    reoriented, classes = image.reoriented(), cohort.labels.to_classes(labels.reoriented().array)
+    marked = (classes > 0).sum(axis=(1, 2))
     z = int(marked.argmax()) if marked.any() else len(marked) // 2
     # The pictures of the table look like that of the case.
-    values = shown_values(upright.array, case.modality)
+    values = shown_values(reoriented.array, case.modality)
     low, high = values.usual
-    gray = np.clip((values.stored(upright.array[z]).astype(np.float32) - low) / (high - low), 0, 1) * 255
+    gray = np.clip((values.stored(reoriented.array[z]).astype(np.float32) - low) / (high - low), 0, 1) * 255
     picture = np.repeat(gray[..., None], 3, axis=2)
     for index, color in enumerate(class_colors(cohort.labels.names), start=1):
         tint = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)])
-        picture[shown[z] == index] = 0.5 * picture[shown[z] == index] + 0.5 * tint
+        picture[classes[z] == index] = 0.5 * picture[classes[z] == index] + 0.5 * tint
     drawn = Image.fromarray(picture.astype(np.uint8))
-    height, width = picture.shape[0] * upright.spacing[1], picture.shape[1] * upright.spacing[0]
+    height, width = picture.shape[0] * reoriented.spacing[1], picture.shape[1] * reoriented.spacing[0]
     scale = THUMBNAIL / max(height, width)
     drawn = drawn.resize(
         (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR
@@ -294,17 +294,17 @@ def case_view(cohort: ReviewedCohort, number: int) -> tuple[Path, dict[str, Any]
         else:
             blank = read_labels(case.prediction)
             image = blank.with_array(np.zeros(blank.array.shape, np.int16))
-        upright, values = write_scan(place, image, case.modality)
-        shown = {"labels": case.prediction, "truth": case.truth, "against": case.against}
-        for name, path in shown.items():
+        reoriented, values = write_scan(place, image, case.modality)
+        label_maps_shown = {"labels": case.prediction, "truth": case.truth, "against": case.against}
+        for name, path in label_maps_shown.items():
             if path is not None and path.exists():
                 write_label_map(place, read_labels(path, image), cohort.labels, f"{name}.nii")
         marked = np.flatnonzero((read_labels(case.prediction, image).reoriented().array > 0).any(axis=(1, 2)))
-        best = int(marked[len(marked) // 2]) if len(marked) else upright.array.shape[0] // 2
-        there = [name for name in shown if (place / f"{name}.nii").exists()]
+        best = int(marked[len(marked) // 2]) if len(marked) else reoriented.array.shape[0] // 2
+        there = [name for name in label_maps_shown if (place / f"{name}.nii").exists()]
         write_json(
             place / "view.json",
-            {"format": FORMAT, **about(upright, cohort.labels, values), "best": best, "maps": there},
+            {"format": FORMAT, **about(reoriented, cohort.labels, values), "best": best, "maps": there},
         )
     else:
         (place / "view.json").touch()

@@ -95,7 +95,7 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         shared, workers = Path(job["store"]), job["workers"]
         peer = nnunet.train(folder, shared, dataset, config, arm.peer, workers, meter)
         model, history, size = None, peer.history, peer.size
-        made = nnunet.versions() | circumstances(device, nnunet.precision(device))
+        versions = nnunet.versions() | circumstances(device, nnunet.precision(device))
     else:
         model = _make_model(folder, job, dataset, config, meter)
         history = list(model.info.history) if job["arm"] not in UNTRAINED else []
@@ -103,12 +103,12 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
             stns = {name: length.to_json() for name, length in lengths_of(config, arm, history).items()}
             stn = {"lengths": stns, "turning": model.info.to_json()["turning"]}
         size = size_of(model.pipeline)
-        made = circumstances(device, choose_precision(config.train.precision, device.type))
+        versions = circumstances(device, choose_precision(config.train.precision, device.type))
     result: dict[str, Any] = {
         "arm": job["arm"],
         "history": history,
         "size": size,
-        "made": made,
+        "made": versions,
         "stn": stn,
     }
     if job["predict"]:

@@ -40,7 +40,7 @@ class StudyRun:
         shown: place (best, median, worst) to the case whose steps are drawn.
         made: device, processor, threads, precision and versions, as far as the run recorded them.
         stn: ``lengths`` of STN1 and STN2 (:class:`isopose.study.lengths.Length`), and the roll errors of STN1
-            as ``turning`` (:class:`isopose.models.info.Turning`); empty if the run's version recorded none.
+            as ``turning`` (:class:`isopose.models.info.RollCheck`); empty if the run's version recorded none.
         sides: by label the cases whose side is ``known``, and those predicted on the ``wrong`` one
             (:func:`isopose.study.sides.count_sides`); empty if the run's version recorded none.
     """
@@ -148,14 +148,14 @@ def load_results(output: Path) -> Results:
     Raises:
         InputError: an invalid result file.
     """
-    found: dict[str, dict[str, list[StudyRun]]] = {}
+    runs_by_arm: dict[str, dict[str, list[StudyRun]]] = {}
     for path in sorted((output / "runs").glob("*/*/seed-*-fold-*/result.json")):
         preset, arm = path.parts[-4], path.parts[-3]
         if arm != SOURCE.name:
-            found.setdefault(preset, {}).setdefault(arm, []).append(_read_run(output, path))
+            runs_by_arm.setdefault(preset, {}).setdefault(arm, []).append(_read_run(output, path))
     return {
         preset: {arm.name: ArmResult(arm, tuple(by_arm[arm.name])) for arm in ARMS if arm.name in by_arm}
-        for preset, by_arm in sorted(found.items())
+        for preset, by_arm in sorted(runs_by_arm.items())
     }
 
 

@@ -151,10 +151,10 @@ def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: StageSeconds) ->
     failed: list[str] = []
     left = [job for job in add_sources(study.output, jobs) if not is_done(study.output, job)]
     # Estimated and measured seconds of the runs so far; their ratio corrects the estimate of the others.
-    estimated = taken = 0.0
+    estimated = elapsed = 0.0
     for number, job in enumerate(left, start=1):
         rest = sum(_estimate_run(study.options, one, seconds) for one in left[number - 1 :])
-        pace = taken / estimated if estimated > 0 else 1.0
+        pace = elapsed / estimated if estimated > 0 else 1.0
         study.reporter.say(
             f"--- [{number}/{len(left)}] {job.name}; about {_format_time(pace * rest)} left for all runs"
         )
@@ -166,7 +166,7 @@ def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: StageSeconds) ->
             study.reporter.say(f"error: {error}, see above; continuing with the other runs")
             failed.append(str(error))
         estimated += _estimate_run(study.options, job, seconds)
-        taken += time.monotonic() - started
+        elapsed += time.monotonic() - started
     return failed
 
 

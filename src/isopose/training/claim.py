@@ -9,7 +9,7 @@ from isopose.errors import InputError
 from isopose.files import hash_of, write_json
 from isopose.io.datasets import Case, Dataset
 from isopose.models.folder import Model
-from isopose.training.by_hand import Corrections
+from isopose.training.manual_targets import Corrections
 
 
 def check_batches(config: Config, processes: int) -> None:

@@ -25,10 +25,10 @@ from isopose.models.info import ModelInfo
 from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
 from isopose.progress import Reporter, Silent
-from isopose.training.by_hand import Corrections, cases_by_hand
 from isopose.training.claim import check_batches, check_folder, claim_data, claim_folder
 from isopose.training.fabric import fabric_for
 from isopose.training.info import reference_info, stages_info, training_info, warn_of_seen
+from isopose.training.manual_targets import Corrections, count_corrected
 from isopose.training.mirroring import check_mirroring, decide_mirroring
 from isopose.training.preprocessing import preprocess
 from isopose.training.stages import StageContext, oversampling, slice_stages, volume_stages
@@ -154,8 +154,8 @@ def _fit(
         )
     val_slices = Slices([cases[case.id] for case in validation]) if validation else None
     if corrections:
-        by_hand = cases_by_hand(train_slices, corrections)
-        reporter.say(f"{by_hand} of {len(training)} training cases have a pose or crop set by hand")
+        corrected = count_corrected(train_slices, corrections)
+        reporter.say(f"{corrected} of {len(training)} training cases have a pose or crop set by hand")
 
     config = decide_mirroring(context.config, dataset.labels, train_slices, reporter)
     context = replace(context, config=config)
@@ -179,15 +179,15 @@ def _fit(
     if networks.pose.roll is not None and source is None:
         load_shipped(networks.pose.roll, config.pose.contrast)
     if config.dims == 3:
-        stages, turning = volume_stages(context, networks, train_slices, val_slices), None
+        stages, roll_check = volume_stages(context, networks, train_slices, val_slices), None
     else:
-        stages, turning = slice_stages(context, networks, train_slices, val_slices, corrections)
+        stages, roll_check = slice_stages(context, networks, train_slices, val_slices, corrections)
 
     info = ModelInfo(
         training_info(stored, training, validation, source, corrections),
         of_reference,
         stages_info(stages),
-        turning,
+        roll_check,
         tuple(row for stage in stages for row in stage.history),
     )
     if fabric.is_global_zero:

@@ -12,9 +12,9 @@ from isopose.io.datasets import Dataset
 from isopose.models.folder import Model
 from isopose.progress import Reporter, Silent
 from isopose.ranks import launched
-from isopose.training.by_hand import Corrections
 from isopose.training.claim import check_folder, claim_folder
 from isopose.training.fit import check_fit, fit
+from isopose.training.manual_targets import Corrections
 from isopose.training.preprocessing import preprocess
 
 #: Returns the reporter of a fold's training, given its folder and settings.

@@ -85,11 +85,11 @@ def one_sided(slices: Slices) -> list[bool]:
 
     The middle of the body is that of the mask in each slice, in the axes of the header.
     """
-    some = slices.labeled().spread(MAX_SLICES)
+    sampled = slices.labeled().spread(MAX_SLICES)
     count = slices.presence.shape[1]
     of_patient: dict[str, np.ndarray] = {}
-    patients = some.patients
-    for batch in some.batches(16):
+    patients = sampled.patients
+    for batch in sampled.batches(16):
         mask, labels = batch.mask[:, 0].numpy() > 0, batch.labels.numpy()
         x = np.arange(mask.shape[2])
         area = mask.sum(axis=(1, 2))
@@ -98,9 +98,11 @@ def one_sided(slices: Slices) -> list[bool]:
             columns = np.stack([(one == index).sum(axis=0) for index in range(1, count + 1)])
             sums = of_patient.setdefault(patients[row], np.zeros((2, count)))
             sums += [columns[:, x < center].sum(axis=1), columns[:, x > center].sum(axis=1)]
-    found = []
+    result = []
     for index in range(count):
-        shown = [sums[:, index] / total for sums in of_patient.values() if (total := sums[:, index].sum())]
-        on_side = [sum(one[side] >= MIN_PIXEL_SHARE for one in shown) for side in (0, 1)]
-        found.append(bool(shown) and max(on_side) >= MIN_PATIENT_SHARE * len(shown))
-    return found
+        left_right = [
+            sums[:, index] / total for sums in of_patient.values() if (total := sums[:, index].sum())
+        ]
+        on_side = [sum(one[side] >= MIN_PIXEL_SHARE for one in left_right) for side in (0, 1)]
+        result.append(bool(left_right) and max(on_side) >= MIN_PATIENT_SHARE * len(left_right))
+    return result

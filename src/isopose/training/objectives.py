@@ -21,8 +21,8 @@ from isopose.models.pipeline import Networks
 from isopose.models.roll import views_at_angle
 from isopose.ranks import gathered
 from isopose.training.losses import crop_loss, pose_loss, roll_loss
+from isopose.training.roll_check import estimate_of, rotation_errors, summarize
 from isopose.training.targets import crop_targets, homogenizing
-from isopose.training.turning import estimate_of, judged_turns, summed_up
 
 
 def noise_size(dims: int) -> int:
@@ -34,19 +34,19 @@ class PoseObjective(nn.Module):
     """Train STN1: maximize the agreement of the homogenized outline with the reference's (Eq. 1)."""
 
     def __init__(
-        self, networks: Networks, by_hand: Tensor | None = None, truth: Mapping[str, float] | None = None
+        self, networks: Networks, manual: Tensor | None = None, truth: Mapping[str, float] | None = None
     ) -> None:
         """Use the STN1 of the networks.
 
         Args:
             networks: whose STN1 is trained.
-            by_hand: poses ``(N, 5)`` set by hand for training rows, NaN for others.
+            manual: poses ``(N, 5)`` set by hand for training rows, NaN for others.
             truth: case id to the true roll relative to the reference, radians, if known.
         """
         super().__init__()
         self.pose = networks.pose
         self.air = networks.air
-        self.by_hand = by_hand
+        self.manual = manual
         self.truth = dict(truth or {})
 
     def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:  # noqa: ARG002
@@ -54,11 +54,11 @@ class PoseObjective(nn.Module):
         theta = matrix_from_pose(self.pose(batch.image, batch.mask))
         reference = self.pose.reference_mask
         loss = pose_loss(warp(batch.mask, theta, tuple(reference.shape[2:])), reference)
-        if self.by_hand is None:
+        if self.manual is None:
             return loss
-        by_hand = self.by_hand[batch.rows.cpu()].to(theta.device)
-        known = by_hand.isfinite().all(dim=1)
-        away = (theta[known] - matrix_from_pose(by_hand[known])).abs().sum(dim=(1, 2))
+        manual = self.manual[batch.rows.cpu()].to(theta.device)
+        known = manual.isfinite().all(dim=1)
+        away = (theta[known] - matrix_from_pose(manual[known])).abs().sum(dim=(1, 2))
         return loss + away.sum() / len(known)
 
     def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:
@@ -71,7 +71,7 @@ class PoseObjective(nn.Module):
         learned, start, turns = [], [], []
         for batch in batches:
             turns.append(
-                judged_turns(self.pose, self.pose.reference_mask, self.air, self.truth, slices, batch)
+                rotation_errors(self.pose, self.pose.reference_mask, self.air, self.truth, slices, batch)
             )
             before = self.pose.initial_pose(batch.image, batch.mask)
             after = self.pose.refine(batch.image, batch.mask, before)
@@ -80,7 +80,7 @@ class PoseObjective(nn.Module):
         return {
             "mask dice": float(gathered(learned).mean()),
             f"{self.pose.config.start} alone": float(gathered(start).mean()),
-            **summed_up(turns),
+            **summarize(turns),
         }
 
 
@@ -139,24 +139,24 @@ class CropObjective(nn.Module):
     Slices and volumes without a label have no target and do not train the crop.
     """
 
-    def __init__(self, networks: Networks, by_hand: Tensor | None = None) -> None:
+    def __init__(self, networks: Networks, manual: Tensor | None = None) -> None:
         """Use the crop network of the networks.
 
         Args:
             networks: of slices or of volumes.
-            by_hand: crops ``(N, 3, 3)`` set by hand for training rows, NaN for others.
+            manual: crops ``(N, 3, 3)`` set by hand for training rows, NaN for others.
         """
         super().__init__()
         self.crop = networks.crop
-        self.by_hand = by_hand
+        self.manual = manual
         self.networks = (networks,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
         """Return the loss of a batch."""
         image, mask, target, found = self._seen(batch)
-        if self.by_hand is not None:
-            by_hand = self.by_hand[batch.rows.cpu()].to(target.device)
-            target = torch.where(by_hand.isfinite(), by_hand, target)
+        if self.manual is not None:
+            manual = self.manual[batch.rows.cpu()].to(target.device)
+            target = torch.where(manual.isfinite(), manual, target)
         theta2 = self.crop(image, mask)[found]
         crop, target_crop = (
             warp(image[found], theta, tuple(image.shape[2:]), fill=self.networks[0].air)
@@ -231,7 +231,9 @@ class JointObjective(nn.Module):
         learned, start, overlap, turns = [], [], [], []
         for batch in batches:
             if self.estimate is not None:
-                turns.append(judged_turns(self.estimate, self.reference, self.air, self.truth, slices, batch))
+                turns.append(
+                    rotation_errors(self.estimate, self.reference, self.air, self.truth, slices, batch)
+                )
             assert batch.pose is not None, "the joint network starts from a first estimate"
             pose, theta2, target, found = self._seen(batch)
             learned.append(self.agreement(batch.mask, pose))
@@ -242,7 +244,7 @@ class JointObjective(nn.Module):
         if len(squares):
             parts["box overlap"] = float(squares.mean())
         alone = {f"{self.config.pose.start} alone": float(gathered(start).mean())}
-        roll = summed_up(turns) if turns else {}
+        roll = summarize(turns) if turns else {}
         return {"pose and crop": sum(parts.values()) / len(parts), **parts, **alone, **roll}
 
     def _seen(self, batch: SliceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from isopose.data.samples import Batch, each_stack
 from isopose.data.store import StoredCase
 from isopose.errors import InputError
 from isopose.geometry.box import box_of_mask, matrix_from_box
-from isopose.geometry.moments import moments, spread_along
+from isopose.geometry.moments import moments, radii_along
 from isopose.geometry.pose import LOG_SCALE_X, matrix_from_pose, pose_from_matrix
 from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import compose, warp
@@ -97,13 +97,13 @@ def choose_reference(
         InputError: the named case is not among the training cases.
     """
     check_reference(config, [case.record.id for case in cases])
-    found = []
+    candidates = []
     for case in cases:
         if config.reference in (None, case.record.id):
             position = _middle_slice(case)
             image, mask = (torch.from_numpy(a)[:, None].float() for a in case.read([position])[:2])
-            found.append(Candidate(case.record.id, position, image, mask, case.record.frame.pixel_mm))
-    return reference_among(found, config, air, plane)
+            candidates.append(Candidate(case.record.id, position, image, mask, case.record.frame.pixel_mm))
+    return reference_among(candidates, config, air, plane)
 
 
 def reference_among(
@@ -157,7 +157,7 @@ def _outlined(plane: Plane) -> float:
 def _spread_mm(candidate: Candidate) -> float:
     """Return the standard deviation in mm of the places that the body covers from one side to the other."""
     outline = moments(candidate.mask)
-    across = spread_along(outline, torch.zeros_like(outline.angle))[0, 0]
+    across = radii_along(outline, torch.zeros_like(outline.angle))[0, 0]
     return float(across) * 0.5 * candidate.mask.shape[3] * candidate.pixel_mm
 
 
@@ -181,8 +181,8 @@ def crop_targets(
         ``(N, 3, 3)`` or ``(N, 4, 4)`` matrices, and ``(N,)`` whether a sample has labels at all, and so a
         target.
     """
-    box, found = box_of_mask(where_labeled(labels, input_from_homogenized, config), margin=config.margin)
-    return matrix_from_box(box), found
+    box, has_box = box_of_mask(where_labeled(labels, input_from_homogenized, config), margin=config.margin)
+    return matrix_from_box(box), has_box
 
 
 def where_labeled(
@@ -194,14 +194,14 @@ def where_labeled(
     """
     plane = (config.size, config.size)
     size = plane if input_from_homogenized.shape[-1] == 3 else (config.depth, *plane)
-    seen = []
+    masks = []
     for one, matrices in each_stack(labels, input_from_homogenized):
         ignored = one == IGNORED
-        known = torch.stack([(one > 0) & ~ignored, ignored], dim=1).float()
-        share, unknown = warp(known, matrices, size).unbind(dim=1)
+        classes = torch.stack([(one > 0) & ~ignored, ignored], dim=1).float()
+        share, unknown = warp(classes, matrices, size).unbind(dim=1)
         # Thin structures count too; with sparse annotations the fraction is that of the annotated voxels.
-        seen.append((share > 0.25 * (1.0 - unknown)) & (share > 0.01))
-    return torch.cat(seen)
+        masks.append((share > 0.25 * (1.0 - unknown)) & (share > 0.01))
+    return torch.cat(masks)
 
 
 def _middle_slice(case: StoredCase) -> int:

@@ -147,8 +147,8 @@ def _mlflow(_work: Path, known: str | None, settings: Mapping[str, Any]) -> Iter
     # Not mlflow.start_run, which adds who runs what from where.
     client = MlflowClient()
     if known is None:
-        found = client.get_experiment_by_name(PROJECT)
-        experiment = found.experiment_id if found else client.create_experiment(PROJECT)
+        experiment_found = client.get_experiment_by_name(PROJECT)
+        experiment = experiment_found.experiment_id if experiment_found else client.create_experiment(PROJECT)
         known = client.create_run(experiment, run_name=RUN).info.run_id
         params = [Param(key, str(value)) for key, value in settings.items()]
         # MLflow's limit of parameters per request.

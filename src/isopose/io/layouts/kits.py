@@ -40,20 +40,24 @@ def open_kits(root: Path, labels: Labels | None) -> Dataset:
         InputError: an invalid ``kits.json``, or no case.
     """
     folders = sorted(p for p in root.glob("case_*") if p.is_dir())
-    later = (root / "kits23.json").exists() or any((f / n).exists() for f in folders for n in _KITS21_FILES)
+    has_cysts = (root / "kits23.json").exists() or any(
+        (f / n).exists() for f in folders for n in _KITS21_FILES
+    )
     ages = _ages(root)
     cases = []
     for folder in folders:
         majority = folder / "aggregated_MAJ_seg.nii.gz"
         label = majority if majority.exists() else folder / "segmentation.nii.gz"
         number = re.fullmatch(r"case_(\d+)", folder.name)
-        held_out = (
-            number is not None and int(number[1]) >= _FIRST_TEST_CASE and not later and not label.exists()
+        is_unlabeled_test = (
+            number is not None and int(number[1]) >= _FIRST_TEST_CASE and not has_cysts and not label.exists()
         )
-        marked, split = (None, "test") if held_out else (label, None)
+        label_path, split = (None, "test") if is_unlabeled_test else (label, None)
         image = folder / "imaging.nii.gz"
-        cases.append(Case(folder.name, image, marked, folder.name, ages.get(folder.name), split))
-    return dataset_of(root.name, "kits21" if later else "kits19", root, labels or _labels(later), cases)
+        cases.append(Case(folder.name, image, label_path, folder.name, ages.get(folder.name), split))
+    return dataset_of(
+        root.name, "kits21" if has_cysts else "kits19", root, labels or _labels(has_cysts), cases
+    )
 
 
 def _labels(later: bool) -> Labels:

@@ -34,8 +34,8 @@ def read_table(
         if name not in header:
             got = ", ".join(header) or "none"
             raise InputError(f"{path}: expected a column {name!r} in the first line, got {got}")
-    known = (*required, *optional)
-    for name in known:
+    names = (*required, *optional)
+    for name in names:
         if header.count(name) > 1:
             raise InputError(f"{path}: the column {name!r} is there twice; remove one")
     table = []
@@ -46,14 +46,14 @@ def read_table(
             raise InputError(
                 f"{path}: line {line} has {len(row)} cells, expected {len(header)}; quote separators"
             )
-        cells = dict.fromkeys(known, "") | {
-            n: c.strip() for n, c in zip(header, row, strict=False) if n in known
+        cells = dict.fromkeys(names, "") | {
+            n: c.strip() for n, c in zip(header, row, strict=False) if n in names
         }
         table.append((line, cells))
     return table
 
 
-def age_in(path: Path, line: int, text: str) -> float | None:
+def parse_age(path: Path, line: int, text: str) -> float | None:
     """Return an age in years, None where the cell is empty.
 
     Raises:

@@ -45,7 +45,7 @@ def report(
         ),
     )
     groups = [
-        _measured(number, meaning, volumes_ml[meaning.name], segments, source)
+        _measurement_group(number, meaning, volumes_ml[meaning.name], segments, source)
         for number, meaning in enumerate(meanings(names), start=1)
     ]
     content = hd.sr.MeasurementReport(
@@ -54,7 +54,7 @@ def report(
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    made = hd.sr.Comprehensive3DSR(
+    document = hd.sr.Comprehensive3DSR(
         evidence=[*_evidence(source), segments],
         content=content,
         series_instance_uid=uid_of(made_from, "report series"),
@@ -69,12 +69,12 @@ def report(
     )
     # Classes as in the series, since highdicom knows the elements of some classes only.
     classes = {header.SOPInstanceUID: header.SOPClassUID for header in source.headers}
-    for study in made.CurrentRequestedProcedureEvidenceSequence:
+    for study in document.CurrentRequestedProcedureEvidenceSequence:
         for series in study.ReferencedSeriesSequence:
             for instance in series.ReferencedSOPSequence:
                 uid = instance.ReferencedSOPInstanceUID
                 instance.ReferencedSOPClassUID = classes.get(uid, instance.ReferencedSOPClassUID)
-    return made
+    return document
 
 
 def _procedure(source: Source) -> CodedConcept:
@@ -95,7 +95,7 @@ def _evidence(source: Source) -> list[Dataset]:
     return files
 
 
-def _measured(
+def _measurement_group(
     number: int, meaning: Meaning, volume_ml: float, segments: Dataset, source: Source
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     described = segments.SegmentSequence[number - 1]

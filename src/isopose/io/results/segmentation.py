@@ -48,7 +48,7 @@ def segmentation(
         for number, (meaning, color) in enumerate(zip(meanings(names), colors, strict=True), start=1)
     ]
     slices = _slices(source, classes)
-    made = hd.seg.Segmentation(
+    document = hd.seg.Segmentation(
         source_images=slices,
         pixel_array=np.ascontiguousarray(classes.array),
         segmentation_type=SegmentationTypeValues.BINARY,
@@ -68,8 +68,8 @@ def segmentation(
         # A SEG needs at least one frame, even if all segments are empty.
         omit_empty_frames=bool(classes.array.any()),
     )
-    _refer(made, source, {one.SOPInstanceUID: z for z, one in enumerate(slices)})
-    return made
+    _replace_references(document, source, {item.SOPInstanceUID: z for z, item in enumerate(slices)})
+    return document
 
 
 def _slices(source: Source, volume: Volume) -> list[Dataset]:
@@ -104,11 +104,11 @@ def _numbers(values: Iterable[float]) -> list[DSfloat]:
     return [DSfloat(float(value), auto_format=True) for value in values]
 
 
-def _refer(made: Dataset, source: Source, z_of: dict[str, int]) -> None:
+def _replace_references(document: Dataset, source: Source, z_of: dict[str, int]) -> None:
     """Replace references to the temporary data sets by references to the files and frames of the series."""
-    made.SourceImageSequence = source.instances()
-    made.ReferencedSeriesSequence[0].ReferencedInstanceSequence = source.instances()
-    for frame in made.PerFrameFunctionalGroupsSequence:
+    document.SourceImageSequence = source.instances()
+    document.ReferencedSeriesSequence[0].ReferencedInstanceSequence = source.instances()
+    for frame in document.PerFrameFunctionalGroupsSequence:
         for derivation in frame.DerivationImageSequence:
             for image in derivation.SourceImageSequence:
                 # Frames of one slice share their items, so an item may already have been replaced.

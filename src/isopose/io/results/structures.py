@@ -53,7 +53,7 @@ def structure_set(
     out.StructureSetDate, out.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     out.InstanceCreationDate, out.InstanceCreationTime = out.StructureSetDate, out.StructureSetTime
     out.ApprovalStatus = "UNAPPROVED"
-    out.ReferencedFrameOfReferenceSequence = Items([_referenced(source)])
+    out.ReferencedFrameOfReferenceSequence = Items([_referenced_frame(source)])
     roi, contours, observations = [], [], []
     described = zip(meanings(names), colors, strict=True)
     for number, (meaning, color) in enumerate(described, start=1):
@@ -107,7 +107,7 @@ def _contours(source: Source, mask: np.ndarray, world_from_index: np.ndarray) ->
             yield item
 
 
-def _referenced(source: Source) -> Dataset:
+def _referenced_frame(source: Source) -> Dataset:
     series = Dataset()
     series.SeriesInstanceUID = source.series
     series.ContourImageSequence = Items(source.instances())

@@ -38,7 +38,7 @@ def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
         pose, theta2 = (
             None if value is None else value.clone() for value in (training.pose, training.theta2)
         )
-        seen[name] = (training, pose, theta2, getattr(objective, "by_hand", None))
+        seen[name] = (training, pose, theta2, getattr(objective, "manual", None))
         return train(run, name, objective, training, *rest, **options)
 
     monkeypatch.setattr(stages_module, "_train", watched)
