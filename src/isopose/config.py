@@ -96,7 +96,7 @@ class Config(ConfigSection):
                 f"{self.unet.bottleneck}; change data.size, unet.input or unet.bottleneck"
             )
         if self.dims == 3:
-            for name, given, expected in (
+            for name, value, expected in (
                 ("stn", self.stn, "separate"),
                 ("pose.per", self.pose.per, "volume"),
                 ("pose.learned", self.pose.learned, False),
@@ -105,9 +105,9 @@ class Config(ConfigSection):
                 ("unet.output_norm", self.unet.output_norm, False),
                 ("unet.loss_space", self.unet.loss_space, "canonical"),
             ):
-                if given != expected:
+                if value != expected:
                     raise ValueError(
-                        f"{name} is {json.dumps(given)}, with dims=3 only {json.dumps(expected)} is possible"
+                        f"{name} is {json.dumps(value)}, with dims=3 only {json.dumps(expected)} is possible"
                     )
         if self.train.fold != "all" and not 0 <= self.train.fold < self.train.folds:
             raise ValueError(f"train.fold is {self.train.fold}, expected 0 to {self.train.folds - 1} or all")

@@ -143,14 +143,14 @@ def _write(report: Path, dataset: Dataset, ours: ScoredModel, plain: ScoredModel
     ages = [case.age_years for case in dataset.cases if case.age_years is not None]
     training = ours.model.info.training
     order = sorted(ours.evaluation.cases, key=lambda case: _dice(case.scores["tumor"].dice))
-    shown = {"worst": order[0].case, "median": order[len(order) // 2].case, "best": order[-1].case}
+    cases_shown = {"worst": order[0].case, "median": order[len(order) // 2].case, "best": order[-1].case}
     pictures = tuple(
         Picture(
             (ours.folder / "predictions" / "steps" / f"{case}.png").read_bytes(),
             alt=f"Input, homogenized slice, crop, prediction and restored labels of {case}",
             caption=f"{case}, the {place} tumor Dice of the test patients",
         )
-        for place, case in shown.items()
+        for place, case in cases_shown.items()
     )
     curves = tuple(
         Picture(

@@ -151,20 +151,20 @@ def _in_processes(
     following = suspects = 0
     while waiting:
         # If a worker died, one of the items in progress caused it.
-        alone = suspects > 0
-        pool = ProcessPoolExecutor(1 if alone else workers, _context(), _start_worker)
+        one_at_a_time = suspects > 0
+        pool = ProcessPoolExecutor(1 if one_at_a_time else workers, _context(), _start_worker)
         broken = False
         try:
             futures: dict[int, Future[R | Failed]] = {}
             with suppress(BrokenProcessPool):
-                for number in waiting[:1] if alone else waiting:
+                for number in waiting[:1] if one_at_a_time else waiting:
                     futures[number] = pool.submit(_attempt, work, items[number], name(items[number]))
             for number, future in futures.items():
                 try:
                     results[number] = future.result()
                 except BrokenProcessPool:
                     broken = True
-                    if alone:
+                    if one_at_a_time:
                         results[number] = Failed(f"{name(items[number])}: {_WORKER_DIED}", ours=True)
                 except Exception as error:  # the result or exception cannot be pickled
                     results[number] = Failed(f"{name(items[number])}: {failure_of(error)}", ours=True)
@@ -175,7 +175,7 @@ def _in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
         waiting = [n for n in waiting if n >= following and n not in results]
         # Items are started in order, at most one more than there are workers at a time.
-        suspects = suspects - 1 if alone else (workers + 1 if broken else 0)
+        suspects = suspects - 1 if one_at_a_time else (workers + 1 if broken else 0)
 
 
 def _context() -> BaseContext:

@@ -163,8 +163,8 @@ def _measure_fingerprint(
     sources: dict[int, list[StampedSource]] = {}
     failed: list[Failed] = []
 
-    def fail(number: int, why: str, *, ours: bool) -> None:
-        failed.append(Failed(f"{training[number].id}: {why}", ours))
+    def fail(number: int, why: str, *, is_bug: bool) -> None:
+        failed.append(Failed(f"{training[number].id}: {why}", is_bug))
         reporter.say(f"  error: {failed[-1].why}")
 
     for number, case in enumerate(training):

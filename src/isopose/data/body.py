@@ -171,10 +171,10 @@ def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK_FRA
     nearby = _steps(NEARBY_FRACTION * diameter, distance)
     # If both lungs were lost under a thin chest wall, the rest is a small part of the body with its gas.
     whole = _with_gas(body, air, wall, thin, nearby)
-    lost = trunk.areas < MIN_TRUNK_AREA * whole.areas
-    if lost.any():
+    lost_lungs = trunk.areas < MIN_TRUNK_AREA * whole.areas
+    if lost_lungs.any():
         again = _without_arms(whole, pixel, neck)
-        trunk = merged(trunk.only(~lost[trunk.slices]), again.only(lost[again.slices]))
+        trunk = merged(trunk.only(~lost_lungs[trunk.slices]), again.only(lost_lungs[again.slices]))
     return _with_gas(filled(_opened(trunk, thin)), air, wall, thin, nearby)
 
 
@@ -226,10 +226,10 @@ def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
         marked = trunk.mask(around)
         packed = np.packbits(marked, axis=2)
         for z in np.unique(slices[first:last]):
-            runs, own = slice(*np.searchsorted(slices, (z, z + 1))), z - around.start
-            near = np.bitwise_or.reduce(packed[max(own - nearby, 0) : own + nearby + 1], axis=0)
-            nearby_trunk = np.unpackbits(near, axis=1, count=marked.shape[2]).view(bool)
-            within[runs] = _within(gas, runs, marked[own], nearby_trunk)
+            runs, index = slice(*np.searchsorted(slices, (z, z + 1))), z - around.start
+            nearby_trunks = np.bitwise_or.reduce(packed[max(index - nearby, 0) : index + nearby + 1], axis=0)
+            nearby_trunk = np.unpackbits(nearby_trunks, axis=1, count=marked.shape[2]).view(bool)
+            within[runs] = _within(gas, runs, marked[index], nearby_trunk)
     numbers = gas.components(in_plane=True)
     parts = np.bincount(numbers, within) / np.maximum(np.bincount(numbers, gas.lengths), 1)
     return gas.only(parts[numbers] >= MIN_GAS_INSIDE)
@@ -387,9 +387,9 @@ def _between(pixels: int, size: int, wanted: slice) -> tuple[slice, torch.Tensor
     before = place.floor().long()
     pair = torch.stack([before, (before + 1).clamp(max=size - 1)], dim=1)
     within = ((pair[:, 0] >= start) & (pair[:, 1] < stop)).nonzero()
-    some = slice(int(within[0]), int(within[-1]) + 1) if len(within) else slice(0, 0)
-    to_next = (place - before)[some]
-    return some, pair[some] - start, torch.stack([1.0 - to_next, to_next], dim=1)
+    inside = slice(int(within[0]), int(within[-1]) + 1) if len(within) else slice(0, 0)
+    to_next = (place - before)[inside]
+    return inside, pair[inside] - start, torch.stack([1.0 - to_next, to_next], dim=1)
 
 
 def body_box(mask: np.ndarray, spacing: np.ndarray) -> tuple[float, float, float, float]:

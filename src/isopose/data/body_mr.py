@@ -78,10 +78,10 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
         raise InputError(f"no body found: nearly all values are {level.min():g}; export the scan again")
     spacing = (float(volume.spacing[2]), pixel, pixel)
     # What the scanner set to 0 would be a third class beside noise and tissue.
-    held = level > 0
-    bright = smooth > _otsu_of_logarithms(smooth[held], top)
+    has_value = level > 0
+    bright = smooth > _otsu_of_logarithms(smooth[has_value], top)
     areas = bright.sum(axis=(1, 2))
-    noise, edge = _noise(smooth, held, bright, float(np.sqrt(np.median(areas[areas > 0]))))
+    noise, edge = _noise(smooth, has_value, bright, float(np.sqrt(np.median(areas[areas > 0]))))
     tissue = np.maximum(_nearby(smooth, bright, spacing), 0.0)
     tissue_mask = smooth > np.maximum(edge, MIN_TISSUE_FRACTION * tissue)
     tissue_mask &= ~_gaps(level, tissue_mask, noise)
@@ -105,12 +105,14 @@ def _otsu_of_logarithms(values: np.ndarray, top: float) -> float:
     return float(np.exp(edges[1 + int(np.nanargmax(between))]))
 
 
-def _noise(smooth: np.ndarray, held: np.ndarray, bright: np.ndarray, diameter: float) -> tuple[float, float]:
+def _noise(
+    smooth: np.ndarray, has_value: np.ndarray, bright: np.ndarray, diameter: float
+) -> tuple[float, float]:
     """Return the level of the air around the bright part, and the least level above the noise.
 
     Args:
         smooth: brightness ``(z, h, w)``.
-        held: where the scan holds values above 0, the same shape.
+        has_value: where the scan holds values above 0, the same shape.
         bright: the bright part, the same shape.
         diameter: of the body, in working pixels.
 
@@ -121,7 +123,7 @@ def _noise(smooth: np.ndarray, held: np.ndarray, bright: np.ndarray, diameter: f
     air = ~dilated(filled(runs).mask(slice(None)), round(AIR_DISTANCE * diameter))
     if not air.any():
         air = ~bright
-    values = smooth[air & held]
+    values = smooth[air & has_value]
     if len(values) <= MIN_NOISE_SHARE * np.count_nonzero(air):
         return 0.0, 0.0
     low, middle = np.percentile(values, (16.0, 50.0))

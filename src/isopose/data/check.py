@@ -239,8 +239,8 @@ def _label_values(
             "remove it",
         )
     if not present:
-        what = "background or ignored" if ignored else "background"
-        note("error", f"label: every voxel is {what}; mark the case as test, or leave it out")
+        filling = "background or ignored" if ignored else "background"
+        note("error", f"label: every voxel is {filling}; mark the case as test, or leave it out")
     elif counts[0] == 0 and not ignored:
         note("warning", "label: no voxel is background; is it the image?")
     if not present - known_values:
@@ -280,9 +280,9 @@ def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
                 )
                 yield Problem(case.id, "warning", text)
     labeled = [r for r, c in zip(reports, dataset.cases, strict=True) if c.label is not None]
-    seen = frozenset().union(*(r.values for r in labeled))
+    values_present = frozenset().union(*(r.values for r in labeled))
     for name, value in dataset.labels.values.items():
-        if value not in seen and seen:
+        if value not in values_present and values_present:
             text = f"label {name!r} ({value}) occurs in no case, so it cannot be learned or scored; remove it"
             yield Problem(dataset.name, "warning", text)
     if not labeled:

@@ -92,6 +92,6 @@ def scan_warnings(
             "those of axial slices; use the axial series, or resample the scan"
         )
     yield from size_warnings(volume, body_mm)
-    off = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(volume.direction)), 0, 1)).max()))
-    if off > _OBLIQUE_DEGREES:
-        yield f"its axes are {off:.0f} degrees off the patient's axes; expected them to be nearly parallel"
+    angle = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(volume.direction)), 0, 1)).max()))
+    if angle > _OBLIQUE_DEGREES:
+        yield f"its axes are {angle:.0f} degrees off the patient's axes; expected them to be nearly parallel"

@@ -342,8 +342,8 @@ def describe(fingerprint: Fingerprint, plane: Plane = "axial") -> list[tuple[str
         ("frame", f"{f.fov_mm:.0f} mm square holds every body"),
     ]
     for channel in f.channels:
-        which = "" if f.channels == (channel,) else f", {channel.name}"
-        rows += [(f"{name}{which}", value) for name, value in _described(channel.scale)]
+        suffix = "" if f.channels == (channel,) else f", {channel.name}"
+        rows += [(f"{name}{suffix}", value) for name, value in _described(channel.scale)]
     if f.tissue is not None:
         gas, bone = 100 * f.tissue.gas_max, 100 * f.tissue.bone_max
         rows.append(("body", f"at most {gas:.0f} % gas or lung, {bone:.0f} % bone or as bright"))

@@ -148,7 +148,7 @@ def record_of(
     classes = prepared.labels
     assert classes is not None, "a case of a store has labels"
     # The border of the body, where half a pixel lies outside of the image, says nothing of a slice.
-    drawn = ((classes != IGNORED) & prepared.mask).any(axis=(1, 2)) | structures(classes).any(axis=(1, 2))
+    annotated = ((classes != IGNORED) & prepared.mask).any(axis=(1, 2)) | structures(classes).any(axis=(1, 2))
     shows = [(classes == index).any(axis=(1, 2)) for index in range(1, labels.classes)]
     return Record(
         id=case.id,
@@ -169,7 +169,7 @@ def record_of(
         body_fraction=tuple(float(f) for f in prepared.mask.mean(axis=(1, 2))),
         arrays=arrays,
         sources=sources,
-        undrawn=tuple(int(z) for z in np.flatnonzero((classes == IGNORED).any(axis=(1, 2)) & ~drawn)),
+        undrawn=tuple(int(z) for z in np.flatnonzero((classes == IGNORED).any(axis=(1, 2)) & ~annotated)),
         channels=len(prepared.images),
         pose_channel=prepared.pose_channel,
     )

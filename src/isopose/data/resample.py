@@ -40,17 +40,17 @@ def warped_labels(
         chunk, matrix = labels[part], input_from_output
         matrix = matrix if matrix.ndim == 2 else matrix[part]
         shares = [
-            (value, seen, partial(warped, chunk == value, matrix, size, 0.0, "bilinear", seen))
+            (value, windows, partial(warped, chunk == value, matrix, size, 0.0, "bilinear", windows))
             for value in values
-            for seen in _windows_of(chunk == value, matrix, size)
+            for windows in _windows_of(chunk == value, matrix, size)
         ]
         if len(shares) == 1:
-            value, seen, share_of = shares[0]
+            value, windows, share_of = shares[0]
             share = share_of()
-            np.copyto(out[part, *seen], np.uint8(value), where=share > 1.0 - share)
+            np.copyto(out[part, *windows], np.uint8(value), where=share > 1.0 - share)
         elif shares:
-            here = ((value, share_of(), seen) for value, seen, share_of in shares)
-            out[part] = largest_share(here, (len(chunk), *size))
+            label_shares = ((value, share_of(), windows) for value, windows, share_of in shares)
+            out[part] = largest_share(label_shares, (len(chunk), *size))
     return out
 
 
@@ -79,10 +79,10 @@ def largest_share(
     out = np.zeros(shape, dtype=np.uint8)
     best, left = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
     for value, share, *windows in shares:
-        there = (..., *windows[0]) if windows else ...
-        left[there] -= share
-        np.copyto(out[there], value, where=share > best[there])
-        np.maximum(best[there], share, out=best[there])
+        window = (..., *windows[0]) if windows else ...
+        left[window] -= share
+        np.copyto(out[window], value, where=share > best[window])
+        np.maximum(best[window], share, out=best[window])
     out[left >= best] = 0
     return out
 
@@ -117,8 +117,8 @@ def warped(
         # As channels of one image, slices share the coordinates of their samples, which saves time.
         matrix = input_from_output[:1]
         return warp(source[None], matrix, size, fill=fill, mode=mode, window=window)[0].numpy()
-    seen = warp(source[:, None], input_from_output, size, fill=fill, mode=mode, window=window)
-    return seen[:, 0].numpy()
+    resampled = warp(source[:, None], input_from_output, size, fill=fill, mode=mode, window=window)
+    return resampled[:, 0].numpy()
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:

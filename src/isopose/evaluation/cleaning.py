@@ -99,8 +99,8 @@ def count(
         predicted = np.isin(prediction.array, values)
         if labeled is not None:
             predicted &= labeled
-        both = int(np.count_nonzero(predicted & reference[target]))
-        voxels[target] = int(predicted.sum()), int(reference[target].sum()), both
+        overlap = int(np.count_nonzero(predicted & reference[target]))
+        voxels[target] = int(predicted.sum()), int(reference[target].sum()), overlap
     voxel_ml = float(np.prod(prediction.spacing)) / 1000.0
     parts = {name: Parts.of(prediction.array, labels.values[name]) for name in {rule.label for rule in rules}}
     removed: dict[Rule, tuple[int, Mapping[str, int]]] = {}

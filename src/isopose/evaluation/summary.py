@@ -260,21 +260,21 @@ def _paired(a: Sequence[CaseScores], b: Sequence[CaseScores], target: str, metri
 
     pairs = list(zip(a, b, strict=True))
     # Pair scans first, so that both means of a patient cover the same scans.
-    both = [(x, y) for x, y in pairs if known(x) and known(y)]
+    complete = [(x, y) for x, y in pairs if known(x) and known(y)]
     one_sided = {x.patient for x, y in pairs if known(x) != known(y)}
-    values_a = by_patient([x for x, _ in both], target, metric)
-    values_b = by_patient([replace(y, patient=x.patient) for x, y in both], target, metric)
+    values_a = by_patient([x for x, _ in complete], target, metric)
+    values_b = by_patient([replace(y, patient=x.patient) for x, y in complete], target, metric)
     first, second = np.array(list(values_a.values())), np.array(list(values_b.values()))
     difference = second - first
     gain = -difference if METRICS[metric].lower_is_better else difference
-    some = len(first) > 0
+    any_pairs = len(first) > 0
     return PairedDifference(
         target,
         metric,
         patients=len(first),
-        mean_a=float(first.mean()) if some else None,
-        mean_b=float(second.mean()) if some else None,
-        mean_difference=float(difference.mean()) if some else None,
+        mean_a=float(first.mean()) if any_pairs else None,
+        mean_b=float(second.mean()) if any_pairs else None,
+        mean_difference=float(difference.mean()) if any_pairs else None,
         sd_difference=float(difference.std(ddof=1)) if len(first) > 1 else None,
         better=int((gain > 0).sum()),
         worse=int((gain < 0).sum()),

@@ -130,7 +130,7 @@ def description(model: Model) -> dict[str, Any]:
 
 def _write(
     graph: nn.Module,
-    given: dict[str, Tensor],
+    inputs: dict[str, Tensor],
     free: tuple[str | None, ...],
     path: Path,
     outputs: tuple[str, ...],
@@ -139,13 +139,13 @@ def _write(
 
     Args:
         graph: the module to export.
-        given: example inputs, by name.
+        inputs: example inputs, by name.
         free: for the first inputs, the name of the first axis if its length is dynamic, otherwise None; the
             axes of all others are fixed.
         path: of the file.
         outputs: names of the outputs.
     """
-    free = (*free, *[None] * (len(given) - len(free)))
+    free = (*free, *[None] * (len(inputs) - len(free)))
     axes = {name: torch.export.Dim(name, min=2, max=MAX_SLICES) for name in free if name is not None}
     with torch.no_grad(), replacing(path) as temporary, warnings.catch_warnings():
         # The exporter warns about its own internals, and about axes that share a name.
@@ -153,8 +153,8 @@ def _write(
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             graph.eval(),
-            tuple(given.values()),
-            input_names=list(given),
+            tuple(inputs.values()),
+            input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=tuple({} if name is None else {0: axes[name]} for name in free),
             opset_version=OPSET,

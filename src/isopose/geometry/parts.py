@@ -66,9 +66,11 @@ def reachable_window(
         for part, side in zip(box, input_size, strict=True)
     )
     corners = torch.stack([x[[0, 0, 1, 1]], y[[0, 1, 0, 1]], torch.ones(4)])
-    seen = (invert(input_from_output) @ corners)[:, :2].transpose(0, 1).flatten(1)
+    output_corners = (invert(input_from_output) @ corners)[:, :2].transpose(0, 1).flatten(1)
     sides = torch.tensor([size[1], size[0]])
-    low, high = ((ends + 1.0) / 2.0 * sides for ends in (seen.amin(dim=1), seen.amax(dim=1)))
+    low, high = (
+        (ends + 1.0) / 2.0 * sides for ends in (output_corners.amin(dim=1), output_corners.amax(dim=1))
+    )
     columns, rows = (
         slice(min(max(math.floor(first) - 1, 0), side), min(max(math.ceil(last) + 1, 0), side))
         for first, last, side in zip(low.tolist(), high.tolist(), sides.tolist(), strict=True)

@@ -140,10 +140,10 @@ def _cubic_weights(matrix: tuple[float, ...], input_size: tuple[int, int], size:
         place = (along + 1.0) * (side / 2.0) - 0.5
         pixels = place.floor()[..., None] + torch.arange(-1.0, 3.0)
         distance = (place[..., None] - pixels).abs()
-        near = ((CUBIC_A + 2.0) * distance - (CUBIC_A + 3.0)) * distance * distance + 1.0
-        far = ((CUBIC_A * distance - 5.0 * CUBIC_A) * distance + 8.0 * CUBIC_A) * distance - 4.0 * CUBIC_A
+        inner = ((CUBIC_A + 2.0) * distance - (CUBIC_A + 3.0)) * distance * distance + 1.0
+        outer = ((CUBIC_A * distance - 5.0 * CUBIC_A) * distance + 8.0 * CUBIC_A) * distance - 4.0 * CUBIC_A
         inside = (pixels >= 0) & (pixels < side)
-        shares = torch.where(distance <= 1.0, near, far) * inside
+        shares = torch.where(distance <= 1.0, inner, outer) * inside
         rows_and_columns.append((pixels.clamp(0, side - 1).long(), shares))
     (rows, row_shares), (columns, column_shares) = rows_and_columns
     pixels = rows[..., :, None] * input_size[1] + columns[..., None, :]

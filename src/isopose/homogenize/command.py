@@ -41,7 +41,7 @@ class Command:
         Raises:
             KeyError: a placeholder has no path.
         """
-        return [_PLACEHOLDER.sub(lambda found: str(paths[found[0][1:-1]]), word) for word in self.words]
+        return [_PLACEHOLDER.sub(lambda match: str(paths[match[0][1:-1]]), word) for word in self.words]
 
 
 def read_command(words: Sequence[str], *, elsewhere: bool = False) -> Command:

@@ -122,10 +122,10 @@ def write_record(
             SliceFacts(
                 roll_degrees=float(np.degrees(poses.pose[z, ANGLE])),
                 pose_from=poses.source_of(z),
-                agreement=float(poses.agreement[z]) if shown else None,
-                confidence=float(poses.confidence[z]) if shown else None,
+                agreement=float(poses.agreement[z]) if has_body else None,
+                confidence=float(poses.confidence[z]) if has_body else None,
             )
-            for z, shown in enumerate(poses.has_body)
+            for z, has_body in enumerate(poses.has_body)
         ),
         transform=scan.transform,
         roll_decision=poses.decision,

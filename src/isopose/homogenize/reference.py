@@ -242,8 +242,8 @@ def outline_of_scan(
     rows = np.flatnonzero(scan.has_body)
     common = torch.from_numpy(scan.pose[rows[0]])
     width_pose = transformer.pose_at_angle(slices.outline, common[ANGLE].expand(len(rows)))
-    off = (width_pose - common)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
-    typical = rows[int(off.argmin())]
+    deviation = (width_pose - common)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
+    typical = rows[int(deviation.argmin())]
     mask = torch.from_numpy(prepared.mask[typical])[None, None].float()
     outline, part = filled_outline(mask, float(common[ANGLE]), transformer.config, plane)
     warnings = (*prepared.warnings, *pose_warnings(scan, transformer, settings))

@@ -111,9 +111,9 @@ def homogenize_scan(
     image, labels = homogenized_image(volume, transform, estimator.modality), None
     if classes is not None:
         labels = homogenized_labels(classes, transform)
-        lost = sorted(set(values_in(classes.array)) - set(values_in(labels.array)))
-        if lost:
-            warnings += (f"too small to be seen at the new size: labels {lost}",)
+        lost_labels = sorted(set(values_in(classes.array)) - set(values_in(labels.array)))
+        if lost_labels:
+            warnings += (f"too small to be seen at the new size: labels {lost_labels}",)
     pose_lines = pose_warnings(records, transformer, settings, joint=estimator.joint is not None)
     return HomogenizedScan(
         image,

@@ -87,15 +87,15 @@ def dataset_of(
     ordered = tuple(sorted(named, key=lambda case: case.id))
     if not ordered:
         raise InputError(f"{root}: no cases here, expected the images of a {layout} dataset")
-    seen: dict[str, str] = {}
+    by_folded_id: dict[str, str] = {}
     for case in ordered:
         _check_id(root, case.id)
         folded = case.id.casefold()
-        if folded in seen:
+        if folded in by_folded_id:
             raise InputError(
-                f"{root}: case ids must be unique, got {seen[folded]!r} and {case.id!r}; rename one"
+                f"{root}: case ids must be unique, got {by_folded_id[folded]!r} and {case.id!r}; rename one"
             )
-        seen[folded] = case.id
+        by_folded_id[folded] = case.id
     return Dataset(name, layout, root, labels, ordered, channels)
 
 

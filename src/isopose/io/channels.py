@@ -124,5 +124,5 @@ def _describe_grid(volume: Volume, other: Volume | None = None) -> str:
     return text
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -95,12 +95,12 @@ def _select_series(path: Path, series: str | None) -> list[DicomFrame]:
     """Return the frames of the selected series."""
     if path.is_file() and not is_dicomdir(path):
         return _series_of_file(path)
-    frames_found, others, unread = _inspect_folder(path)
+    frames_found, other_objects, unread = _inspect_folder(path)
     scans = [frame for frame in frames_found if not frame.localizer]
     if not scans:
         raise InputError(
             f"{path}: no DICOM image series here, expected files with position, orientation and pixel size"
-            + _describe_others(others, len(frames_found), sum(not file.is_file() for file in unread))
+            + _describe_others(other_objects, len(frames_found), sum(not file.is_file() for file in unread))
             + _volume_hint(path)
         )
     groups: dict[str, list[DicomFrame]] = {}
@@ -120,7 +120,7 @@ def _select_series(path: Path, series: str | None) -> list[DicomFrame]:
             "homogenize, predict and wrap)"
         )
     frames = next(iter(groups.values()))
-    _check_positions(path, frames, others)
+    _check_positions(path, frames, other_objects)
     if is_dicomdir(path):
         _check_unread(path, frames, unread)
     else:
@@ -137,12 +137,12 @@ def _series_of_file(path: Path) -> list[DicomFrame]:
             f"{path}: expected a DICOM image with position, orientation and pixel size; found "
             f"none{description}"
         )
-    nearby_frames, others, unread = _inspect_files(files_in(path.parent, below=True))
+    nearby_frames, other_objects, unread = _inspect_files(files_in(path.parent, below=True))
     frames = [
         frame for frame in nearby_frames if frame.series == own_frames[0].series and not frame.localizer
     ]
     if frames:
-        _check_positions(path, frames, others)
+        _check_positions(path, frames, other_objects)
         _check_complete(path, path.parent, frames, unread)
     return frames or own_frames
 
@@ -160,39 +160,39 @@ def _inspect_folder(folder: Path) -> tuple[list[DicomFrame], list[NoFrame], list
     files = files_in(folder, below=True)
     # Those in folders below are most often results.
     volumes = [file.name for file in files if file.parent == folder and ending(file)]
-    frames, others, unread = _inspect_files(files)
+    frames, other_objects, unread = _inspect_files(files)
     if frames and volumes:
         raise InputError(
             f"{folder}: holds both DICOM slices and {volumes[0]}"
             + (f" and {len(volumes) - 1} more volumes" if volumes[1:] else "")
             + "; expected one scan: give one of the slices' files for their series, or the volume's file"
         )
-    return frames, others, unread
+    return frames, other_objects, unread
 
 
 def _inspect_files(files: Iterable[Path]) -> tuple[list[DicomFrame], list[NoFrame], list[Path]]:
     """Return the frames of files, the DICOM files without frames, and the files that are not DICOM."""
     frames: list[DicomFrame] = []
-    others: list[NoFrame] = []
+    other_objects: list[NoFrame] = []
     unread: list[Path] = []
     for file in files:
         content = inspect_file(file) if file.is_file() else None
         if isinstance(content, NoFrame):
-            others.append(content)
+            other_objects.append(content)
         elif content:
             frames += content
         else:
             unread.append(file)
-    return frames, others, unread
+    return frames, other_objects, unread
 
 
-def _check_positions(path: Path, frames: list[DicomFrame], others: list[NoFrame]) -> None:
+def _check_positions(path: Path, frames: list[DicomFrame], other_objects: list[NoFrame]) -> None:
     """Raise an InputError if images of a series lack their position.
 
     Leaving them out would silently shorten the scan.
     """
     kinds = {frame.kind for frame in frames}
-    unplaced = [o for o in others if o.lacks and o.series == frames[0].series and o.kind in kinds]
+    unplaced = [o for o in other_objects if o.lacks and o.series == frames[0].series and o.kind in kinds]
     if unplaced:
         raise InputError(
             f"{series_prefix(path, frames[0])} has images that lack {unplaced[0].lacks} ({len(unplaced)} of "
@@ -258,15 +258,15 @@ def _check_unread(path: Path, frames: list[DicomFrame], unread: list[Path]) -> N
         )
 
 
-def _describe_others(others: list[NoFrame], scouts: int = 0, broken: int = 0) -> str:
+def _describe_others(other_objects: list[NoFrame], scouts: int = 0, broken: int = 0) -> str:
     """Describe the objects that are not slices, by kind and by missing field.
 
     Args:
-        others: DICOM files without frames.
+        other_objects: DICOM files without frames.
         scouts: number of scout views.
         broken: number of broken links, pipes and devices.
     """
-    counts = Counter((other.kind, other.lacks) for other in others)
+    counts = Counter((other.kind, other.lacks) for other in other_objects)
     parts = [
         f"{count} {kind}" + (f", {'which lacks' if count == 1 else 'which lack'} {lacks}" if lacks else "")
         for (kind, lacks), count in sorted(counts.items())

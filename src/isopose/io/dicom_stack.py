@@ -35,13 +35,14 @@ def sorted_frames(path: Path, frames: list[DicomFrame]) -> list[DicomFrame]:
     """
     first = frames[0]
     where = series_prefix(path, first)
-    for what, values in (
+    for property_name, values in (
         ("image size", {f"{f.size[1]} x {f.size[0]}" for f in frames}),
         ("modality", {f.modality for f in frames}),
     ):
         if len(values) > 1:
             raise InputError(
-                f"{where} mixes images of differing {what} ({', '.join(sorted(values))}); separate them"
+                f"{where} mixes images of differing {property_name} ({', '.join(sorted(values))}); "
+                "separate them"
             )
     if max(np.abs(np.subtract(f.spacing, first.spacing)).max() for f in frames) > 1e-3 * min(first.spacing):
         raise InputError(f"{where} mixes images of differing pixel size; separate them")

@@ -87,8 +87,8 @@ class PoseTransformer(nn.Module):
         self.air, self.top = float(air), float(top)
         anatomy = config.start == "anatomy"
         self.roll = RollNetwork() if anatomy else None
-        alone = config.learned and not anatomy and not joint
-        self.localization = Localization(config.size, POSE_SIZE) if alone else None
+        learned_alone = config.learned and not anatomy and not joint
+        self.localization = Localization(config.size, POSE_SIZE) if learned_alone else None
 
     @property
     def keeps_header(self) -> bool:

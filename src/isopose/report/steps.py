@@ -86,8 +86,11 @@ def _show_slice(
     theta2 = torch.from_numpy(records.theta2[z])[None].to(device)
     size = model.config.data.size
     homogenized, _ = pipeline.homogenized(image, mask, matrix_from_pose(pose), size)
-    seen, homogenizing = channels_of(prepared, np.array([z]), records, model.config.unet, device)
-    crop, neighbors = pipeline.cut(seen, compose(homogenizing, theta2[:, None])), model.config.unet.context
+    channels, homogenizing = channels_of(prepared, np.array([z]), records, model.config.unet, device)
+    crop, neighbors = (
+        pipeline.cut(channels, compose(homogenizing, theta2[:, None])),
+        model.config.unet.context,
+    )
     reference = resize(pipeline.pose.reference_mask, (size, size))
     slice_from_homogenized = compose(prepared.slice_from_frame.to(device), matrix_from_pose(pose)[0])
     warnings = []

@@ -67,8 +67,10 @@ def slice_poses(
     if transformer.roll is not None and (per or transformer.config.per) != "slice":
         rows = np.concatenate(batches)
         # Evenly spread, without the outermost slices, which may show lungs or hips.
-        few = min(INITIAL_SLICES, len(rows))
-        initial = initial_roll(transformer, *read(rows[(np.arange(few) * 2 + 1) * len(rows) // (2 * few)]))
+        count = min(INITIAL_SLICES, len(rows))
+        initial = initial_roll(
+            transformer, *read(rows[(np.arange(count) * 2 + 1) * len(rows) // (2 * count)])
+        )
     return joined([transformer.estimate(*read(part), min_agreement, initial) for part in batches])
 
 

@@ -122,18 +122,18 @@ def open_cohort(
     Raises:
         InputError: there is no prediction, or the labels are unknown.
     """
-    found = label_maps(predictions)
-    if not found:
+    predicted = label_maps(predictions)
+    if not predicted:
         raise InputError(f"{predictions}: expected a folder of predicted label maps, found none")
-    records = {case: _read_record(path.with_name(record_name(case))) for case, path in found.items()}
+    records = {case: _read_record(path.with_name(record_name(case))) for case, path in predicted.items()}
     known_images, known_truths, named, channels = _read_dataset(truth)
     if images is not None:
         known_images = {scan.name: scan.path for scan in find_scans([images])}
-    others = label_maps(against) if against is not None else {}
+    compared = label_maps(against) if against is not None else {}
     values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
     if not values:
         raise InputError(f"{predictions}: the labels are unknown; give them, e.g. --label kidney=1")
-    ours, theirs = _index_by_case(scores), _index_by_case(scores_against)
+    evaluated, compared_evaluated = _index_by_case(scores), _index_by_case(scores_against)
     cases = tuple(
         Reviewed(
             case,
@@ -141,15 +141,15 @@ def open_cohort(
             records[case],
             known_images.get(case),
             known_truths.get(case),
-            others.get(case),
-            ours.get(case),
-            theirs.get(case),
+            compared.get(case),
+            evaluated.get(case),
+            compared_evaluated.get(case),
             _modality_of(records[case], channels),
         )
-        for case, path in sorted(found.items())
+        for case, path in sorted(predicted.items())
     )
-    made = Labels.create(values)
-    return ReviewedCohort(cases, made, scores.targets if scores else tuple(made.targets()), folder)
+    label_set = Labels.create(values)
+    return ReviewedCohort(cases, label_set, scores.targets if scores else tuple(label_set.targets()), folder)
 
 
 def _read_dataset(
@@ -159,10 +159,10 @@ def _read_dataset(
     if truth is None:
         return {}, {}, None, None
     if truth.is_dir() and not (truth / "dataset.json").exists() and (maps := label_maps(truth)):
-        beside = truth.with_name(truth.name.replace("labels", "images"))
+        image_folder = truth.with_name(truth.name.replace("labels", "images"))
         scans = {}
-        if beside != truth and beside.is_dir():
-            scans = {scan.name: scan.path for scan in find_scans([beside])}
+        if image_folder != truth and image_folder.is_dir():
+            scans = {scan.name: scan.path for scan in find_scans([image_folder])}
         if not (truth.parent / "dataset.json").exists():
             return scans, maps, None, None
         around = open_dataset(truth.parent)
@@ -265,14 +265,14 @@ def thumbnail(cohort: ReviewedCohort, case: Reviewed) -> Path:
     for index, color in enumerate(class_colors(cohort.labels.names), start=1):
         tint = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)])
         picture[classes[z] == index] = 0.5 * picture[classes[z] == index] + 0.5 * tint
-    drawn = Image.fromarray(picture.astype(np.uint8))
+    image_drawn = Image.fromarray(picture.astype(np.uint8))
     height, width = picture.shape[0] * reoriented.spacing[1], picture.shape[1] * reoriented.spacing[0]
     scale = THUMBNAIL / max(height, width)
-    drawn = drawn.resize(
+    image_drawn = image_drawn.resize(
         (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR
     )
     with replacing(path) as temporary:
-        drawn.save(temporary, format="PNG")
+        image_drawn.save(temporary, format="PNG")
     return path
 
 
@@ -301,10 +301,15 @@ def case_view(cohort: ReviewedCohort, number: int) -> tuple[Path, dict[str, Any]
                 write_label_map(place, read_labels(path, image), cohort.labels, f"{name}.nii")
         marked = np.flatnonzero((read_labels(case.prediction, image).reoriented().array > 0).any(axis=(1, 2)))
         best = int(marked[len(marked) // 2]) if len(marked) else reoriented.array.shape[0] // 2
-        there = [name for name in label_maps_shown if (place / f"{name}.nii").exists()]
+        maps_present = [name for name in label_maps_shown if (place / f"{name}.nii").exists()]
         write_json(
             place / "view.json",
-            {"format": FORMAT, **about(reoriented, cohort.labels, values), "best": best, "maps": there},
+            {
+                "format": FORMAT,
+                **about(reoriented, cohort.labels, values),
+                "best": best,
+                "maps": maps_present,
+            },
         )
     else:
         (place / "view.json").touch()

@@ -154,8 +154,8 @@ class Guard:
             return True
         return self._matches(request.cookies.get(self.cookie, ""))
 
-    def _matches(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self.access.token.encode())
+    def _matches(self, token: str) -> bool:
+        return hmac.compare_digest(token.encode(), self.access.token.encode())
 
 
 def is_loopback(host: str) -> bool:

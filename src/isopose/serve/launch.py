@@ -56,8 +56,8 @@ def run_server(
         port = listening.getsockname()[1]
         access = Access(access.host, port, access.token, access.names)
         app = make(access)
-        shown = f"[{access.host}]" if ":" in access.host else access.host
-        address = f"http://{shown}:{port}/"
+        host_name = f"[{access.host}]" if ":" in access.host else access.host
+        address = f"http://{host_name}:{port}/"
         if not is_loopback(access.host):
             reporter.say(
                 "warning: others on the network can reach this server, and the connection is not encrypted; "

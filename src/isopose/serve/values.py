@@ -90,8 +90,8 @@ def shown_values(array: np.ndarray, modality: Modality | None) -> Shown:
         "darker": (dark, dark + WIDE_WINDOW * (usual - dark)),
         "all": (low, max(high, low + slope)),
     }
-    made = Shown(slope, intercept, "", {})
-    return Shown(slope, intercept, "", {name: made.stored_range(*pair) for name, pair in ends.items()})
+    scaled = Shown(slope, intercept, "", {})
+    return Shown(slope, intercept, "", {name: scaled.stored_range(*pair) for name, pair in ends.items()})
 
 
 def _spread(low: float, high: float, *, whole: bool) -> tuple[float, float]:

@@ -69,13 +69,13 @@ def write_view(
     write_label_map(folder, prediction.labels, model.labels, plane=plane)
     write_steps = _write_steps if model.config.dims == 2 else _write_planes
     steps = write_steps(folder, model, prediction, values)
-    known = ("volumes_ml", "warnings", "roll_degrees", "pitch_degrees", "yaw_degrees", "scales", "slices")
+    keys = ("volumes_ml", "warnings", "roll_degrees", "pitch_degrees", "yaw_degrees", "scales", "slices")
     write_json(
         folder / "view.json",
         {
             "format": FORMAT,
             **about(reoriented, model.labels, values),
-            **{key: record[key] for key in (*known, "frame", "confidence", "agreement") if key in record},
+            **{key: record[key] for key in (*keys, "frame", "confidence", "agreement") if key in record},
             "corrected": "correction_sha256" in record,
             "image_sha256": record["input_sha256"],
             "min_confidence": model.config.predict.min_confidence,
@@ -145,8 +145,8 @@ def _write_steps(folder: Path, model: Model, prediction: Prediction, values: Sho
         theta1 = matrix_from_pose(torch.from_numpy(records.pose[rows]).to(device))
         theta = compose(theta1, torch.from_numpy(records.theta2[rows]).to(device))
         for out, matrix, pixels in ((homogenized, theta1, size), (crop, theta, side)):
-            seen = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
-            out[rows] = _store(values, prepared.scale, seen[:, 0])
+            resampled = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
+            out[rows] = _store(values, prepared.scale, resampled[:, 0])
     _write_arrays(folder, homogenized=homogenized, crop=crop, crop_labels=prediction.crops)
     outline = outline_of(pipeline.pose.reference_mask)
     return {
@@ -177,8 +177,8 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction, values: Sh
     arrays = []
     for matrix, pixels in ((planes, size), (crop_planes, side)):
         theta = compose(stack_from_homogenized, matrix[None])
-        seen = warp(image, theta, (slices, pixels, pixels), fill=pipeline.air)
-        arrays.append(_store(values, prepared.scale, seen[0, 0]))
+        resampled = warp(image, theta, (slices, pixels, pixels), fill=pipeline.air)
+        arrays.append(_store(values, prepared.scale, resampled[0, 0]))
     z = ((2.0 * np.arange(slices) + 1.0) / slices - 1.0 - n) / m
     depth = len(prediction.crops)
     nearest = ((z - scan.theta2[0, 2, 3]) / scan.theta2[0, 2, 2] + 1.0) * depth / 2.0

@@ -99,13 +99,13 @@ def homogenize_patients(
         InputError: a patient cannot be homogenized.
     """
     cases = tuple(case for case in dataset.cases if case.label is not None)
-    kept = root.parent / SECONDS
-    seconds: CaseSeconds = read_json(kept) if kept.exists() else {}
+    seconds_file = root.parent / SECONDS
+    seconds: CaseSeconds = read_json(seconds_file) if seconds_file.exists() else {}
     if not (root / "dataset.json").exists() or any(case.id not in seconds for case in cases):
         for case in cases:
             if case.id not in seconds:
                 record_path(root, case.id).unlink(missing_ok=True)
-        timing = _Timing(reporter, [case.id for case in cases], seconds, kept)
+        timing = _Timing(reporter, [case.id for case in cases], seconds, seconds_file)
         # Without workers, because their CPU seconds would not be counted.
         config = homogenize_config(size=size, modality=modality)
         outcomes = homogenize(replace(dataset, cases=cases), root, config, reporter=timing)

@@ -112,8 +112,8 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         "stn": stn,
     }
     if job["predict"]:
-        held = [case for case in cases if case.split == "test" and case.label is not None]
-        scans = [scan_of(case) for case in held]
+        test_cases = [case for case in cases if case.split == "test" and case.label is not None]
+        scans = [scan_of(case) for case in test_cases]
         if model is None:
             nnunet.predict(peer, scans, dataset, folder, meter)
         elif job["arm"] == DIRECT_HOMOGENIZED:
@@ -125,7 +125,7 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         write_evaluation(evaluation, folder / "scores")
         result["evaluation"] = evaluation.to_json()
         poses = true_poses(dataset.root)
-        result["sides"] = count_sides(held, dataset.labels, folder / "predictions", poses)
+        result["sides"] = count_sides(test_cases, dataset.labels, folder / "predictions", poses)
         if model is not None and config.dims == 2 and job["arm"] != DIRECT_HOMOGENIZED:
             result["shown"] = _draw_steps(model, scans, evaluation, folder / "shown")
     write_json(folder / "result.json", result | {"measures": meter.values})

@@ -129,7 +129,7 @@ def make_trainer_class(peer: Peer) -> Any:
             cpu_seconds = time.process_time() - self.cpu
             super().on_epoch_end()
             row = {"stage": "unet", "epoch": epoch + 1, **_read_last_epoch(self, cpu_seconds)}
-            self.rows = [*(known for known in self.rows if known["epoch"] <= epoch), row]
+            self.rows = [*(earlier for earlier in self.rows if earlier["epoch"] <= epoch), row]
             write_json(self.history, self.rows)
             self.report.epoch(row)
 

@@ -44,7 +44,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
                     )
                 )
         rows.append((name, *cells))
-    shown = "; ".join(
+    times = "; ".join(
         f"{label} " + ", ".join(f"{score:.3f}" for _, score in sorted(of_label.items()))
         for label, of_label in wanted.items()
         if of_label
@@ -55,7 +55,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         tuple(rows),
         notes=(
             f"time until the validation Dice (mean of three epochs) reaches the final one of {baseline} with "
-            f"the same seed and fold ({shown}); it includes the training of pose and crop, but no "
+            f"the same seed and fold ({times}); it includes the training of pose and crop, but no "
             f"validation; in brackets: the time divided by that of {baseline}",
             *_note_peers(results),
         ),

@@ -95,9 +95,9 @@ def check_options(options: Options) -> None:
     for preset in options.presets:
         if preset not in ("default", "paper"):
             raise InputError(f"preset {preset!r} is unknown; expected default or paper")
-    for name, given in (("--presets", options.presets), ("--seeds", options.seeds)):
-        if not given or len(set(given)) < len(given):
-            raise InputError(f"{name}: expected one or more, each once, got {', '.join(map(str, given))}")
+    for name, values in (("--presets", options.presets), ("--seeds", options.seeds)):
+        if not values or len(set(values)) < len(values):
+            raise InputError(f"{name}: expected one or more, each once, got {', '.join(map(str, values))}")
     patients_of(options, 0)
     for arm in arms_of(options, None):
         for preset in options.presets:
@@ -137,14 +137,14 @@ def _check_source(options: Options) -> None:
         )
 
 
-def _find_same_scans(some: Iterable[Case], others: Iterable[Case]) -> list[tuple[str, str]]:
+def _find_same_scans(cases: Iterable[Case], other_cases: Iterable[Case]) -> list[tuple[str, str]]:
     """Return pairs of ids of cases with identical images; only files of equal size are read."""
     by_size: dict[int, list[Case]] = {}
-    for case in some:
+    for case in cases:
         by_size.setdefault(_count_bytes(case.image), []).append(case)
     hashes: dict[str, str] = {}
     pairs = []
-    for other in others:
+    for other in other_cases:
         for case in by_size.get(_count_bytes(other.image), ()):
             if case.id not in hashes:
                 hashes[case.id] = hash_of_source(case.image)
@@ -314,8 +314,8 @@ def patients_of(options: Options, fold: int) -> Dataset:
             )
         return dataset
     labeled = tuple(replace(c, split=None) for c in dataset.cases if c.label is not None)
-    _, held = split_patients(replace(dataset, cases=labeled), options.folds, fold, 0)
-    tested = {case.id for case in held}
+    _, held_out_cases = split_patients(replace(dataset, cases=labeled), options.folds, fold, 0)
+    tested = {case.id for case in held_out_cases}
     cases = tuple(replace(case, split="test" if case.id in tested else None) for case in labeled)
     return replace(dataset, cases=cases)
 
@@ -404,13 +404,13 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, 
     Raises:
         InputError: a case that cannot be read, or shows no body.
     """
-    known = _read_widths(output)
+    earlier = _read_widths(output)
     wanted = [case for dataset in datasets for case in dataset.cases if case.id in held_out(dataset)]
     # Cases that several datasets share are of one modality.
     channels = datasets[0].channels if datasets else CT
     modality, number = modality_of(data, channels), pose_channel_of(data, channels)
     for done, case in enumerate(wanted, start=1):
-        if case.id not in known:
+        if case.id not in earlier:
             try:
                 volume = read_volume(case.images[number], modality=modality).reoriented()
                 left, _, right, _ = body_box(find_body(volume, data, modality), volume.spacing)
@@ -418,8 +418,8 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, 
                 raise InputError(
                     f"{case.id}, a test case: {error}; repair it or remove it from the dataset"
                 ) from None
-            known[case.id] = round(right - left, 1)
-            write_json(output / SIZES_FILE, known)
+            earlier[case.id] = round(right - left, 1)
+            write_json(output / SIZES_FILE, earlier)
         progress(done, len(wanted))
 
 

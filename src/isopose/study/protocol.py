@@ -52,13 +52,13 @@ class Goal:
     points: float
     kind: Literal["gain", "no worse"]
 
-    def is_reached(self, found: Difference) -> bool:
+    def is_reached(self, difference: Difference) -> bool:
         """Return whether a difference reaches the goal; with too few patients for a test it does not."""
-        if found.p_value is None:
+        if difference.p_value is None:
             return False
         if self.kind == "no worse":
-            return 100.0 * found.low > self.points
-        return found.low > 0.0 and found.p_value < ALPHA and 100.0 * found.mean >= self.points
+            return 100.0 * difference.low > self.points
+        return difference.low > 0.0 and difference.p_value < ALPHA and 100.0 * difference.mean >= self.points
 
 
 #: The primary comparisons, and the family over which p is corrected.

@@ -94,8 +94,8 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
         "versions": versions(),
         "study": read_json(output / STUDY_FILE),
         "primary": [
-            {"goal": asdict(goal), "reached": goal.is_reached(found), **asdict(found)}
-            for goal, found in primary(results)
+            {"goal": asdict(goal), "reached": goal.is_reached(difference), **asdict(difference)}
+            for goal, difference in primary(results)
         ],
         "presets": {
             preset: {
@@ -127,8 +127,8 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                 },
                 "further": [asdict(each) for each in differences(by_arm, FURTHER_COMPARISONS)],
                 "strata": {
-                    what: [asdict(each) for each in differences(by_arm, _pair_arms(by_arm), split)]
-                    for what, split in strata_of(rolls).items()
+                    stratum: [asdict(each) for each in differences(by_arm, _pair_arms(by_arm), split)]
+                    for stratum, split in strata_of(rolls).items()
                 },
             }
             for preset, by_arm in results.items()

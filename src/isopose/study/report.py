@@ -63,11 +63,11 @@ def write_study_report(output: Path, options: Options) -> Path:
     rolls = true_rolls(open_dataset(options.dataset, options.labels).root)
     figures: dict[str, Picture] = {}
     for preset, by_arm in results.items():
-        drawn = _draw_pictures(output, preset, by_arm)
-        figures |= drawn
+        pictures = _draw_pictures(output, preset, by_arm)
+        figures |= pictures
         lengths = lengths_by_arm(options, preset, by_arm)
         twins = _note_twins(options, preset)
-        sections += _make_preset_sections(preset, by_arm, drawn, twins, lengths, rolls)
+        sections += _make_preset_sections(preset, by_arm, pictures, twins, lengths, rolls)
     for name, picture in figures.items():
         with replacing(output / "figures" / name) as path:
             path.write_bytes(picture.data)
@@ -336,8 +336,11 @@ def _collect_facts(options: Options, results: Results) -> dict[str, str]:
     for preset in results:
         steps = config_of(options, preset, ARMS[0], 0).unet.optimizer
         facts[f"U-Net steps ({preset})"] = f"{steps.epochs * steps.iterations} of {steps.batch_size} slices"
-    made = sorted({_describe_machine(run) for run in runs})
-    return facts | {"Hardware and versions": " | ".join(made), "Report written by": f"isopose {__version__}"}
+    machines = sorted({_describe_machine(run) for run in runs})
+    return facts | {
+        "Hardware and versions": " | ".join(machines),
+        "Report written by": f"isopose {__version__}",
+    }
 
 
 def _count_patients(options: Options) -> str:

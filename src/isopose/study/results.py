@@ -301,21 +301,23 @@ def _subtract(
             cases = [case for case in runs.cases if case.case in scans]
             of_seeds.append(by_patient(cases, target, metric))
         by_arm.append(of_seeds)
-    seen = [{patient for one in of_seeds for patient in one} for of_seeds in by_arm]
-    patients = sorted(seen[0] & seen[1])
+    patients_by_arm = [{patient for one in of_seeds for patient in one} for of_seeds in by_arm]
+    patients = sorted(patients_by_arm[0] & patients_by_arm[1])
     table = np.full((len(patients), len(seeds)), np.nan)
     for column, (mine, its) in enumerate(zip(*by_arm, strict=True)):
         for row, patient in enumerate(patients):
             table[row, column] = mine.get(patient, np.nan) - its.get(patient, np.nan)
-    known = np.isfinite(table).any(axis=1)
-    return table[known], len(seen[0] ^ seen[1]) + int(np.count_nonzero(~known))
+    is_complete = np.isfinite(table).any(axis=1)
+    return table[is_complete], len(patients_by_arm[0] ^ patients_by_arm[1]) + int(
+        np.count_nonzero(~is_complete)
+    )
 
 
 def _summarize(
     pair: tuple[str, str], target: str, stratum: str, unpaired: int, table: np.ndarray,
     raw: float | None, corrected: float | None,
 ) -> Difference:  # fmt: skip
-    values, found = np.nanmean(table, axis=1), bootstrap_mean(table)
+    values, interval = np.nanmean(table, axis=1), bootstrap_mean(table)
     return Difference(
         arm=pair[0],
         against=pair[1],
@@ -325,9 +327,9 @@ def _summarize(
         mean=float(values.mean()),
         median=float(np.median(values)),
         worst=float(values.min()),
-        low=found.low,
-        high=found.high,
-        detectable=detectable(found.error) if len(values) >= MIN_PAIRS else None,
+        low=interval.low,
+        high=interval.high,
+        detectable=detectable(interval.error) if len(values) >= MIN_PAIRS else None,
         better=int((values > 0).sum()),
         unpaired=unpaired,
         raw_p=raw,

@@ -260,7 +260,7 @@ def _estimate_batches(
         The seconds by ``preset/arm``; and the names of the arms whose trial failed, which are not run.
     """
     path = study.output / "estimate.json"
-    known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+    measured: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
     untried: list[str] = []
     every = add_sources(study.output, jobs)
     # The source's trial also estimates the arms that start from it: needed even for a finished source.
@@ -269,21 +269,21 @@ def _estimate_batches(
     for preset, arm in pairs:
         job = PlannedRun(preset, arm, study.options.seeds[0], 0)
         key = _name_arm(job)
-        if key in known or arm in UNTRAINED:
+        if key in measured or arm in UNTRAINED:
             continue
         # Fine-tuning takes at most the time of training from scratch; the source's model does not exist yet.
         if _find_arm(job).source and arm != SOURCE.name:
-            of_source = known.get(f"{preset}/{SOURCE.name}")
-            known |= {key: of_source} if of_source else {}
+            of_source = measured.get(f"{preset}/{SOURCE.name}")
+            measured |= {key: of_source} if of_source else {}
             continue
         study.reporter.say(f"estimating the time of {key} in a short trial")
         try:
-            known[key] = _try_briefly(study, job)
+            measured[key] = _try_briefly(study, job)
         except RunFailed as error:
             study.reporter.say(f"error: {error}, see above; continuing without this arm")
             untried.append(str(error))
-        write_json(path, known)
-    return known, untried
+        write_json(path, measured)
+    return measured, untried
 
 
 def _try_briefly(study: Study, job: PlannedRun) -> dict[str, float]:

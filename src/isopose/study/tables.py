@@ -140,10 +140,10 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     """Return an arm's scores minus another's, for each target and, where there are any, stratum."""
     strata = any(each.stratum for each in compared)
     unpaired = any(each.unpaired for each in compared)
-    others = len({each.against for each in compared}) > 1
+    several_baselines = len({each.against for each in compared}) > 1
     columns = (
         Column("Arm", text=True),
-        *((Column("Against", text=True),) * others),
+        *((Column("Against", text=True),) * several_baselines),
         Column("Target", text=True),
         *((Column("Stratum", text=True),) * strata),
         *_DIFFERENCE,
@@ -155,7 +155,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     rows = tuple(
         (
             each.arm,
-            *((each.against,) * others),
+            *((each.against,) * several_baselines),
             each.target,
             *((each.stratum,) * strata),
             *_difference_cells(each),
@@ -174,7 +174,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     return Table(caption, columns, rows, notes=notes)
 
 
-def goal_table(found: Sequence[tuple[Goal, Difference]]) -> Table:
+def goal_table(goals: Sequence[tuple[Goal, Difference]]) -> Table:
     """Return a table of the protocol's goals, and whether each was reached."""
     columns = (
         Column("Arm", text=True),
@@ -197,7 +197,7 @@ def goal_table(found: Sequence[tuple[Goal, Difference]]) -> Table:
             each.p_value,
             "yes" if goal.is_reached(each) else "no",
         )
-        for goal, each in found
+        for goal, each in goals
     )
     notes = (
         "a gain is reached if the mean difference is at least the goal, its interval lies above 0, and p is "

@@ -86,8 +86,8 @@ def changed(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: f
     out = image.clone()
     for row, seed in enumerate(seeds):
         generator = _generator(seed, 3)
-        drawn, part = torch.rand(2, generator=generator).tolist()
-        if drawn < config.random_convolutions:
+        uniform, part = torch.rand(2, generator=generator).tolist()
+        if uniform < config.random_convolutions:
             out[row] = randomly_convolved(out[row], part, generator)
     for number, (name, change) in enumerate(changes.items()):
         chosen = (draws[:, 0, number] < getattr(config, name)).nonzero()[:, 0]
@@ -116,8 +116,8 @@ def displacements(seeds: Sequence[int], part: float, shape: Sequence[int]) -> Te
     for seed in seeds:
         generator = _generator(seed, 2)
         deformed = float(torch.rand((), generator=generator)) < part
-        drawn = torch.rand(axes, *[CONTROL_POINTS] * axes, generator=generator) * 2.0 - 1.0
-        points.append(drawn * MAX_DISPLACEMENT * deformed)
+        control_displacements = torch.rand(axes, *[CONTROL_POINTS] * axes, generator=generator) * 2.0 - 1.0
+        points.append(control_displacements * MAX_DISPLACEMENT * deformed)
     controls = torch.stack(points)
     if not controls.any():
         return None
@@ -143,10 +143,10 @@ def randomly_convolved(image: Tensor, part: float, generator: torch.Generator) -
     axes = image.ndim - 1
     convolve = F.conv2d if axes == 2 else F.conv3d
     out, channels = image[:, None], [1, *[CONVOLUTION_CHANNELS] * (CONVOLUTIONS - 1), 1]
-    for layer, (few, many) in enumerate(pairwise(channels)):
+    for layer, (inputs, outputs) in enumerate(pairwise(channels)):
         side = 3 if float(torch.rand((), generator=generator)) < 0.5 else 1
-        weight = torch.randn(many, few, *[side] * axes, generator=generator).to(image)
-        bias = torch.randn(many, generator=generator).to(image)
+        weight = torch.randn(outputs, inputs, *[side] * axes, generator=generator).to(image)
+        bias = torch.randn(outputs, generator=generator).to(image)
         out = convolve(out, weight, bias, padding=side // 2)
         if layer < CONVOLUTIONS - 1:
             out = F.leaky_relu(out)

@@ -78,11 +78,11 @@ def fit(
     check_fit(config, dataset, prepared[0], source, corrections, fabric.world_size)
     context = StageContext(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
     # The other ranks use the first one's preprocessed cases; the first rank locks the folder for all.
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with fabric.rank_zero_first():
             if fabric.is_global_zero:
                 check_folder(folder, resume)
-                held.enter_context(only_writer(output_folder(folder)))
+                stack.enter_context(only_writer(output_folder(folder)))
             resume = resume or not fabric.is_global_zero
             claim_folder(folder, dataset, config, training, validation, resume, source, corrections)
             if resume and (folder / "model.json").exists():

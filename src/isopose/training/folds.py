@@ -103,10 +103,10 @@ def fit_folds(
     if _left(folder, config):
         # Processes started at the same time wait here, and then find the store.
         with only_writer(folder / "work", wait=True):
-            given = source.fingerprint if source else None
+            source_fingerprint = source.fingerprint if source else None
             preprocess(
-                store, (everyone, none), dataset.labels, config.data, channels=dataset.channels, given=given,
-                workers=workers, reporter=reporter,
+                store, (everyone, none), dataset.labels, config.data, channels=dataset.channels,
+                given=source_fingerprint, workers=workers, reporter=reporter,
             )  # fmt: skip
     while left := _left(folder, config):
         for fold in left:

@@ -70,13 +70,15 @@ class SegmentationObjective(nn.Module):
         native = self.config.unet.loss_space == "native"
         targets = []
         for labels, matrices, mirror, *moved in each_stack(batch.labels, theta, in_mirror, *shift):
-            shown = one_hot(labels, self.classes)
+            one_hot_labels = one_hot(labels, self.classes)
             ignored = (labels == IGNORED)[:, None].float() if self.partial and not native else None
             if self.config.mirrored:
-                chosen = mirror.reshape(-1, *[1] * (shown.ndim - 1))
-                shown = torch.where(chosen, shown[:, self.partners], shown)
+                chosen = mirror.reshape(-1, *[1] * (one_hot_labels.ndim - 1))
+                one_hot_labels = torch.where(chosen, one_hot_labels[:, self.partners], one_hot_labels)
             size = self.config.unet_shape
-            targets.append(shown if native else warped_target(shown, matrices, size, ignored, *moved))
+            targets.append(
+                one_hot_labels if native else warped_target(one_hot_labels, matrices, size, ignored, *moved)
+            )
         target, crop = torch.cat(targets), self._cut(batch, theta, *shift)
         if self.augmented:
             airs = self.networks[0].airs

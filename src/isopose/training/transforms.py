@@ -44,8 +44,8 @@ def slices_of_scan(
 ) -> SlicePoses:
     """Return the independent poses of some rows of one scan."""
 
-    def read(some: np.ndarray) -> tuple[Tensor, Tensor]:
-        batch = slices.read(some).to(device)
+    def read(batch_rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        batch = slices.read(batch_rows).to(device)
         return batch.image, batch.mask
 
     size = batch_of(slices)
