@@ -24,15 +24,15 @@ class Failed:
 
     Args:
         why: the reason in one line.
-        ours: the program or the machine is to blame, not the input.
+        internal: the program or the machine is to blame, not the input.
     """
 
     why: str
-    ours: bool = False
+    internal: bool = False
 
     def error(self) -> IsoposeError:
         """Return the exception for callers that need the item."""
-        return IsoposeError(self.why) if self.ours else InputError(self.why)
+        return IsoposeError(self.why) if self.internal else InputError(self.why)
 
 
 def line_of(error: Exception) -> IsoposeError:

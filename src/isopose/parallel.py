@@ -98,7 +98,7 @@ def together(failed: Sequence[Failed], total: int) -> IsoposeError:
         f"{len(failed)} of {total} cases cannot be used, the first: {failed[0].why}; fix them or take them "
         "out of the dataset"
     )
-    return Failed(why, any(one.ours for one in failed)).error()
+    return Failed(why, any(one.internal for one in failed)).error()
 
 
 def attempts(
@@ -165,9 +165,9 @@ def _in_processes(
                 except BrokenProcessPool:
                     broken = True
                     if one_at_a_time:
-                        results[number] = Failed(f"{name(items[number])}: {_WORKER_DIED}", ours=True)
+                        results[number] = Failed(f"{name(items[number])}: {_WORKER_DIED}", internal=True)
                 except Exception as error:  # the result or exception cannot be pickled
-                    results[number] = Failed(f"{name(items[number])}: {failure_of(error)}", ours=True)
+                    results[number] = Failed(f"{name(items[number])}: {failure_of(error)}", internal=True)
                 while following in results:
                     yield results.pop(following)
                     following += 1

@@ -51,13 +51,14 @@ class Homogenizer:
 
     Args:
         model: folder of a trained model whose poses and reference are used; None: the package's.
-        per: one pose for a ``volume``, ``smooth`` along it, each ``slice``'s own, or ``tilted``: one for a
-            volume in three dimensions.
+        per: ``volume``, one pose for a scan; ``smooth``, a pose that varies smoothly along it; ``slice``, a
+            pose of its own for each slice; or ``tilted``, one pose in three dimensions.
         size: pixels along a side of the reference's frame.
-        crop: return only the model's crop, one for a scan.
-        reference: whose pose and size images get: ``child`` or ``adult``, shipped, or the path of a scan or
-            of a model's folder; None: the model's, without a model the child.
-        scale_z: scale the distances of slices as the slices are, in the header alone.
+        crop: return only the model's crop, the same for all slices of a scan.
+        reference: patient to whose pose and size images are brought: ``child`` or ``adult``, which are
+            shipped, or the path of a scan or of a model's folder; None: the model's, without a model the
+            child.
+        scale_z: scale the distance of the slices by the in-plane factor, in the header only.
         modality: of the images, ``ct`` or ``mr``; ``auto``: the model's, without a model ``ct``.
         plane: in which the slices were acquired, ``axial``, ``coronal`` or ``sagittal``; None: the model's,
             without a model axial.
@@ -68,9 +69,9 @@ class Homogenizer:
 
     Example:
         >>> homogenizer = Homogenizer(size=256)
-        >>> upright = homogenizer.transform("scan.nii.gz")  # doctest: +SKIP
-        >>> answer = segment(upright.image)  # doctest: +SKIP
-        >>> homogenizer.inverse_transform(answer, upright)  # doctest: +SKIP
+        >>> homogenized = homogenizer.transform("scan.nii.gz")  # doctest: +SKIP
+        >>> labels = segment(homogenized.image)  # doctest: +SKIP
+        >>> homogenizer.inverse_transform(labels, homogenized)  # doctest: +SKIP
     """
 
     def __init__(
@@ -127,8 +128,8 @@ class Homogenizer:
             y: not used.
 
         Raises:
-            InputError: no image, an image without a body, or a homogenizer whose reference is fixed: one that
-                was named, or that of a trained model.
+            InputError: no image, an image without a body, or a homogenizer that has a reference already:
+                a named one, or that of a trained model.
         """
         if self.model is not None:
             raise InputError("fit: a trained model has its own reference; leave model out")
@@ -152,7 +153,7 @@ class Homogenizer:
         Args:
             image: CT in HU, or MR, any size, spacing and orientation.
             labels: whole numbers from 0 to 255 on the image's grid.
-            mask: the body on the image's grid, every value except 0; None: it is found automatically.
+            mask: on the image's grid, every value except 0 is body; None: the body is found automatically.
 
         Raises:
             InputError: no body, values that are not finite, labels or mask on another grid.
@@ -178,7 +179,7 @@ class Homogenizer:
         )
 
     def fit_transform(self, images: Iterable[Image], y: object = None) -> list[Homogenized]:
-        """:meth:`fit`, then :meth:`transform` of each."""
+        """Choose the reference among images with :meth:`fit`, and return :meth:`transform` of each image."""
         images = list(images)
         self.fit(images, y)
         return [self.transform(image) for image in images]

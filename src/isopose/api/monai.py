@@ -36,13 +36,14 @@ class ReferencePose(InvertibleTransform):
 
     Args:
         model: folder of a trained model whose poses and reference are used; None: the package's.
-        per: one pose for a ``volume``, ``smooth`` along it, each ``slice``'s own, or ``tilted``: one for a
-            volume in three dimensions.
+        per: ``volume``, one pose for a scan; ``smooth``, a pose that varies smoothly along it; ``slice``, a
+            pose of its own for each slice; or ``tilted``, one pose in three dimensions.
         size: pixels along a side of the reference's frame.
-        crop: return only the model's crop, one for a scan.
-        reference: whose pose and size images get: ``child`` or ``adult``, shipped, or the path of a scan or
-            of a model's folder; None: the model's, without a model the child.
-        scale_z: scale the distances of slices as the slices are, in the affine alone.
+        crop: return only the model's crop, the same for all slices of a scan.
+        reference: patient to whose pose and size images are brought: ``child`` or ``adult``, which are
+            shipped, or the path of a scan or of a model's folder; None: the model's, without a model the
+            child.
+        scale_z: scale the distance of the slices by the in-plane factor, in the affine only.
 
     Raises:
         InputError: no such model or reference, settings out of bounds, or a crop without a model that has

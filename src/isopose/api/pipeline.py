@@ -22,7 +22,7 @@ class Result:
         probabilities: images by class (background and all labels), of the same type; empty unless requested.
         volumes_ml: volume of each label and union, ml.
         warnings: one line each.
-        removed_ml: what was removed of each label that has a rule for cleaning up, ml.
+        removed_ml: volume that cleaning up removed from each label with a rule, ml.
     """
 
     labels: Any

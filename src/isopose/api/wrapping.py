@@ -18,7 +18,7 @@ from isopose.isolation import named
 
 logger = logging.getLogger("isopose")
 
-#: In place of a file's name in messages.
+#: Stands for a file's name in messages.
 _RETURNED = Path("what the function returned")
 
 #: What a segmenter returns: a label map, or the probability of each class by its name.
@@ -42,8 +42,8 @@ def wrap(
 
     Returns:
         A function of an image that returns the result on the image's own grid, as images of the type that
-        ``function`` returned. Probabilities of ``background``, last in the dictionary, are the mass missing
-        to 1.
+        ``function`` returned. In a dictionary ``background`` is added last: its probability is 1 minus the
+        sum of the others.
 
     Raises:
         InputError: options together with a homogenizer, or invalid options. The returned function raises it
@@ -98,6 +98,7 @@ def _restore_classes(answer: Mapping[str, Image], homogenized: Homogenized) -> d
 
 
 def _probability(name: str, volume: Volume) -> Volume:
+    """Return a class's probability as float32 after checking its range."""
     low, high = float(volume.array.min()), float(volume.array.max())
     # Written so that NaN is refused.
     if not (low >= -PROBABILITY_TOLERANCE and high <= 1.0 + PROBABILITY_TOLERANCE):

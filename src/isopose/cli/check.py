@@ -64,7 +64,7 @@ def check(
                 planes=planes,
             )
         fingerprint, ignored = _fingerprint(opened, data, problems, workers)
-    # Also for Ctrl-C: problems found so far are reported before the error.
+    # BaseException, so that problems found so far are reported after Ctrl-C too.
     except BaseException as error:
         stop_error = error
     broken = {problem.case for problem in problems if problem.severity == "error"}
@@ -93,7 +93,7 @@ def check(
             typer.echo(f"{name:<32} {value}")
         if ignored:
             percent, slices, total = 100 * ignored["voxels"], ignored["slices"], ignored["of_slices"]
-            typer.echo(f"{'ignored':<32} {percent:.1f} % of the voxels, {slices} of {total} slices wholly")
+            typer.echo(f"{'ignored':<32} {percent:.1f} % of the voxels, {slices} of {total} slices entirely")
         if stop_error is None or broken:
             typer.echo(
                 f"{len(broken)} of {len(opened.cases)} cases cannot be used" if broken else "no errors"
@@ -105,7 +105,7 @@ def check(
 
 
 def _planes(planes: "Counter[str]", data: "DataConfig") -> str:
-    """Return the planes of the scans as text, with the setting that they need."""
+    """Return how many scans have slices in each plane, as text, and the setting for another plane."""
     counts = {plane: count for plane, count in planes.items() if plane != "any"}
     parts = [f"{plane} in {count} scans" for plane, count in sorted(counts.items())]
     if planes["any"]:
@@ -118,6 +118,7 @@ def _planes(planes: "Counter[str]", data: "DataConfig") -> str:
 
 
 def _describe_stop(error: BaseException) -> str:
+    """Return in one line why the check ended early."""
     from isopose.isolation import line_of
 
     return str(line_of(error)) if isinstance(error, Exception) else "stopped by a signal"

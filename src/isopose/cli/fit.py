@@ -69,7 +69,7 @@ def fit(
     from isopose.progress import Terminal
 
     if folds not in (None, "all"):
-        raise InputError(f"--folds: expected all, got {folds!r}; --set train.folds=N says how many there are")
+        raise InputError(f"--folds: expected all, got {folds!r}; --set train.folds=N sets their number")
     if folds is not None and fold is not None:
         raise InputError(
             f"--folds all trains a model of each fold, --fold {fold} a single model; give one of them"
@@ -140,7 +140,7 @@ def _fit_folds(
     track: Sequence[str],
     common: dict[str, Any],
 ) -> None:
-    """Train all folds, and the last process of those that do it scores them."""
+    """Train all folds and cross-validate; of several processes, the last one to finish scores the folds."""
     from isopose.errors import BusyError
     from isopose.evaluation.crossvalidation import cross_validate
     from isopose.report.tables import markdown
@@ -155,7 +155,7 @@ def _fit_folds(
     try:
         evaluation = cross_validate(dataset, model, config, workers=common["workers"], reporter=reporter)
     except BusyError:
-        reporter.say(f"{model}: another process scores the folds")
+        reporter.say(f"{model}: another process is scoring the folds")
         return
     typer.echo(markdown(evaluation))
     typer.echo(f"model: {model}")

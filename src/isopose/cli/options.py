@@ -106,7 +106,14 @@ Setting = Annotated[list[str] | None, typer.Option("--set", help="section.key=va
 
 
 def parse_labels(items: list[str] | None, option: str = "--label") -> dict[str, int] | None:
-    """Return label values by name from ``--label NAME=VALUE``."""
+    """Parse ``--label NAME=VALUE``, repeated.
+
+    Returns:
+        Value by name; None if the option was not used.
+
+    Raises:
+        InputError: another format, or a name that occurs twice.
+    """
     if not items:
         return None
     labels: dict[str, int] = {}
@@ -134,19 +141,23 @@ def local_path(text: str) -> Path:
 
 
 def comma_separated(text: str) -> list[str]:
-    """Return the names of a comma-separated list."""
+    """Split a comma-separated list; empty entries are dropped."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def parse_whole(option: str, text: str) -> int:
-    """Return the whole number given for ``option``."""
+    """Parse a whole number; ``option`` is named in the InputError for any other text."""
     if not text.isdecimal():
         raise InputError(f"{option}: expected whole numbers, e.g. 0,1, got {text!r}")
     return int(text)
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of ``6h``, ``90m`` or ``1h30m``."""
+    """Parse ``--budget``: return the seconds of ``6h``, ``90m`` or ``1h30m``.
+
+    Raises:
+        InputError: another format, or no time.
+    """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?", text.replace(" ", ""))
     parts = zip(match.groups(), (3600.0, 60.0), strict=True) if match else ()
     seconds = sum(float(part) * unit for part, unit in parts if part)

@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 #: Folder in the output for the state of the run.
 STATE_FOLDER = "cohort"
-#: Seconds between two files of finished scans, and between two lines of progress.
+#: Seconds between two lists of finished scans, and between two lines of progress.
 FLUSH_SECONDS, REPORT_SECONDS = 10.0, 5.0
 
 
@@ -47,7 +47,7 @@ class CohortWork(Protocol[Item, R]):
         """Return the scan's file or folder, and its label file and body mask if there are any."""
 
     def with_paths(self, item: Item, paths: list[Path]) -> Item:
-        """Return the item with other paths to its sources."""
+        """Return the item with other paths to its sources, in the order of :meth:`sources`."""
 
     def record(self, item: Item) -> str:
         """Return the relative path of the record, the file that is written last."""
@@ -171,9 +171,7 @@ def run_cohort(
     for result in results.values():
         _report(reporter, work, result)
     if earlier:
-        reporter.say(
-            f"{len(earlier)} of {len(items)} are there already, made from the same scans and settings"
-        )
+        reporter.say(f"{len(earlier)} of {len(items)} are done already, with the same scans and settings")
     token = _write_run_file(cohort, len(items))
     pending = [number for number in range(len(items)) if number not in results]
     tasks = [_Task(items[number], sources[number]) for number in pending]
@@ -224,6 +222,7 @@ def _write_run_file(cohort: Cohort, scans: int) -> str:
 
 
 def _report(reporter: Reporter, work: CohortWork[Item, R], outcome: Outcome[R]) -> None:
+    """Report the problem or the warnings of an outcome."""
     if outcome.problem is not None:
         reporter.say(f"  error: {outcome.problem}")
     for warning in () if outcome.record is None else work.warnings(outcome.record):
@@ -231,6 +230,7 @@ def _report(reporter: Reporter, work: CohortWork[Item, R], outcome: Outcome[R]) 
 
 
 def _fail(name: str, why: str) -> Outcome[R]:
+    """Return the outcome of a scan that failed."""
     return Outcome(name, None, f"{name}: {why}")
 
 
@@ -262,7 +262,13 @@ def _read_record(work: CohortWork[Item, R], path: Path) -> R | None:
 
 @dataclass
 class Ledger:
-    """Files that list finished scans, in the order of their names; the last entry of each scan counts."""
+    """The lists of finished scans, ``done-*.jsonl``, in order of time; the last entry of a scan counts.
+
+    Args:
+        folder: where the lists are written.
+        fresh: stamp by name of the scans that are not written yet.
+        flushed: when the last list was written, in seconds of the monotonic clock.
+    """
 
     folder: Place
     fresh: dict[str, str] = field(default_factory=dict)
@@ -372,7 +378,11 @@ class SetUp:
 
 
 def _fetch_published(work: CohortWork[Item, R], item: Item, output: Place, root: Path) -> dict[str, str]:
-    """Copy the published results of a scan to a folder; return their hashes by relative path."""
+    """Copy the published results of a scan to a folder, so that complete ones are not made again.
+
+    Returns:
+        Hashes of the results by relative path; empty without a record.
+    """
     record = work.record(item)
     content = output.read([record]).get(record)
     if content is None:
@@ -387,6 +397,7 @@ def _fetch_published(work: CohortWork[Item, R], item: Item, output: Place, root:
 
 
 def _hash_files(root: Path) -> dict[str, str]:
+    """Return the SHA-256 of all files below a folder by relative path."""
     return hashes(root, (path for path in sorted(root.rglob("*")) if path.is_file()))
 
 

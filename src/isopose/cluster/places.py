@@ -106,6 +106,7 @@ class Place:
 
     @contextmanager
     def _reach(self) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+        """Yield the file system and the path in it; errors of the storage become IsoposeErrors."""
         try:
             # Other machines write here too, so a cached listing would be wrong.
             system, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
@@ -232,6 +233,7 @@ def local_path_of(origin: Place, names: Sequence[str], target: Path) -> Path:
 
 
 def _make_stamp(info: dict[str, Any]) -> str:
+    """Return a hash of a file's size and of its version or time, as fsspec reports them."""
     marks = (info.get(key) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"))
     stamp = next((str(value) for value in marks if value is not None), "")
     return hashlib.sha256(f"{info.get('size')} {stamp}".encode()).hexdigest()[:16]

@@ -23,7 +23,7 @@ from isopose.version import __version__
 Item = TypeVar("Item")
 R = TypeVar("R")
 
-#: Attempts for each item. One dead worker may have another cause; three make the item the likely cause.
+#: Attempts for each item: if three workers die with the same item, the item is the likely cause.
 MAX_TRIES = 3
 #: Consecutive failed items after which the run ends: the cause is then likely the machines or the storage.
 MAX_FAILED_ITEMS = 20
@@ -107,6 +107,8 @@ class Pool:
 
 
 class _Run(Generic[Item, R]):
+    """State of one :meth:`Pool.run`: items that wait, workers that start, work or are idle, and failures."""
+
     def __init__(
         self,
         pool: Pool,
@@ -152,6 +154,11 @@ class _Run(Generic[Item, R]):
                 ray.kill(actor)
 
     def _start_workers(self) -> None:
+        """Start as many workers as there are items and free machines.
+
+        Raises:
+            IsoposeError: no machine has had room for a worker for :data:`WORKER_TIMEOUT` seconds.
+        """
         capacity = self.pool.capacity()
         if self.busy or self.idle:
             self.last_alive = time.monotonic()
@@ -166,6 +173,11 @@ class _Run(Generic[Item, R]):
             self.starting[actor.ready.remote()] = actor
 
     def _on_started(self, ref: Any) -> None:
+        """Add a worker that is set up to the idle ones.
+
+        Raises:
+            IsoposeError: the set-up raised it, or too many workers in a row died.
+        """
         import ray
         from ray.exceptions import RayError
 
@@ -184,6 +196,11 @@ class _Run(Generic[Item, R]):
         self.idle.append(actor)
 
     def _on_answer(self, ref: Any) -> Iterator[tuple[int, R | Failed]]:
+        """Yield the result of an item; queue the item again if its worker failed and attempts are left.
+
+        Raises:
+            IsoposeError: too many items in a row failed, or the item's own :class:`RunError`.
+        """
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -215,7 +232,7 @@ class _Run(Generic[Item, R]):
                     f"the last {MAX_FAILED_ITEMS} items all failed {MAX_TRIES} times, the last one: {why}; "
                     "fix that, and give the same command again to continue"
                 ) from None
-            yield number, Failed(f"{why}, {MAX_TRIES} times{hint}", ours=True)
+            yield number, Failed(f"{why}, {MAX_TRIES} times{hint}", internal=True)
             return
         self.given_up = 0
         self.idle.append(actor)
@@ -285,6 +302,11 @@ def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
 
 
 def _connect(address: str) -> None:
+    """Connect to a cluster, or start a local one, and restore the handlers of signals.
+
+    Raises:
+        InputError: there is no cluster at the address.
+    """
     import ray
 
     main = threading.current_thread() is threading.main_thread()

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from isopose.cluster.cases import mirror_of_masks
+from isopose.cluster.cases import JsonRecords, mirror_of_masks
 from isopose.cluster.cohort import Cohort, locked, run_cohort
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
@@ -20,7 +20,7 @@ from isopose.io.masks import mask_path
 from isopose.io.results.formats import check_formats
 from isopose.io.scans import Scan, check_output_apart, find_scans
 from isopose.models.folder import Model, for_prediction, load_model, with_precision
-from isopose.outputs import Outcome, earlier_record, listed
+from isopose.outputs import Outcome
 from isopose.progress import Reporter, Silent
 
 #: Entries of a record that grow with the number of slices.
@@ -28,7 +28,7 @@ _PER_SLICE_KEYS = ("slices",)
 
 
 @dataclass
-class PredictWork:
+class PredictWork(JsonRecords):
     """See :class:`~isopose.cluster.cohort.CohortWork`."""
 
     packed: PackedModel
@@ -56,13 +56,6 @@ class PredictWork:
     def record(self, item: Scan) -> str:
         return record_name(item.name)
 
-    def read(self, path: Path) -> dict[str, Any] | None:
-        record = earlier_record(path)
-        return record if record is not None and isinstance(record.get("warnings"), list) else None
-
-    def files(self, item: Scan, record: dict[str, Any]) -> set[str]:
-        return listed(record)
-
     def work(self, item: Scan, root: Path) -> Outcome[dict[str, Any]]:
         assert self.model is not None, "opened"
         check_formats(item.path, self.formats)
@@ -79,9 +72,6 @@ class PredictWork:
 
     def without_slices(self, record: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in record.items() if key not in _PER_SLICE_KEYS}
-
-    def warnings(self, record: dict[str, Any]) -> list[str]:
-        return [*record["warnings"]]
 
 
 def predict_on_cluster(

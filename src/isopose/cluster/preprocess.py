@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from isopose.cluster.cases import case_with_paths, mirror_of_masks, sources_of
+from isopose.cluster.cases import CaseItems, case_with_paths, mirror_of_masks, sources_of
 from isopose.cluster.cohort import Cohort, StampedSource, locked, run_cohort
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import Pool, cluster
@@ -30,7 +30,7 @@ from isopose.training.preprocessing import fingerprint_path
 
 
 @dataclass
-class PreprocessWork:
+class PreprocessWork(CaseItems):
     """See :class:`~isopose.cluster.cohort.CohortWork`."""
 
     fingerprint: Fingerprint
@@ -39,15 +39,6 @@ class PreprocessWork:
 
     def open(self) -> None:
         """Do nothing: preprocessing needs no model."""
-
-    def name(self, item: Case) -> str:
-        return item.id
-
-    def sources(self, item: Case) -> list[Path]:
-        return sources_of(item)
-
-    def with_paths(self, item: Case, paths: list[Path]) -> Case:
-        return case_with_paths(item, paths)
 
     def record(self, item: Case) -> str:
         return f"cases/{folder_name(item.id)}/record.json"
@@ -163,15 +154,15 @@ def _measure_fingerprint(
     sources: dict[int, list[StampedSource]] = {}
     failed: list[Failed] = []
 
-    def fail(number: int, why: str, *, is_bug: bool) -> None:
-        failed.append(Failed(f"{training[number].id}: {why}", is_bug))
+    def fail(number: int, why: str, *, internal: bool) -> None:
+        failed.append(Failed(f"{training[number].id}: {why}", internal))
         reporter.say(f"  error: {failed[-1].why}")
 
     for number, case in enumerate(training):
         try:
             sources[number] = cohort.sources(sources_of(case))
         except Exception as error:
-            fail(number, str(failure_of(error)), ours=True)
+            fail(number, str(failure_of(error)), internal=True)
     if all(mirror.place.local is not None for mirror in mirrors):
         name = fingerprint_path(Path(), tuple(training), labels, config, channels).name
     else:
@@ -190,7 +181,7 @@ def _measure_fingerprint(
         answers = pool.run(_Measure(labels, config, channels), tasks, reporter.say)
         for done, (task, answer) in enumerate(answers, start=1):
             if isinstance(answer, Failed):
-                fail(numbers[task], answer.why, ours=answer.ours)
+                fail(numbers[task], answer.why, internal=answer.internal)
             else:
                 facts[numbers[task]] = answer
             progress(done, len(tasks))

@@ -19,7 +19,7 @@ from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, 
 from isopose.files import composed, hash_of, sha256
 from isopose.geometry.volume import Volume
 from isopose.io.datasets import Dataset, open_dataset
-from isopose.io.endings import ending
+from isopose.io.endings import ending, stem
 from isopose.io.images import read_labels
 from isopose.io.layouts.table import MAX_AGE_YEARS
 from isopose.isolation import Failed, failure_of
@@ -216,10 +216,9 @@ def label_maps(folder: Path) -> dict[str, Path]:
         raise InputError(f"{folder}: expected a folder of label maps, found none")
     maps: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        kind = ending(path)
-        if not kind or path.name.startswith("."):
+        if not ending(path) or path.name.startswith("."):
             continue
-        case = composed(path.name[: -len(kind)])
+        case = composed(stem(path))
         if case in maps:
             raise InputError(
                 f"{case}: two label maps, {maps[case].name} and {path.name}, in {folder}; keep one"
@@ -305,8 +304,7 @@ def _other_names(pairs: Sequence[_Pair], labels: Labels) -> list[str]:
     scored = {value: name for name, value in labels.values.items()}
     cases: dict[tuple[str, str], list[str]] = {}
     for pair in pairs:
-        stem = pair.prediction.name[: -len(ending(pair.prediction))]
-        record = earlier_record(pair.prediction.parent / f"{stem}.json") or {}
+        record = earlier_record(pair.prediction.parent / f"{stem(pair.prediction)}.json") or {}
         recorded = record.get("labels")
         for label, value in recorded.items() if isinstance(recorded, dict) else ():
             wanted = scored.get(value) if isinstance(value, int) else None

@@ -1,4 +1,4 @@
-"""The blur that a shrinking warp needs first, since sampling alone aliases."""
+"""The Gaussian prefilter of a shrinking warp, since sampling alone aliases."""
 
 import math
 from functools import reduce
@@ -40,7 +40,7 @@ def pixels_per_step(input_from_output: Tensor, input_size: tuple[int, ...], size
 
 
 def prefilter_sigmas(matrix: Tensor, input_size: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-    """Return how wide images are blurred before they are resampled, along x, y (and z).
+    """Return the sigmas of the Gaussian prefilter along x, y (and z).
 
     Args:
         matrix: ``(N, 3, 3)`` or ``(N, 4, 4)``, normalized output to normalized input coordinates.
@@ -94,8 +94,8 @@ def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
 def _blur_by_shifts(image: Tensor, kernels: Tensor, dim: int) -> Tensor:
     """Blur ``(N, C, H, W)`` along a dimension as a sum of shifted images, on a CPU.
 
-    A plane stays in the processor's cache meanwhile. A convolution of one channel takes ten times as long.
-    It takes one thread: several would wait for each other in steps as short as these on a busy machine.
+    Each plane stays in the processor's cache; a convolution of one channel takes ten times as long. Runs on
+    one thread: the steps are so short that on a busy machine several threads would mostly wait.
 
     Args:
         image: the images; no gradient is kept.

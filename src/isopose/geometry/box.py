@@ -85,7 +85,7 @@ def _half_and_center(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def filled_fraction(mask: Tensor) -> Tensor:
-    """Return the part ``(N,)`` of its bounding box that each mask ``(N, 1, H, W)`` fills.
+    """Return the fraction ``(N,)`` of its bounding box that each mask ``(N, 1, H, W)`` fills.
 
     A rectangle fills all of it, an ellipse pi / 4, an empty mask nothing.
     """
@@ -102,8 +102,8 @@ def box_of_mask(mask: Tensor, *, margin: float = 0.0) -> tuple[Tensor, Tensor]:
         margin: added on each side, as a fraction of the box's longer side in plane, and along z of its depth.
 
     Returns:
-        Boxes ``(N, 4)`` or ``(N, 6)``, the whole frame where a mask is empty, and ``(N,)`` booleans: which
-        masks are not empty.
+        Boxes ``(N, 4)`` or ``(N, 6)``, the whole frame where a mask is empty; and booleans ``(N,)``, whether
+        a mask is not empty.
     """
     inside = mask != 0
     has_box = inside.flatten(1).any(dim=1)

@@ -76,14 +76,18 @@ def moments(mask: Tensor) -> Moments:
 
 
 def shrunk_angle(elongation: Tensor, angle: Tensor) -> Tensor:
-    """Shrink the angle of an axis toward upright where the outline is nearly round, so that noise dominates.
+    """Shrink the angle of an axis toward 0 where the outline is nearly round and noise dominates the angle.
 
-    A change of shape of relative size s turns the axis of second moments with elongation e by about s / (2
-    e). The result is the posterior mean under that noise and a Gaussian prior of the roll (:data:`ROLL_SD`).
+    A change of shape of relative size s rotates the axis of second moments with elongation e by about
+    s / (2 e). The result is the posterior mean under that noise and a Gaussian prior of the roll
+    (:data:`ROLL_SD`).
 
     Args:
         elongation: ``(N,)``, see :class:`Moments`.
-        angle: ``(N,)`` radians.
+        angle: ``(N,)`` of the axis, radians.
+
+    Returns:
+        ``(N,)`` radians.
     """
     noise = SHAPE_SD / (2.0 * elongation.clamp(min=1e-6))
     return angle * ROLL_SD**2 / (ROLL_SD**2 + noise.square())

@@ -1,4 +1,4 @@
-"""Parts of an output: slabs of a volume one by one, or the window that a part of the input reaches."""
+"""Resample a volume slab by slab, or find the window of the output that a part of the input reaches."""
 
 import math
 from collections.abc import Iterator
@@ -41,7 +41,13 @@ def warp_slabs(
 
 
 def whole_from_slab(first: int, last: int, depth: int) -> Tensor:
-    """Return the ``(4, 4)`` matrix from a slab's normalized coordinates to the whole stack's."""
+    """Return the ``(4, 4)`` matrix from a slab's normalized coordinates to the whole stack's.
+
+    Args:
+        first: index of the slab's first slice.
+        last: index after its last slice.
+        depth: number of slices of the stack.
+    """
     matrix = torch.eye(4)
     matrix[2, 2], matrix[2, 3] = (last - first) / depth, (first + last) / depth - 1.0
     return matrix

@@ -21,8 +21,8 @@ PEDESTAL = 0.5
 #: Pixels along a side on which symmetry is computed, and shifts in pixels by which the axis may miss the
 #: centroid.
 SIZE, SHIFTS = 96, (-4, -2, 0, 2, 4)
-#: Steps to either side that are tried, and a step in radians; between them the peak is interpolated by a
-#: parabola.
+#: Number of tried angles on each side of 0, and the angle between two of them in radians. The peak is
+#: interpolated by a parabola.
 ANGLE_STEPS, ANGLE_STEP = 15, math.radians(3)
 
 

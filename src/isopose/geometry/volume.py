@@ -16,7 +16,7 @@ from isopose.errors import InputError
 PixelWindow = tuple[slice, slice]
 #: Largest deviation from orthogonality (cosine) that counts as rounding in a header.
 SHEAR_TOLERANCE = 1e-3
-#: Of index axes x, y and z, the axes of an array.
+#: Axes of an array ``(..., z, y, x)`` that belong to the index axes x, y and z.
 _ARRAY_AXES = (-1, -2, -3)
 #: Where index axes x, y and z of a stack of slices point, as columns of LPS. Each is right-handed, so that no
 #: view is a mirror image.

@@ -59,7 +59,7 @@ def warp(
     with torch.autocast(image.device.type, enabled=False):
         axes = len(size)
         matrix = input_from_output.to(dtype).expand(image.shape[0], axes + 1, axes + 1)
-        # Without fill, two passes over the images less.
+        # Skipping a fill of 0 saves two passes over the images.
         source = image.to(dtype) - fill if fill else image.to(dtype)
         if prefilter and mode != "nearest":
             source = blur(source, prefilter_sigmas(matrix.detach(), tuple(source.shape[2:]), size))

@@ -22,7 +22,7 @@ from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE_FORMATS, re
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.inference.files import as_file
-from isopose.io.endings import ending
+from isopose.io.endings import stem
 from isopose.io.images import on_image_grid, read_labels, read_volume, write_image, write_labels
 from isopose.io.scans import is_image
 from isopose.isolation import Failed, failure_of, named
@@ -170,13 +170,13 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
         raise InputError(f"{predictions}: no such file or folder")
     folders = [predictions, predictions / PROBABILITIES]
     files = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
-    stems = (path.stem for path in (homogenized / FOLDER).glob("*.json") if path.name[0] != ".")
-    cases = {composed(stem): stem for stem in stems}
+    case_names = (path.stem for path in (homogenized / FOLDER).glob("*.json") if path.name[0] != ".")
+    cases = {composed(name): name for name in case_names}
     labels: dict[str, list[Path]] = {}
     classes: dict[str, dict[str, Path]] = {}
     unassigned = []
     for path in [predictions] if predictions.is_file() else filter(is_image, files):
-        name = composed(path.name[: len(path.name) - len(ending(path))])
+        name = composed(stem(path))
         case = max((c for c in cases if name == c or name.startswith(f"{c}_")), key=len, default=None)
         if case is None:
             unassigned.append(path)

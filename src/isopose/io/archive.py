@@ -1,4 +1,4 @@
-"""Unpack a ZIP archive of a DICOM series for as long as it is read."""
+"""Unpack a ZIP archive of a DICOM series to a temporary folder while it is read."""
 
 import contextlib
 import errno
@@ -20,9 +20,9 @@ from isopose.io.endings import ending
 from isopose.io.limits import VARIABLE, largest_bytes
 
 _CHUNK = 1 << 20
-#: The flag of a member whose content is encrypted.
+#: Bit of a member's flags that marks its content as encrypted.
 _ENCRYPTED_FLAG = 1
-#: In UTF-8; systems take no longer names.
+#: Maximum length of a path's component and of a whole path, in bytes of UTF-8; longer ones are replaced.
 _MAX_PART_BYTES, _MAX_NAME_BYTES = 200, 800
 
 
@@ -35,10 +35,10 @@ def is_archive(path: Path) -> bool:
 def unpacked(path: Path) -> Iterator[Path]:
     """Unpack an archive into a temporary folder, which is removed at the end of the block.
 
-    Every member is written below the folder whatever its name is. Links become links that lead nowhere. The
-    sizes listed in the archive's directory are summed up before anything is written, and no member may exceed
-    its listed size. Hidden members and files added by an operating system (``__MACOSX``, ``Thumbs.db``) are
-    skipped, as in a folder.
+    Every member is written below the folder, whatever its name is. Symbolic links are replaced by broken
+    ones, so that no file outside the folder can be read. The sizes listed in the archive's directory are
+    summed up before anything is written, and no member may exceed its listed size. Hidden members and files
+    added by an operating system (``__MACOSX``, ``Thumbs.db``) are skipped, as in a folder.
 
     Yields:
         The folder.
@@ -79,7 +79,11 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str]:
-    """Write the members; return the original name of each file that had to be renamed, by its new name."""
+    """Write the members below a folder.
+
+    Returns:
+        The original name of each file that had to be renamed, by its new path relative to the folder.
+    """
     members = [member for member in archive.infolist() if _is_relevant(member.filename)]
     if any(member.flag_bits & _ENCRYPTED_FLAG for member in members):
         raise InputError(f"{path}: is encrypted; unpack it yourself and give the folder")
@@ -90,7 +94,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
         excess = f"{total / 2**30:.1f} GB, more than " + (
             f"the {free / 2**30:.1f} GB that are free in {folder.parent}"
             if free < largest
-            else f"the {largest / 2**30:g} GB that are taken from one ({VARIABLE} sets another limit)"
+            else f"the limit of {largest / 2**30:g} GB ({VARIABLE} sets another one)"
         )
         raise InputError(f"{path}: unpacks to {excess}; unpack it yourself and give the folder")
     renamed = {}
@@ -102,7 +106,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
             renamed[place], target = member.filename, folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
         if stat.S_ISLNK(member.external_attr >> 16):
-            # Reading the series then reports it if a slice is missing.
+            # A link to itself: reading the series reports it as a missing slice.
             target.symlink_to(target)
             continue
         with archive.open(member) as source, open(target, "wb") as file:

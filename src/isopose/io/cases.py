@@ -103,11 +103,11 @@ def check_one_channel(dataset: Dataset, command: str) -> None:
     """Refuse a dataset with several channels.
 
     Args:
-        dataset: to be used.
-        command: that takes one channel, for the message.
+        dataset: the user's dataset.
+        command: name of the command or option that supports one channel only, for the message.
 
     Raises:
-        InputError: it has several.
+        InputError: the dataset has several channels.
     """
     if len(dataset.channels) > 1:
         raise InputError(
@@ -131,6 +131,7 @@ def path_inside(root: Path, listed: object, where: Path) -> Path:
 
 
 def _check_id(root: Path, name: str) -> None:
+    """Raise an InputError for a case id that cannot be a file name on every system."""
     is_odd = not name or name[0] in ".-~ " or name[-1] in ". " or len(name) > _MAX_ID_LENGTH
     if is_odd or _UNSAFE_CHARACTERS.search(name):
         raise InputError(

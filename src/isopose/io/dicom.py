@@ -18,7 +18,7 @@ from isopose.io.dicom_stack import lps_from_index_of, series_prefix, sorted_fram
 from isopose.io.endings import ending
 from isopose.io.header import check_grid, checked_volume
 
-#: Share by which a file may be smaller or larger than all slices and still be taken for a damaged one.
+#: A file that is smaller than all slices, or larger, by at most this fraction may be a damaged slice.
 _SIZE_TOLERANCE = 0.1
 #: Possible voxel types, from the narrowest to the widest.
 _TYPES = (np.int16, np.int32, np.float32)
@@ -92,7 +92,11 @@ def holds_slices(folder: Path) -> bool:
 
 
 def _select_series(path: Path, series: str | None) -> list[DicomFrame]:
-    """Return the frames of the selected series."""
+    """Return the frames of the series that a path and a series number or UID select.
+
+    Raises:
+        InputError: no series, several, or one that is incomplete.
+    """
     if path.is_file() and not is_dicomdir(path):
         return _series_of_file(path)
     frames_found, other_objects, unread = _inspect_folder(path)
@@ -158,7 +162,7 @@ def _inspect_folder(folder: Path) -> tuple[list[DicomFrame], list[NoFrame], list
     if not any(folder.iterdir()):
         raise InputError(f"{folder}: is empty, expected the files of a DICOM series, or volumes")
     files = files_in(folder, below=True)
-    # Those in folders below are most often results.
+    # Volumes in subfolders do not count: they are most often results.
     volumes = [file.name for file in files if file.parent == folder and ending(file)]
     frames, other_objects, unread = _inspect_files(files)
     if frames and volumes:
@@ -201,10 +205,11 @@ def _check_positions(path: Path, frames: list[DicomFrame], other_objects: list[N
 
 
 def _possible_slices(frames: list[DicomFrame], unread: list[Path]) -> list[Path]:
-    """Return the files that may be lost slices of a series.
+    """Return the unread files that may be slices of a series.
 
-    They lie beside its files, have the same ending or a number or nothing in its place, and have the size of
-    the slices, or are broken links or no files. Empty files must have the same ending.
+    A candidate lies in a folder of the series; has the extension of the series' files, a number in its place,
+    or none; and is about as large as a slice (:data:`_SIZE_TOLERANCE`), or is a broken link, pipe or device.
+    An empty file is a candidate only if it has the same extension.
     """
     slices = {frame.path for frame in frames}
     folders, endings = {file.parent for file in slices}, {file.suffix.lower() for file in slices}
@@ -248,18 +253,18 @@ def _check_unread(path: Path, frames: list[DicomFrame], unread: list[Path]) -> N
     where, broken = series_prefix(path, frames[0]), [file for file in unread if not file.is_file()]
     if broken:
         raise InputError(
-            f"{where} has {len(frames)} images, but broken links or no files lie beside them ({len(broken)}, "
-            f"e.g. {broken[0].name}); fetch them (git annex get, dvc pull), or remove them"
+            f"{where} has {len(frames)} images, but broken links, pipes or devices lie beside them "
+            f"({len(broken)}, e.g. {broken[0].name}); fetch them (git annex get, dvc pull), or remove them"
         )
     if unread:
         raise InputError(
-            f"{where} has {len(frames)} images, but files that could be more of them by place and size are "
-            f"not DICOM ({len(unread)}, e.g. {unread[0].name}); export the series again, or remove them"
+            f"{where} has {len(frames)} images, but files that look like further images by place and size "
+            f"are not DICOM ({len(unread)}, e.g. {unread[0].name}); export the series again, or remove them"
         )
 
 
 def _describe_others(other_objects: list[NoFrame], scouts: int = 0, broken: int = 0) -> str:
-    """Describe the objects that are not slices, by kind and by missing field.
+    """Describe what was found in place of slices, by kind and by missing field; empty if there is nothing.
 
     Args:
         other_objects: DICOM files without frames.
@@ -274,7 +279,7 @@ def _describe_others(other_objects: list[NoFrame], scouts: int = 0, broken: int 
     if scouts:
         parts.append(f"scout views left out: {scouts}")
     if broken:
-        parts.append(f"broken links or no files: {broken}")
+        parts.append(f"broken links, pipes or devices: {broken}")
     return f" ({'; '.join(parts)})" if parts else ""
 
 

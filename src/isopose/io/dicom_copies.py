@@ -10,16 +10,16 @@ from isopose.errors import InputError
 from isopose.io.dicom_frames import DicomFrame
 from isopose.io.dicom_pixels import pixels
 
-#: What the header says of a slice besides its place.
+#: Fields of the header, besides position and orientation, that copies have in common.
 _header_fields = attrgetter("size", "spacing", "modality", "gray", "unusable")
 
 
 def drop_copies(path: Path, frames: list[DicomFrame]) -> list[DicomFrame]:
-    """Keep one frame of each image of a series, from the file with the shortest name.
+    """Drop copies of files; of each image, the file with the shortest path is kept.
 
-    Files are copies where they lie at one position and are the same SOP instance, or without its UID; and
-    where their bytes are the same, or their places and their values in HU. Some anonymizers write one UID
-    into all files, so that files at different positions are different slices whatever their UIDs.
+    Two files are copies if they have the same SOP instance UID (or both none), the same positions, and either
+    the same bytes or the same geometry and rescaled values. Some anonymizers write one UID into all files, so
+    files at different positions are different slices whatever their UIDs.
 
     Raises:
         InputError: files that are one SOP instance at one position differ.

@@ -54,12 +54,12 @@ _SYSTEM_FILES, _SYSTEM_FOLDER = {"thumbs.db", "ehthumbs.db", "desktop.ini"}, "__
 
 
 def is_dicom(path: Path) -> bool:
-    """Return True if a file is DICOM by its content: with or without a preamble, or packed by gzip."""
+    """Return True if a file's content is DICOM, with or without a preamble, or gzip-compressed DICOM."""
     return path.is_file() and (read_header(path) is not None or is_gzipped_dicom(path))
 
 
 def is_gzipped_dicom(path: Path) -> bool:
-    """Return True if a file is DICOM packed by gzip, which is recognized but not read."""
+    """Return True if a file is gzip-compressed DICOM, which is recognized but not supported."""
     with open(path, "rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return False
@@ -174,8 +174,8 @@ def dicomdir_files(path: Path) -> list[Path]:
 def files_in(folder: Path, *, below: bool) -> list[Path]:
     """Return the files of a folder that may be images, sorted by name.
 
-    Hidden files, files added by operating systems and ``DICOMDIR`` are left out. Links that lead nowhere,
-    pipes and devices are included; only ``Path.is_file`` tells them apart.
+    Hidden files, files added by operating systems and ``DICOMDIR`` are left out. Broken links, pipes and
+    devices are included; ``Path.is_file`` tells them from files.
 
     Args:
         folder: where to look.

@@ -36,10 +36,10 @@ from isopose.io.quiet import quiet_pydicom
 
 #: Modalities of objects that have rows and columns but are not scans.
 _NOT_SCANS = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
-#: Those among them that some exports state for slices too.
+#: Those of them that some exporters also write into slices.
 _VAGUE_MODALITIES = {"OT", "SC"}
 _REMEDY = "copy it again or remove it"
-#: Modalities of slices, and the storage classes of CT and MR: a file's class decides if it states another.
+#: Modalities of slices, and the modality of storage classes, for files that state none of these.
 MODALITIES = {"CT", "MR", "PT", "NM"}
 _CLASSES = {
     CTImageStorage: "CT",
@@ -147,7 +147,7 @@ def frames_of(path: Path) -> list[DicomFrame]:
 def _inspect_file(path: Path) -> list[DicomFrame] | NoFrame | None:
     header = read_header(path)
     if header is None and is_gzipped_dicom(path):
-        raise InputError(f"{path}: a DICOM file packed by gzip, which is not read; unpack it (gunzip)")
+        raise InputError(f"{path}: gzip-compressed DICOM is not supported; decompress it (gunzip)")
     if header is None:
         if has_dicom_extension(path) or begins_as_dicom(path):
             raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_REMEDY}")

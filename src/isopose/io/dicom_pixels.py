@@ -35,8 +35,8 @@ from isopose.io.dicom_frames import DicomFrame
 from isopose.io.dicom_rescale import rescaled
 from isopose.io.quiet import itk_name, quiet_itk, quiet_pydicom
 
-#: Value of padding in CT; in other modalities it is 0. Padding that is as dark as
-#: air already, at most so much below, stays: scanners write air as -1024 too.
+#: Value that replaces padding in CT, in HU (0 in other modalities). Padding up to this much darker is kept,
+#: since scanners also write air as -1024.
 AIR_HU, AIR_MARGIN_HU = -1000, 24
 _UNCOMPRESSED = (
     ImplicitVRLittleEndian,

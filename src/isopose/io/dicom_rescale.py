@@ -44,6 +44,7 @@ def rescale_of(places: Iterable[Dataset], modality: str) -> tuple[tuple[float, f
 
 
 def _without(modality: str, rest: str) -> str:
+    """Return the reason why values without a slope and intercept, or without usable ones, have no unit."""
     unit = "HU" if modality == "CT" else "known"
     return f"without rescale slope and intercept{rest}, so their values are not {unit}"
 

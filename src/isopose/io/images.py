@@ -258,14 +258,19 @@ def check_exists(path: Path) -> Path:
     if not path.exists():
         raise InputError(missing_message(path))
     if not path.is_file() and not path.is_dir():  # a pipe or a device has no end, or never begins
-        raise InputError(f"{path}: expected a file or a folder, found neither; give the scan's own file")
+        raise InputError(f"{path}: is neither a file nor a folder; give the scan's own file")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; copy or export it again")
     return path
 
 
 def _open_reader(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int], np.ndarray, DTypeLike]:
-    """Return a reader that is ready to read the voxels, and shape, matrix and type as for a volume."""
+    """Open a NRRD or MetaImage file and check its header.
+
+    Returns:
+        A reader of the voxels, the array shape ``(z, y, x)``, ``lps_from_index`` ``(4, 4)`` in mm, and the
+        type of the volume's array.
+    """
     kind = ending(path)
     if kind not in _READERS:
         raise InputError(

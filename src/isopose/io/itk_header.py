@@ -63,7 +63,7 @@ _MM_UNITS = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
 def read_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]]:
-    """Return the fields of a header, which may crash ITK if it is not lines of text.
+    """Parse the text header of a NRRD or MetaImage file; ITK may crash on one that is not lines of text.
 
     Args:
         path: the file.
@@ -163,7 +163,7 @@ def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
             )
     if {"oldmin", "oldmax"} & set(fields):
         raise InputError(
-            f"{path}: its values were quantized ('old min', 'old max') and are no HU; "
+            f"{path}: its values were quantized ('old min', 'old max'), so they are not HU; "
             "export it again as int16"
         )
 
@@ -196,15 +196,15 @@ def _check_meta(path: Path, fields: dict[str, str]) -> None:
 
 
 def check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
-    """Refuse data files that do not make up a scan, with which ITK crashes or returns uninitialized voxels.
+    """Refuse lists and patterns of data files with which ITK crashes or returns uninitialized voxels.
 
     Args:
         path: the file, for the message.
         fields: of its header, see :func:`read_text_header`.
-        rest: the lines that follow a list of data files.
+        rest: the lines of a list of data files.
 
     Raises:
-        InputError: there is not one file for each slice, or no pattern of file names.
+        InputError: not one file for each slice, or an invalid pattern of file names.
     """
     if "%" in (file := fields.get("datafile", "")) and not _FILE_PATTERN.fullmatch(file.split()[0]):
         raise InputError(f"{path}: the pattern of its 'data file' cannot be read; export it as one file")

@@ -41,7 +41,16 @@ _DEFLATE_LIMIT = 1032
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """Grid and type of the values, and how they are stored; ``scaling`` is None where nothing is scaled."""
+    """Grid and type of a file's voxels, and how they are stored.
+
+    Args:
+        shape: array shape ``(z, y, x)``.
+        world_from_index: ``lps_from_index`` ``(4, 4)``, mm.
+        dtype: of the voxels after scaling.
+        stored: of the voxels in the file, with its byte order.
+        offset: byte at which the voxels begin.
+        scaling: slope and intercept; None if the values are used as stored.
+    """
 
     shape: tuple[int, int, int]
     world_from_index: np.ndarray
@@ -93,10 +102,10 @@ def is_complete(path: Path) -> bool:
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to read, unpacked.
+    """Open a file for reading, decompressed if it is gzip.
 
     Raises:
-        InputError: it cannot be read to the end; the message omits the bytes that gzip's message quotes.
+        InputError: the file is truncated or corrupt; the message omits the bytes that gzip's message quotes.
     """
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -106,7 +115,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
     except (OSError, EOFError, zlib.error) as error:
         why = str(error)
         if isinstance(error, gzip.BadGzipFile) and why.startswith("Not a gzipped file"):
-            why = "bytes that are not gzip's follow its packed data"
+            why = "bytes that are not gzip's follow its compressed data"
         raise InputError(f"{path}: truncated or corrupt ({why}); copy or download it again") from None
 
 
@@ -230,6 +239,11 @@ def _check_extensions(path: Path, file: IO[bytes], start: int, end: int, order: 
 
 
 def _read_voxels(path: Path, file: IO[bytes], layout: _Layout) -> np.ndarray:
+    """Return the voxels ``(z, y, x)`` as stored, after reading the file to its end to verify the checksum.
+
+    Raises:
+        EOFError: fewer bytes than the header announces, or far more.
+    """
     size = math.prod(layout.shape) * layout.stored.itemsize
     if layout.offset + size > path.stat().st_size * _DEFLATE_LIMIT:
         raise EOFError(f"the header promises {size} bytes of voxels")

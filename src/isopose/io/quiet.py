@@ -15,7 +15,8 @@ import SimpleITK as sitk
 
 from isopose.errors import InputError
 
-#: Bytes of a scan's name: results add a label's name, an ending and a prefix while they are written.
+#: Maximum length of a scan's name in bytes; names of results add a label, an extension and, while they are
+#: written, a prefix.
 MAX_NAME_BYTES = 200
 _STDERR_LOCK = threading.RLock()
 #: Source locations and names in messages of ITK, GDCM, MetaIO and NrrdIO.

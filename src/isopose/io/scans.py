@@ -21,8 +21,8 @@ class Scan:
     """One scan to predict, with the name of its results.
 
     Args:
-        name: of its results.
-        path: its image; with several channels that of the first.
+        name: name of its results.
+        path: its image; with several channels, the image of the first.
         series: number or instance UID, for DICOM that holds several series.
         further: images of the channels after the first.
         mask: file of the body's mask, in place of the automatic one.

@@ -5,7 +5,7 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import as_stored
 from isopose.io.cases import SPLITS, Case, Dataset, dataset_of
-from isopose.io.endings import ending
+from isopose.io.endings import stem
 from isopose.io.layouts.table import parse_age, read_table
 from isopose.labels import Labels
 
@@ -29,7 +29,7 @@ def open_manifest(path: Path, labels: Labels | None) -> Dataset:
         if not row["image"]:
             raise InputError(f"{path}: line {line} has no image; remove the line or fill it in")
         image = as_stored(path.parent / row["image"])
-        name = row["case"] or image.name[: len(image.name) - len(ending(image))]
+        name = row["case"] or stem(image)
         split = row["split"].lower() or None
         if split not in (None, *SPLITS):
             raise InputError(

@@ -10,7 +10,7 @@ from isopose.io.cases import Case, Dataset, dataset_of, path_inside
 from isopose.io.endings import READABLE
 from isopose.labels import IGNORE, Labels
 
-#: What a file is found by: its case, or its channel's number.
+#: Key of a file: the case, or the channel number.
 Key = TypeVar("Key", str, int)
 
 
@@ -79,7 +79,7 @@ def region_labels(where: Path, content: dict[str, Any]) -> Labels:
 
     Raises:
         InputError: the object is invalid, has impossible values or an "ignore" that is not the highest, or
-            regions whose ``regions_class_order`` is missing or does not give their values back.
+            regions whose ``regions_class_order`` is missing or does not reproduce their values.
     """
     described = content["labels"]
     if not isinstance(described, dict):
@@ -93,7 +93,9 @@ def region_labels(where: Path, content: dict[str, Any]) -> Labels:
                 f"{where}: label {name!r} has value {value!r}, expected a whole number or a list"
             )
         if name == IGNORE and isinstance(value, list):
-            raise InputError(f"{where}: 'ignore' has value {value!r}, expected one whole number, no region")
+            raise InputError(
+                f"{where}: 'ignore' has value {value!r}, expected one whole number, not a region"
+            )
         if set(listed) == {0} and name != IGNORE:
             continue
         if 0 in listed and len(listed) > 1:
@@ -125,7 +127,7 @@ def _class_order(where: Path, content: dict[str, Any], names: list[str]) -> dict
         names: of the labels and regions, in the order of ``labels``, without background.
 
     Raises:
-        InputError: it is no list of whole numbers, one for each region.
+        InputError: it is not a list of whole numbers, one for each region.
     """
     order = content.get("regions_class_order")
     whole = isinstance(order, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in order)
@@ -168,7 +170,9 @@ def _cases_in_folders(
 
 def _add(files: dict[Key, Path], key: Key, path: Path) -> None:
     if key in files:
-        raise InputError(f"{path}: another file beside it has the name {composed(path.name)!r} too; keep one")
+        raise InputError(
+            f"{path}: another file in its folder is also named {composed(path.name)!r}; keep one"
+        )
     files[key] = path
 
 

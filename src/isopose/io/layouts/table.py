@@ -7,7 +7,7 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import read_text
 
-#: Highest age in years that is taken.
+#: Highest age that is accepted.
 MAX_AGE_YEARS = 120
 
 
@@ -20,8 +20,8 @@ def read_table(
     lines are skipped, and columns that are neither required nor optional are ignored. Cells are stripped.
 
     Raises:
-        InputError: the file is unreadable or not UTF-8, a required column is missing, a known column is there
-            twice, or a row is longer than the header.
+        InputError: the file is unreadable or not UTF-8, a required column is missing, a required or optional
+            column occurs twice, or a row is longer than the header.
     """
     try:
         lines = read_text(path, "a CSV table in UTF-8").splitlines()
@@ -37,7 +37,7 @@ def read_table(
     names = (*required, *optional)
     for name in names:
         if header.count(name) > 1:
-            raise InputError(f"{path}: the column {name!r} is there twice; remove one")
+            raise InputError(f"{path}: has the column {name!r} twice; remove one")
     table = []
     for line, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):

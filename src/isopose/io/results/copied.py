@@ -18,7 +18,7 @@ from isopose.io.quiet import quiet_pydicom
 
 #: UTF-8: label names and the patient's name may be in different scripts.
 CHARACTER_SET = "ISO_IR 192"
-#: Elements that the standard requires, possibly empty.
+#: Elements of type 2: the standard requires them, possibly with an empty value.
 TYPE_2 = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
@@ -49,7 +49,7 @@ PATIENT_AND_STUDY = (
     *("ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription"),
     *("LongitudinalTemporalOffsetFromEvent", "LongitudinalTemporalEventType"),
 )
-#: Elements of the source images that a segmentation repeats.
+#: Elements about lossy compression, which a segmentation repeats from the source images.
 COMPRESSION = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 #: Values that the standard allows for these elements.
 _ENUMERATED = {
@@ -67,13 +67,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_IN_LINES = re.compile(r"[^\t\n\f\r -~\xa0-\U0010ffff]")
 #: Replacement character of bytes that are invalid in the character set.
 _REPLACEMENT_CHARACTER = "\ufffd"
-#: Parts of a person's name in one of its three groups, and one of those that a date must have.
+#: Maximum number of parts of a person's name in each of its three groups.
 _NAME_PARTS = 5
 _UID = re.compile(r"[0-9.]{1,64}")
 
 
 def copy_valid(header: Dataset, names: Iterable[str]) -> tuple[Dataset, list[str]]:
-    """Copy the valid ones of some elements of a header, in UTF-8.
+    """Copy those of some elements of a header that are valid, in UTF-8.
 
     An element is valid if the standard allows its value: length, characters, number of values, existing
     calendar dates, and text in the character set that the header names. An invalid sequence is left out as a

@@ -98,6 +98,7 @@ def _evidence(source: Source) -> list[Dataset]:
 def _measurement_group(
     number: int, meaning: Meaning, volume_ml: float, segments: Dataset, source: Source
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    """Return the report's item with the volume of one segment, numbered from 1."""
     described = segments.SegmentSequence[number - 1]
     sites = []
     if meaning.organ is not None:

@@ -100,7 +100,7 @@ def _slices(source: Source, volume: Volume) -> list[Dataset]:
 
 
 def _numbers(values: Iterable[float]) -> list[DSfloat]:
-    """Return numbers as text of at most 16 characters."""
+    """Return numbers as decimal strings (DS), which may have at most 16 characters."""
     return [DSfloat(float(value), auto_format=True) for value in values]
 
 

@@ -108,6 +108,7 @@ def _contours(source: Source, mask: np.ndarray, world_from_index: np.ndarray) ->
 
 
 def _referenced_frame(source: Source) -> Dataset:
+    """Return the item that refers to the frame of reference, the study and the images of the series."""
     series = Dataset()
     series.SeriesInstanceUID = source.series
     series.ContourImageSequence = Items(source.instances())
