@@ -115,7 +115,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
     remove([*folder.rglob(f".*.partial.{'*' if name is None else glob.escape(name)}")])
 
 
-def begun(
+def earlier_mark(
     folder: Path, mark: Path, parameters: Mapping[str, Any], *, within: str | None = None, other: str
 ) -> dict[str, Any] | None:
     """Return the contents of an earlier run's mark, or None if there is no mark.
@@ -155,7 +155,7 @@ def claim(
     """Check that a folder may take a run's results: absent, empty, or begun with the same parameters.
 
     Args:
-        folder, mark, parameters, within, other: as for :func:`begun`.
+        folder, mark, parameters, within, other: as for :func:`earlier_mark`.
         strange: how a folder that holds something else is described in the message.
 
     Returns:
@@ -164,7 +164,7 @@ def claim(
     Raises:
         InputError: the folder was begun with other parameters or holds something else.
     """
-    recorded = begun(folder, mark, parameters, within=within, other=other)
+    recorded = earlier_mark(folder, mark, parameters, within=within, other=other)
     if recorded is None and folder.is_dir():
         # The mark's folder may exist without the mark if a run was killed before it wrote the mark.
         mark_entry = mark.relative_to(folder).parts[0]

@@ -86,11 +86,11 @@ def all_of(
         if say:
             say(f"  error: {result.why}")
     if failed:
-        raise together(failed, len(items))
+        raise joint_failure(failed, len(items))
     return results
 
 
-def together(failed: Sequence[Failed], total: int) -> IsoposeError:
+def joint_failure(failed: Sequence[Failed], total: int) -> IsoposeError:
     """Return one error for all failed items of ``total``."""
     if len(failed) == 1:
         return failed[0].error()

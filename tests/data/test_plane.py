@@ -12,11 +12,11 @@ from isopose.data.modality import with_poses_of
 from isopose.data.plane import (
     DIRECTIONS,
     EXTENT_NAMES,
-    carried,
     check_plane,
+    mask_in_plane,
     outline_warnings,
-    outlines,
     plane_of,
+    pose_outline,
     position_mm,
 )
 from isopose.errors import InputError
@@ -73,7 +73,7 @@ def test_a_mask_of_the_axial_view_is_carried_to_the_slices() -> None:
     planes: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
     for plane in planes:
         np.testing.assert_array_equal(
-            carried(marked.reoriented().array, volume, plane), marked.reoriented(plane).array
+            mask_in_plane(marked.reoriented().array, volume, plane), marked.reoriented(plane).array
         )
 
 
@@ -81,11 +81,11 @@ def test_all_slices_have_the_outline_of_where_the_body_is_thick() -> None:
     body = np.zeros((8, 6, 12), bool)
     body[1:7, :, 3:9] = True
     body[3, :, 1:11] = True  # thin to both sides, as arms
-    seen = outlines(body, "coronal")
+    seen = pose_outline(body, "coronal")
     assert not seen[[0, 7]].any()
     for z in range(1, 7):
         np.testing.assert_array_equal(seen[z].any(axis=0), [False] * 3 + [True] * 6 + [False] * 3)
-    assert outlines(body, "axial") is body
+    assert pose_outline(body, "axial") is body
 
 
 def test_a_body_that_the_edges_cut_is_doubted() -> None:

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from scipy.special import ive
 from scipy.stats import vonmises
 
-from isopose.scan.prior import CORRECT_WITHIN, TURNED_SD, WIDE_SD, ScanRoll, log_i0, mass_within, scan_roll
+from isopose.scan.prior import (
+    CORRECT_WITHIN,
+    TURNED_SD,
+    WIDE_SD,
+    ScanRoll,
+    log_i0,
+    probability_within,
+    scan_roll,
+)
 from isopose.settings import PoseConfig
 
 CONFIG = PoseConfig()
@@ -70,7 +78,7 @@ def test_a_roll_that_is_believed_is_what_the_slices_show(degrees: float) -> None
 def test_the_normal_distribution_stands_for_that_of_angles() -> None:
     for concentration, offset in ((WIDE_SD**-2, 0.3), (30.0, -0.1), (800.0, 0.05)):
         expected = np.diff(vonmises.cdf([-CORRECT_WITHIN, CORRECT_WITHIN], concentration, loc=offset))[0]
-        found = mass_within(torch.tensor([offset]), torch.tensor([concentration]))
+        found = probability_within(torch.tensor([offset]), torch.tensor([concentration]))
         assert float(found) == pytest.approx(expected, abs=0.01)
 
 

@@ -728,7 +728,7 @@ def test_a_dataset_labeled_in_part_trains_and_no_voxel_is_predicted_to_ignore(sp
     cases = open_store(next(path.parent for path in store.rglob("store.json"))).cases
     slices = Slices(cases)
     assert all(case.record.undrawn == (0, 2, 5) for case in cases)
-    assert sorted(set(slices.known().rows[:, 1])) == [1, 3, 4]
+    assert sorted(set(slices.annotated().rows[:, 1])) == [1, 3, 4]
     assert set(np.unique(cases[0].read([0])[2])) == {255}
     scan = Scan("one", sparse / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
     (outcome,) = predict_scans(model, [scan], tmp_path / "out", probabilities=False, reporter=Silent())

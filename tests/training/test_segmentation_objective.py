@@ -36,7 +36,7 @@ from isopose.labels import IGNORED, Labels
 from isopose.models.pipeline import Networks
 from isopose.models.restore import restore
 from isopose.presets import load_config
-from isopose.training.crop_augmentation import changed, displacements, seeds_of
+from isopose.training.crop_augmentation import augmented_intensities, displacements, seeds_of
 from isopose.training.losses import one_hot, segmentation_loss
 from isopose.training.objectives import CropObjective, PoseObjective, noise_size
 from isopose.training.segmentation import POSE_JITTER, SegmentationObjective, patient_dice, warped_target
@@ -332,7 +332,7 @@ def test_the_augmented_loss_is_that_of_the_changed_crop_and_the_deformed_target(
     goal = warped_target(one_hot(batch.labels, 4), theta, (SIZE, SIZE), displacement=moved)
     expected = 0.0
     for level, logits in enumerate(
-        copy.deepcopy(objective.unet)(changed(crop, seeds, settings.intensity, AIR), deep=True)
+        copy.deepcopy(objective.unet)(augmented_intensities(crop, seeds, settings.intensity, AIR), deep=True)
     ):
         expected += (
             0.5**level

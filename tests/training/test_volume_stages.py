@@ -18,7 +18,7 @@ from isopose.training import losses as losses_module
 from isopose.training.losses import one_hot
 from isopose.training.objectives import CropObjective, noise_size
 from isopose.training.segmentation import SegmentationObjective
-from isopose.training.targets import crop_targets, homogenizing
+from isopose.training.targets import crop_targets, homogenizing_matrix
 
 SIDE, DEPTH = 64, 10
 #: The stack is 0.8 frames deep: slices are longer than pixels by a factor of 5.
@@ -61,7 +61,7 @@ def case(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def targets_of(networks: Networks, samples: VolumeBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    return crop_targets(samples.labels, homogenizing(networks, samples), networks.config.crop)
+    return crop_targets(samples.labels, homogenizing_matrix(networks, samples), networks.config.crop)
 
 
 def batch(*poses: torch.Tensor) -> VolumeBatch:

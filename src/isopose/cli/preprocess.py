@@ -52,14 +52,14 @@ def preprocess(
         fail_if(outcome.problem for outcome in outcomes)
         typer.echo(f"store: {place}")
         return
-    from isopose.data.splits import measured, split
+    from isopose.data.splits import measured_cases, split
     from isopose.io.datasets import open_dataset
     from isopose.io.masks import with_masks
 
     mask_folder = None if masks is None else local_path(masks)
     opened = with_masks(open_dataset(local_path(dataset), parse_labels(label)), mask_folder)
     # Split before slow imports, so that too few patients for the folds are reported at once.
-    cases = measured(*split(opened, loaded.train), loaded.train)
+    cases = measured_cases(*split(opened, loaded.train), loaded.train)
     from isopose.training.preprocessing import preprocess as run
 
     prepared_store, _ = run(

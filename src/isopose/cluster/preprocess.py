@@ -13,7 +13,7 @@ from isopose.cluster.pool import Pool, cluster
 from isopose.config import Config
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
 from isopose.data.record import Record, read_stored_record
-from isopose.data.splits import measured, split
+from isopose.data.splits import measured_cases, split
 from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
 from isopose.files import hash_of
@@ -23,7 +23,7 @@ from isopose.io.masks import with_masks
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
 from isopose.outputs import Outcome
-from isopose.parallel import together
+from isopose.parallel import joint_failure
 from isopose.progress import Reporter
 from isopose.settings import DataConfig
 from isopose.training.preprocessing import fingerprint_path
@@ -120,7 +120,7 @@ def preprocess_on_cluster(
         mask_mirror = mirror_of_masks(masks, Path(below))
         opened = with_masks(opened, mask_mirror.folder if mask_mirror else None)
         mirrors = [mirror, *([mask_mirror] if mask_mirror else [])]
-        training, validation = measured(*split(opened, config.train), config.train)
+        training, validation = measured_cases(*split(opened, config.train), config.train)
         unlabeled = next((case.id for case in (*training, *validation) if case.label is None), None)
         if unlabeled is not None:
             raise InputError(f"{unlabeled}: expected a label file for a training case, got none")
@@ -186,7 +186,7 @@ def _measure_fingerprint(
                 facts[numbers[task]] = answer
             progress(done, len(tasks))
     if failed:
-        raise together(failed, len(training))
+        raise joint_failure(failed, len(training))
     fingerprint = reduce_facts([facts[n] for n in range(len(training))], labels, config, channels)
     (store / name).write_json(fingerprint.to_json())
     return fingerprint

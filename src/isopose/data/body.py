@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from scipy.spatial import ConvexHull
 
 from isopose import scratch
-from isopose.data.morphology import dilated, eroded, met, opened
-from isopose.data.runs import Runs, mapped, merged, parts_of
+from isopose.data.morphology import dilated, eroded, grow_until_meeting, opened
+from isopose.data.runs import Runs, map_masks, merge, slice_chunks
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -64,7 +64,7 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
     """
     threshold = _threshold(volume.array, threshold_hu)
     size, pixel = working_grid(volume)
-    dense = (coarse(volume.array[part], size) > threshold for part in parts_of(volume.array.shape))
+    dense = (coarse(volume.array[part], size) > threshold for part in slice_chunks(volume.array.shape))
     tissue = Runs.of(dense, (len(volume.array), *size))
     if not len(tissue.starts):
         raise InputError(f"no body found above {threshold_hu:g} HU; is it a CT in Hounsfield units?")
@@ -166,7 +166,7 @@ def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK_FRA
     if not len(body.starts):
         return body
     wall = _opened(tissue, max(1, thin // 3))
-    air = mapped(lambda whole, dense: whole & ~dense, filled(_largest(wall)), tissue)
+    air = map_masks(lambda whole, dense: whole & ~dense, filled(_largest(wall)), tissue)
     trunk = _without_arms(body, pixel, neck)
     nearby = _steps(NEARBY_FRACTION * diameter, distance)
     # If both lungs were lost under a thin chest wall, the rest is a small part of the body with its gas.
@@ -174,7 +174,7 @@ def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK_FRA
     lost_lungs = trunk.areas < MIN_TRUNK_AREA * whole.areas
     if lost_lungs.any():
         again = _without_arms(whole, pixel, neck)
-        trunk = merged(trunk.only(~lost_lungs[trunk.slices]), again.only(lost_lungs[again.slices]))
+        trunk = merge(trunk.only(~lost_lungs[trunk.slices]), again.only(lost_lungs[again.slices]))
     return _with_gas(filled(_opened(trunk, thin)), air, wall, thin, nearby)
 
 
@@ -187,12 +187,12 @@ def _without_arms(body: Runs, pixel: float, part: float) -> Runs:
         part: half the neck's width as a part of the body's diameter.
     """
     neck = _steps(part * _diameter(body, pixel), pixel)
-    core = mapped(partial(eroded, steps=neck), body)
+    core = map_masks(partial(eroded, steps=neck), body)
     if not len(core.starts):
         return body
     # An opening takes 0.41 of the radius off a square corner; further steps restore it.
     steps = neck + round(0.4 * neck) + 1
-    return mapped(partial(met, steps=steps), _kept(core), core, body)
+    return map_masks(partial(grow_until_meeting, steps=steps), _kept(core), core, body)
 
 
 def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Runs:
@@ -200,7 +200,7 @@ def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Run
     gas = _gas(trunk, air, nearby)
     if not len(gas.starts):
         return trunk
-    together = mapped(
+    together = map_masks(
         lambda trunk, gas, wall: trunk | dilated(gas, 2 * thin + 2, within=gas | wall),
         *(trunk, gas, wall),
     )
@@ -214,11 +214,11 @@ def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
     whole front with it, within the trunk of one of the ``nearby`` slices on each side. Air between back and
     table lies in neither.
     """
-    gas = mapped(lambda air, trunk: air & ~trunk, air, trunk)
+    gas = map_masks(lambda air, trunk: air & ~trunk, air, trunk)
     if not len(gas.starts):
         return gas
     slices, within = gas.slices, np.zeros(len(gas.starts))
-    for part in parts_of(trunk.shape):
+    for part in slice_chunks(trunk.shape):
         first, last = np.searchsorted(slices, (part.start, part.stop))
         if first == last:
             continue
@@ -267,7 +267,7 @@ def _kept(core: Runs) -> Runs:
 
 def _opened(runs: Runs, steps: int) -> Runs:
     """Remove what is at most twice ``steps`` wide, slice by slice."""
-    return mapped(partial(opened, steps=steps), runs)
+    return map_masks(partial(opened, steps=steps), runs)
 
 
 def _largest(runs: Runs) -> Runs:
@@ -280,7 +280,7 @@ def _largest(runs: Runs) -> Runs:
 
 def filled(runs: Runs) -> Runs:
     """Fill holes slice by slice, including those that the image's border closes."""
-    return mapped(_filled_slices, runs)
+    return map_masks(_filled_slices, runs)
 
 
 def _filled_slices(mask: np.ndarray) -> np.ndarray:
@@ -361,7 +361,7 @@ def fine(
         _between(*axis) for axis in zip(shape[1:], size, (rows, columns), strict=True)
     )
     (left, right), share = pairs_x.T.contiguous(), shares_x[:, 1]
-    for part in parts_of(shape) if len(pairs_y) and len(pairs_x) else ():
+    for part in slice_chunks(shape) if len(pairs_y) and len(pairs_x) else ():
         for level, target in zip(torch.from_numpy(level_of(part)), out[part, y, x], strict=True):
             wide = torch.lerp(level.index_select(1, left), level.index_select(1, right), share)
             finer = F.embedding_bag(pairs_y, wide, mode="sum", per_sample_weights=shares_y)

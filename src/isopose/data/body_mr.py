@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from isopose.data.body import coarse, filled, fine, trunk_in, working_grid
 from isopose.data.morphology import dilated, eroded
-from isopose.data.runs import Runs, parts_of
+from isopose.data.runs import Runs, slice_chunks
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 
@@ -67,7 +67,7 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
         InputError: all values are the same, or nothing but thin structures is brighter than the noise.
     """
     size, pixel = working_grid(volume)
-    parts = parts_of(volume.array.shape)
+    parts = slice_chunks(volume.array.shape)
     level = np.concatenate([coarse(volume.array[part], size) for part in parts])
     level -= min(float(level.min()), 0.0)
     # Noise does not become less by pixels finer than the scan's.

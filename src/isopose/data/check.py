@@ -15,8 +15,8 @@ from isopose.data.doubts import check_values, scan_warnings
 from isopose.data.drawn import undrawn_warning
 from isopose.data.modality import modality_of
 from isopose.data.normalization import pose_channel_of
-from isopose.data.plane import carried, check_plane, outline_warnings, plane_of
-from isopose.data.preprocess import trunk
+from isopose.data.plane import check_plane, mask_in_plane, outline_warnings, plane_of
+from isopose.data.preprocess import find_trunk
 from isopose.data.splits import check_sides
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -146,8 +146,8 @@ def _inspect(
                 check_values(reoriented, modality, config.plane)
                 change = image.reorientation()
                 own_mask = None if case.mask is None else change.apply(read_mask(case.mask, image))
-                body, body_mm = trunk(reoriented, config, modality, own_mask)
-                shape_warnings = outline_warnings(carried(body, image, config.plane), config.plane)
+                body, body_mm = find_trunk(reoriented, config, modality, own_mask)
+                shape_warnings = outline_warnings(mask_in_plane(body, image, config.plane), config.plane)
             except InputError as error:
                 errors.append(f"image: {error}")
         for message in errors:

@@ -32,7 +32,7 @@ from isopose.data.normalization import (
     scale_of_scan,
     scaling_of,
 )
-from isopose.data.plane import DIRECTIONS, EXTENT_NAMES, carried
+from isopose.data.plane import DIRECTIONS, EXTENT_NAMES, mask_in_plane
 from isopose.data.tissue import Tissue, UsualTissue, tissue_of, usual_tissue
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -226,7 +226,7 @@ def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequenc
     classes = classes_of(stored.reoriented(config.plane).array, labels, config.undrawn)
     body = find_body(reoriented, config, modality) if own_mask is None else own_mask
     tissue = tissue_of(reoriented, body) if modality == "ct" else None
-    body, volume = carried(body, volume, config.plane), volume.reoriented(config.plane)
+    body, volume = mask_in_plane(body, volume, config.plane), volume.reoriented(config.plane)
     x0, y0, x1, y1 = body_box(body, volume.spacing)
     marked = structures(classes)
     milliliter = float(np.prod(volume.spacing)) / 1000.0
@@ -270,9 +270,9 @@ def reduce_facts(
     return Fingerprint(
         cases=len(facts),
         patients=len({f.patient for f in facts}),
-        spacing_median=_three(np.median(spacing, axis=0)),
-        spacing_min=_three(spacing.min(axis=0)),
-        spacing_max=_three(spacing.max(axis=0)),
+        spacing_median=_triple(np.median(spacing, axis=0)),
+        spacing_min=_triple(spacing.min(axis=0)),
+        spacing_max=_triple(spacing.max(axis=0)),
         slices_median=float(np.median(slices)),
         slices_min=int(slices.min()),
         slices_max=int(slices.max()),
@@ -282,8 +282,8 @@ def reduce_facts(
                 zip(channels, normalizations_of(config, channels), strict=True)
             )
         ),
-        body_median_mm=_two(np.median(body, axis=0)),
-        body_max_mm=_two(body.max(axis=0)),
+        body_median_mm=_pair(np.median(body, axis=0)),
+        body_max_mm=_pair(body.max(axis=0)),
         fov_mm=float(body.max() * (1.0 + FRAME_MARGIN)),
         labels=tuple(_label(name, index, facts) for index, name in enumerate(labels.names)),
         tissue=usual_tissue(tissues) if tissues else None,
@@ -320,11 +320,11 @@ def _label(name: str, index: int, facts: Sequence[CaseFacts]) -> LabelFacts:
     )
 
 
-def _two(values: np.ndarray) -> tuple[float, float]:
+def _pair(values: np.ndarray) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def _three(values: np.ndarray) -> tuple[float, float, float]:
+def _triple(values: np.ndarray) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])
 
 

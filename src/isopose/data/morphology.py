@@ -33,7 +33,7 @@ def opened(mask: np.ndarray, steps: int) -> np.ndarray:
     return dilated(eroded(mask, steps), steps + 1, within=mask)
 
 
-def met(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> np.ndarray:
+def grow_until_meeting(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> np.ndarray:
     """Grow ``kept`` and the other cores within a body until they meet in the neck between them.
 
     Args:

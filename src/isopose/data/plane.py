@@ -64,7 +64,7 @@ def check_plane(volume: Volume, expected: Plane) -> None:
         )
 
 
-def carried(mask: np.ndarray, volume: Volume, plane: Plane) -> np.ndarray:
+def mask_in_plane(mask: np.ndarray, volume: Volume, plane: Plane) -> np.ndarray:
     """Return a mask of a scan's axial view in the view of another plane.
 
     Args:
@@ -81,7 +81,7 @@ def carried(mask: np.ndarray, volume: Volume, plane: Plane) -> np.ndarray:
     return np.ascontiguousarray(volume.reorientation(plane).apply(stored))
 
 
-def outlines(body: np.ndarray, plane: Plane) -> np.ndarray:
+def pose_outline(body: np.ndarray, plane: Plane) -> np.ndarray:
     """Return the outline from which the pose of each slice is taken.
 
     In axial slices it is the slice's own. In a coronal or sagittal one the slice's own depends on where it

@@ -25,9 +25,9 @@ from isopose.data.drawn import classes_of, structures, undrawn_warning
 from isopose.data.fingerprint import FRAME_MARGIN, Fingerprint
 from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import ByScan, Channel, Scale, pose_channel_of
-from isopose.data.plane import carried, outline_warnings, outlines
+from isopose.data.plane import mask_in_plane, outline_warnings, pose_outline
 from isopose.data.resample import CACHED_VOXELS, chunks, warped, warped_labels
-from isopose.data.tissue import UsualTissue, tissue_of, unlike
+from isopose.data.tissue import UsualTissue, composition_warnings, tissue_of
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
@@ -45,7 +45,7 @@ class Prepared:
     Args:
         images: ``(C, z, N, N)`` float32, the channels, clipped and z-scored.
         mask: ``(z, N, N)`` booleans, the trunk; of coronal and sagittal slices the outline of all, see
-            :func:`isopose.data.plane.outlines`.
+            :func:`isopose.data.plane.pose_outline`.
         labels: ``(z, N, N)`` uint8 class indices, :data:`isopose.labels.IGNORED` where not annotated; None
             without labels.
         frame: the square in the plane of the reoriented volume, mm.
@@ -131,7 +131,7 @@ def prepare(
     prepared = prepare_as(
         volume,
         fingerprint.channels[pose_channel].scale,
-        usual_fov(fingerprint, config),
+        common_fov(fingerprint, config),
         config,
         tissue=fingerprint.tissue,
         channels=list(zip(volumes, fingerprint.channels, strict=True)),
@@ -190,9 +190,9 @@ def prepare_as(
     check_extent(lps)
     check_values(lps, modality, plane)
     own_mask = None if body is None else volume.reorientation().apply(body)
-    body, body_mm = trunk(lps, config, modality, own_mask)
-    composition = () if tissue is None else tuple(unlike(tissue_of(lps, body), tissue))
-    stack, body = volume.reoriented(plane), carried(body, volume, plane)
+    body, body_mm = find_trunk(lps, config, modality, own_mask)
+    composition = () if tissue is None else tuple(composition_warnings(tissue_of(lps, body), tissue))
+    stack, body = volume.reoriented(plane), mask_in_plane(body, volume, plane)
     spacing = (float(stack.spacing[0]), float(stack.spacing[1]), float(stack.spacing[2]))
     frame, frame_warnings = frame_of(body, stack.spacing, fov_mm, config.size)
     warnings = (
@@ -214,7 +214,7 @@ def prepare_as(
     images = scratch.zeros((len(image_scales), len(body), *size), np.float32)
     for out, (one, of_scan, of_channel) in zip(images, image_scales, strict=True):
         _normalize_into(out, one.reoriented(plane).array, of_scan, of_channel, matrix)
-    mask, visible = scratch.zeros(images.shape[1:], bool), outlines(body, plane)
+    mask, visible = scratch.zeros(images.shape[1:], bool), pose_outline(body, plane)
     for part in chunks(body.shape, size):
         mask[part] = warped(visible[part], matrix, size, 0.0, "bilinear") >= 0.5
     silhouette = None
@@ -286,7 +286,7 @@ def _normalize_into(
         np.clip(slices, low, high, out=out[part])
 
 
-def trunk(
+def find_trunk(
     volume: Volume, config: DataConfig, modality: Modality, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """Return the body's mask ``(z, y, x)`` and the sides ``(x, y)`` in mm of its in-plane box.
@@ -330,7 +330,7 @@ def frame_of(
     return Frame(((x0 + x1) / 2.0, (y0 + y1) / 2.0), fov, size), warnings
 
 
-def usual_fov(fingerprint: Fingerprint, config: DataConfig) -> float:
+def common_fov(fingerprint: Fingerprint, config: DataConfig) -> float:
     """Return the side in mm of the frame that is used for all bodies that fit into it."""
     if config.pixel_mm is None:
         return fingerprint.fov_mm

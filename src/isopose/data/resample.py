@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from isopose import scratch
-from isopose.data.runs import CHUNK, parts_of
+from isopose.data.runs import CHUNK, slice_chunks
 from isopose.geometry.parts import reachable_window, warp_slabs
 from isopose.geometry.volume import PixelWindow
 from isopose.geometry.warp import Mode, warp
@@ -156,4 +156,4 @@ def chunks(shape: tuple[int, ...], size: tuple[int, int], voxels: int = CHUNK) -
         size: ``(h, w)`` of the result.
         voxels: of a part, in the volume and in the result.
     """
-    return parts_of((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])), voxels)
+    return slice_chunks((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])), voxels)

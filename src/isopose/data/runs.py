@@ -218,7 +218,7 @@ def _index_type(shape: tuple[int, int, int]) -> type[np.signedinteger]:
     return np.int32 if most <= np.iinfo(np.int32).max else np.int64
 
 
-def mapped(function: Callable[..., np.ndarray], *given: Runs, voxels: int = CHUNK) -> Runs:
+def map_masks(function: Callable[..., np.ndarray], *given: Runs, voxels: int = CHUNK) -> Runs:
     """Apply a function to masks, a part of the slices at a time.
 
     Args:
@@ -226,17 +226,17 @@ def mapped(function: Callable[..., np.ndarray], *given: Runs, voxels: int = CHUN
         given: masks of one shape.
         voxels: at a time.
     """
-    parts = parts_of(given[0].shape, voxels)
+    parts = slice_chunks(given[0].shape, voxels)
     return Runs.of((function(*(runs.mask(part) for runs in given)) for part in parts), given[0].shape)
 
 
-def parts_of(shape: tuple[int, ...], voxels: int = CHUNK) -> list[slice]:
+def slice_chunks(shape: tuple[int, ...], voxels: int = CHUNK) -> list[slice]:
     """Split a stack of slices ``(z, y, x)`` into parts of at most ``voxels`` voxels, or of one slice."""
     step = max(1, voxels // (shape[1] * shape[2]))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
-def merged(one: Runs, other: Runs) -> Runs:
+def merge(one: Runs, other: Runs) -> Runs:
     """Join two masks of one shape that have no slice in common."""
     starts = np.concatenate([one.starts, other.starts])
     order = np.argsort(starts, kind="stable")

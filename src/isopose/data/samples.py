@@ -187,7 +187,7 @@ class Slices:
         """Return the rows that show any label."""
         return self.subset(np.flatnonzero(self.presence.any(axis=1)))
 
-    def known(self) -> "Slices":
+    def annotated(self) -> "Slices":
         """Return the rows that were annotated, with labels or as background."""
         return self if self.drawn.all() else self.subset(np.flatnonzero(self.drawn))
 
@@ -262,7 +262,7 @@ class Volumes:
         """Return the rows that show any label."""
         return self.subset(np.flatnonzero(self.presence.any(axis=1)))
 
-    def known(self) -> "Volumes":
+    def annotated(self) -> "Volumes":
         """Return the rows with at least one annotated slice, with labels or as background."""
         drawn = [len(case.record.undrawn) < case.record.shape[0] for case in self.cases]
         return self if all(drawn) else self.subset(np.flatnonzero(drawn))

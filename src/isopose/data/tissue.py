@@ -110,7 +110,7 @@ def usual_tissue(scans: Sequence[Tissue]) -> UsualTissue:
     )
 
 
-def unlike(tissue: Tissue, usual: UsualTissue) -> Iterator[str]:
+def composition_warnings(tissue: Tissue, usual: UsualTissue) -> Iterator[str]:
     """Yield a warning for each way in which a scan's composition differs from the training scans'."""
     for name, share, most, more in (
         ("gas or lung", tissue.gas, usual.gas_max, _GAS_MARGIN),

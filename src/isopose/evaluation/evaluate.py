@@ -25,7 +25,7 @@ from isopose.io.layouts.table import MAX_AGE_YEARS
 from isopose.isolation import Failed, failure_of
 from isopose.labels import IGNORED, Labels
 from isopose.outputs import earlier_record
-from isopose.parallel import together
+from isopose.parallel import joint_failure
 from isopose.renamed import EVALUATION, with_present_names
 from isopose.strict import first_problem
 from isopose.version import __version__
@@ -344,7 +344,7 @@ def _score_all(
             pool.shutdown(cancel_futures=True)
             raise
     if failed and not allow_failed:
-        raise together(list(failed.values()), len(pairs))
+        raise joint_failure(list(failed.values()), len(pairs))
     return scored, failed
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from isopose.data.normalization import Intensity
-from isopose.data.preprocess import usual_fov
+from isopose.data.preprocess import common_fov
 from isopose.errors import InputError
 from isopose.export.graphs import PoseGraph, SegmentGraph, VolumePoseGraph, VolumeSegmentGraph
 from isopose.files import output_folder, replacing, write_json
@@ -122,7 +122,7 @@ def description(model: Model) -> dict[str, Any]:
         else {"method": scaling.method, "percentiles": list(scaling.percentiles)},
         "frame": {
             "size": model.config.data.size,
-            "fov_mm": usual_fov(model.fingerprint, model.config.data),
+            "fov_mm": common_fov(model.fingerprint, model.config.data),
             **({"body_threshold_hu": model.config.data.body_threshold_hu} if model.modality == "ct" else {}),
         },
     }

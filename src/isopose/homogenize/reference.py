@@ -40,7 +40,7 @@ from isopose.scan.find import find_poses, slice_poses_of
 from isopose.scan.warnings import pose_warnings
 from isopose.settings import DataConfig, PoseConfig, PredictConfig
 from isopose.strict import STRICT, Hash
-from isopose.training.targets import filled_outline
+from isopose.training.targets import normalized_outline
 
 #: Largest number of cases that a message lists.
 MAX_NAMED_CASES = 3
@@ -245,7 +245,7 @@ def outline_of_scan(
     deviation = (width_pose - common)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
     typical = rows[int(deviation.argmin())]
     mask = torch.from_numpy(prepared.mask[typical])[None, None].float()
-    outline, part = filled_outline(mask, float(common[ANGLE]), transformer.config, plane)
+    outline, part = normalized_outline(mask, float(common[ANGLE]), transformer.config, plane)
     warnings = (*prepared.warnings, *pose_warnings(scan, transformer, settings))
     return outline.numpy(), part * prepared.frame.fov_mm, warnings
 

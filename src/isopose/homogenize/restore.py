@@ -329,20 +329,20 @@ def restore_classes(
     """
     rest = np.ones(transform.stack_shape, dtype=np.float32)
 
-    def shares() -> Iterator[tuple[int, np.ndarray]]:
+    def class_shares() -> Iterator[tuple[int, np.ndarray]]:
         nonlocal rest
         for name, volume in classes:
             back = restored_share(volume, transform)
             rest -= back
-            write(name, natively(back))
+            write(name, to_native_axes(back))
             yield values.get(name, 0), back
 
-    def natively(array: np.ndarray) -> Volume:
+    def to_native_axes(array: np.ndarray) -> Volume:
         return transform.native.with_array(transform.reorientation.undo(array))
 
-    labels = largest_share(shares(), transform.stack_shape)
-    write(BACKGROUND, natively(rest.clip(min=0.0)))
-    return natively(labels)
+    labels = largest_share(class_shares(), transform.stack_shape)
+    write(BACKGROUND, to_native_axes(rest.clip(min=0.0)))
+    return to_native_axes(labels)
 
 
 def _probability(path: Path, transform: Transform) -> Volume:

@@ -19,7 +19,7 @@ from isopose.homogenize.warping import homogenized_image, homogenized_labels, va
 from isopose.io.sizes import VOXEL_MM
 from isopose.scan.find import find_crops, find_poses, slice_poses_of
 from isopose.scan.pose import ScanPose
-from isopose.scan.volume import places, volume_pose
+from isopose.scan.volume import slice_positions, volume_pose
 from isopose.scan.warnings import pose_warnings
 
 #: Largest grid of a case, in sides of the reference's frame.
@@ -97,7 +97,9 @@ def homogenize_scan(
     if marked is not None:
         marked = (marked > 0) & (marked != ignored)
     if estimator.tilted:
-        z = places(np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared))
+        z = slice_positions(
+            np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared)
+        )
         pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z)[0]
         own_size = math.log(estimator.side_mm / prepared.frame.fov_mm)
         if records.decision is not None and not records.decision.outline_visible:

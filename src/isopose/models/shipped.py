@@ -37,7 +37,7 @@ class ShippedReference:
     side_mm: float
 
 
-def compact(network: RollNetwork) -> dict[str, Tensor]:
+def compact_state(network: RollNetwork) -> dict[str, Tensor]:
     """Return a network's state dict as it is shipped.
 
     Weights are rounded to float16; batch-norm statistics and the calibration keep their precision.

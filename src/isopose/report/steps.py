@@ -17,7 +17,7 @@ from isopose.inference.predictors import crop_probabilities
 from isopose.models.folder import Model
 from isopose.models.restore import most_probable
 from isopose.report.figure import Steps, draw_steps, window_of_scan
-from isopose.scan.find import channels_of
+from isopose.scan.find import unet_channels
 
 #: Slices of a scan that are drawn.
 DRAWN_SLICES = 4
@@ -86,7 +86,7 @@ def _show_slice(
     theta2 = torch.from_numpy(records.theta2[z])[None].to(device)
     size = model.config.data.size
     homogenized, _ = pipeline.homogenized(image, mask, matrix_from_pose(pose), size)
-    channels, homogenizing = channels_of(prepared, np.array([z]), records, model.config.unet, device)
+    channels, homogenizing = unet_channels(prepared, np.array([z]), records, model.config.unet, device)
     crop, neighbors = (
         pipeline.cut(channels, compose(homogenizing, theta2[:, None])),
         model.config.unet.context,

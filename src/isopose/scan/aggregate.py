@@ -13,7 +13,7 @@ from torch import Tensor
 PAIRS_PER_CHUNK = 1_000_000
 
 
-def pooled(evidence: Tensor, z_mm: Tensor, width_mm: float) -> tuple[Tensor, Tensor]:
+def pooled_evidence(evidence: Tensor, z_mm: Tensor, width_mm: float) -> tuple[Tensor, Tensor]:
     """Average the evidence of the roll over neighboring slices, with Gaussian weights along the scan.
 
     For independent slices with von Mises distributed angles the direction of the sum of concentration times

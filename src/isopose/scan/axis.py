@@ -19,7 +19,7 @@ ROUNDS, OUTLIER_MEDIANS = 10, 3.0
 MAX_PAIRED_SLICES = 128
 
 
-def line_through(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def fit_line(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Fit a robust straight line to the centroids of a scan's slices.
 
     It starts from the median slope of all pairs of slices (Theil and Sen), then iterates least squares with

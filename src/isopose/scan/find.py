@@ -17,7 +17,7 @@ from isopose.scan.correction import Correction
 from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
 from isopose.scan.prior import ScanRoll
-from isopose.scan.volume import places, volume_agreement, volume_pose
+from isopose.scan.volume import slice_positions, volume_agreement, volume_pose
 from isopose.settings import PredictConfig, UNetConfig
 
 
@@ -27,14 +27,14 @@ def batches_of(prepared: Prepared, size: int) -> list[np.ndarray]:
     return [with_body[first : first + size] for first in range(0, len(with_body), size)]
 
 
-def frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+def images_and_masks(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return image and mask ``(N, 1, S, S)`` of the slices with the given indices, on a device."""
     image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
     mask = torch.from_numpy(prepared.mask[rows])[:, None].float().to(device)
     return image, mask
 
 
-def channels_of(
+def unet_channels(
     prepared: Prepared, rows: np.ndarray, scan: ScanPose, config: UNetConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return the U-Net's view of slices before the crop: each with its neighbors, each in its own pose.
@@ -77,7 +77,11 @@ def slice_poses_of(
         return None
     device = transformer.reference_mask.device
     return slice_poses(
-        transformer, lambda rows: frames(prepared, rows, device), batches, settings.min_pose_dice, per
+        transformer,
+        lambda rows: images_and_masks(prepared, rows, device),
+        batches,
+        settings.min_pose_dice,
+        per,
     )
 
 
@@ -147,7 +151,9 @@ def find_crops(
     device = networks.pose.reference_mask.device
     rows = np.concatenate(batches)
     initial = torch.from_numpy(scan.pose).to(device)
-    parts = [networks.transforms(*frames(prepared, part, device), initial[part]) for part in batches]
+    parts = [
+        networks.transforms(*images_and_masks(prepared, part, device), initial[part]) for part in batches
+    ]
     slices = SliceTransforms(*map(torch.cat, zip(*parts, strict=True)))
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
     pose, theta2 = scan_transforms(networks.config, initial[rows], slices, z_mm, per)
@@ -190,7 +196,7 @@ def find_volume_pose(
     scan.pose[:], scan.source[:], scan.confidence[:], scan.mirrored[:] = 0.0, 0, 0.0, 0.0
     if slices is not None:
         with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
-        z = places(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
+        z = slice_positions(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
         pose, confidence, roll = volume_pose(networks.pose, slices, z)
         scan.pose[0], scan.confidence[0] = pose.cpu(), float(confidence)
         scan.decision = _decide(networks.pose, roll)
@@ -230,7 +236,7 @@ def _set_agreement(
     device = transformer.reference_mask.device
     for part in batches_of(prepared, settings.batch_size):
         pose = torch.from_numpy(scan.pose[part]).to(device)
-        scan.agreement[part] = transformer.agreement(frames(prepared, part, device)[1], pose).cpu()
+        scan.agreement[part] = transformer.agreement(images_and_masks(prepared, part, device)[1], pose).cpu()
         if transformer.roll is None:
             found = scan.source[part] != HAND_SOURCE
             scan.confidence[part] = np.where(found, scan.agreement[part], 1.0)

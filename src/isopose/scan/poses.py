@@ -15,7 +15,7 @@ from isopose.geometry.pose import ANGLE, LOG_SCALE_X, matrix_from_pose
 from isopose.models.pipeline import SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of, turned, views_at_angle
-from isopose.scan.aggregate import common_values, pooled, smooth_values
+from isopose.scan.aggregate import common_values, pooled_evidence, smooth_values
 from isopose.scan.pose import MIN_AGREEMENT
 from isopose.scan.prior import (
     CORRECT_WITHIN,
@@ -23,7 +23,7 @@ from isopose.scan.prior import (
     direction,
     header_roll,
     log_i0,
-    mass_within,
+    probability_within,
     scan_roll,
 )
 from isopose.settings import PoseConfig
@@ -39,7 +39,7 @@ def with_per(config: PoseConfig, per: Per | None) -> PoseConfig:
     return config if per is None else config.model_copy(update={"per": per})
 
 
-def joined(parts: Sequence[SlicePoses]) -> SlicePoses:
+def concatenated(parts: Sequence[SlicePoses]) -> SlicePoses:
     """Concatenate the poses of batches of slices of one scan."""
     outline = Moments(*(torch.cat(values) for values in zip(*(part.outline for part in parts), strict=True)))
     return SlicePoses._make(
@@ -71,7 +71,7 @@ def slice_poses(
         initial = initial_roll(
             transformer, *read(rows[(np.arange(count) * 2 + 1) * len(rows) // (2 * count)])
         )
-    return joined([transformer.estimate(*read(part), min_agreement, initial) for part in batches])
+    return concatenated([transformer.estimate(*read(part), min_agreement, initial) for part in batches])
 
 
 def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def _outline_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tupl
     if config.per == "slice":
         return slices.pose, slices.agreement
     width = math.inf if config.per == "volume" else config.smooth_mm
-    evidence, _ = pooled(slices.evidence, z_mm, width)
+    evidence, _ = pooled_evidence(slices.evidence, z_mm, width)
     angle = torch.atan2(evidence[:, 1], evidence[:, 0])
     rest = _combined(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     return torch.cat([angle[:, None], rest], dim=1), slices.agreement
@@ -184,20 +184,20 @@ def _smooth_roll(
     weights = torch.sigmoid(
         log_odds_of(length, calibration) + concentration * offset.cos() - log_i0(concentration)
     )
-    local, count = pooled(weights[:, None] * evidence, z_mm, config.smooth_mm)
+    local, count = pooled_evidence(weights[:, None] * evidence, z_mm, config.smooth_mm)
     strength = calibrated_concentration(local.norm(dim=1), calibration) * effective_count(count, calibration)
     local_vector = strength[:, None] * local / local.norm(dim=1, keepdim=True).clamp(min=1e-9)
     joint_vector = local_vector + scan_concentration * direction(scan.angle)
     angle = torch.atan2(joint_vector[:, 1], joint_vector[:, 0])
     zeros = torch.zeros_like(strength)
-    correct = scan.probability / mass_within(zeros[:1], scan.concentration[None])[0]
-    return angle, correct.clamp(max=1.0) * mass_within(zeros, joint_vector.norm(dim=1))
+    correct = scan.probability / probability_within(zeros[:1], scan.concentration[None])[0]
+    return angle, correct.clamp(max=1.0) * probability_within(zeros, joint_vector.norm(dim=1))
 
 
 def _own_probability(evidence: Tensor, calibration: Tensor) -> Tensor:
     """Return the probability ``(N,)`` that the roll of each slice by itself is right."""
     length = evidence.norm(dim=1)
-    within = mass_within(torch.zeros_like(length), calibrated_concentration(length, calibration))
+    within = probability_within(torch.zeros_like(length), calibrated_concentration(length, calibration))
     reliable = log_odds_of(length, calibration).sigmoid()
     return reliable * within + (1.0 - reliable) * CORRECT_WITHIN / math.pi
 

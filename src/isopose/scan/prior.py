@@ -96,7 +96,7 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
     concentrations = torch.cat([joint_concentration, prior.norm(dim=1)])
     masses = torch.cat([share * log_weight.softmax(dim=0), (1.0 - share) * weight])
     offset = torch.atan2(directions[:, 1], directions[:, 0]) - angle
-    probability = (masses * mass_within(offset, concentrations)).sum()
+    probability = (masses * probability_within(offset, concentrations)).sum()
     return ScanRoll(
         angle=angle,
         slices_angle=slices_angle,
@@ -119,7 +119,7 @@ def header_roll(filled: Tensor, config: PoseConfig) -> ScanRoll:
     weight, prior = _prior(config, filled)
     nothing, offset = torch.zeros_like(filled[0]), torch.atan2(prior[:, 1], prior[:, 0])
     concentrations = prior.norm(dim=1)
-    probability = (weight * mass_within(offset, concentrations)).sum()
+    probability = (weight * probability_within(offset, concentrations)).sum()
     visible = median(filled) < MAX_FILLED
     overrides_header = torch.zeros_like(visible)
     return ScanRoll(
@@ -139,7 +139,7 @@ def direction(angle: Tensor) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
-def mass_within(offset: Tensor, concentration: Tensor) -> Tensor:
+def probability_within(offset: Tensor, concentration: Tensor) -> Tensor:
     """Return the probability that angles of von Mises distributions lie within :data:`CORRECT_WITHIN` of 0.
 
     Approximated by the normal distribution of the same concentration.

@@ -22,7 +22,7 @@ from isopose.io.images import read_labels, read_volume
 from isopose.io.scans import find_scans
 from isopose.labels import Labels, class_colors
 from isopose.serve.values import shown_values
-from isopose.serve.viewing import FORMAT, about, read_view, write_label_map, write_scan
+from isopose.serve.viewing import FORMAT, describe_scan, read_view, write_label_map, write_scan
 
 #: Maximum length of a comment in characters.
 LONGEST_COMMENT = 1000
@@ -306,7 +306,7 @@ def case_view(cohort: ReviewedCohort, number: int) -> tuple[Path, dict[str, Any]
             place / "view.json",
             {
                 "format": FORMAT,
-                **about(reoriented, cohort.labels, values),
+                **describe_scan(reoriented, cohort.labels, values),
                 "best": best,
                 "maps": maps_present,
             },

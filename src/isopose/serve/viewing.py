@@ -74,7 +74,7 @@ def write_view(
         folder / "view.json",
         {
             "format": FORMAT,
-            **about(reoriented, model.labels, values),
+            **describe_scan(reoriented, model.labels, values),
             **{key: record[key] for key in (*keys, "frame", "confidence", "agreement") if key in record},
             "corrected": "correction_sha256" in record,
             "image_sha256": record["input_sha256"],
@@ -86,7 +86,7 @@ def write_view(
     )
 
 
-def about(volume: Volume, labels: Labels, values: Shown) -> dict[str, Any]:
+def describe_scan(volume: Volume, labels: Labels, values: Shown) -> dict[str, Any]:
     """Return grid, values and labels of a scan for a page.
 
     Args:

@@ -215,7 +215,7 @@ def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str,
             shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
 
-        def also(volume: Any, prediction: Any, record: dict[str, Any]) -> None:
+        def write_page_view(volume: Any, prediction: Any, record: dict[str, Any]) -> None:
             write_view(view, lead, volume, prediction, record)
             write_scan_report(output / "report.html", lead, volume, prediction, record)
 
@@ -229,7 +229,7 @@ def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str,
             steps=None,
             reporter=_Sender(pipe),
             corrections=corrections,
-            also=also,
+            also=write_page_view,
         )
         problem = outcome.problem
     # A full disk too: this scan has failed, and the page goes on.

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from isopose.study.arms import BY_NAME
-from isopose.study.results import ArmResult, steady
+from isopose.study.results import ArmResult, smoothed
 
 #: Arms whose Dice is drawn against body size.
 DRAWN_ARMS = ("augmented", "pose", "crop-half", "nnunet")
@@ -50,7 +50,7 @@ def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -
     )
     for axis, label in zip(axes[0], labels_drawn, strict=True):
         for name, result in trained.items():
-            band = band_of([steady(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs])
+            band = band_of([smoothed(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs])
             if band is not None:
                 seconds, mean, low, high = band
                 style = "--" if result.arm.peer else "-"

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from isopose.report.tables import NO_VALUE, Cell, Column, Table
-from isopose.study.protocol import MIN_RISE, rise
-from isopose.study.results import CLOCKS, ArmResult, Clock, SeedAndFold, StudyRun, goals, steady, times_to
+from isopose.study.protocol import MIN_RISE, curve_rise
+from isopose.study.results import CLOCKS, ArmResult, Clock, SeedAndFold, StudyRun, goals, smoothed, times_to
 from isopose.study.tables import format_time
 
 #: nnU-Net's validation scores beside those of other arms, and those of its homogenized arms.
@@ -101,8 +101,8 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
     for name, result in trained.items():
         cells: list[Cell] = []
         for label in labels:
-            curves = [steady(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs]
-            early = [steady(_cut(run, epochs).curve(f"dice {label}")) for run in result.runs]
+            curves = [smoothed(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs]
+            early = [smoothed(_cut(run, epochs).curve(f"dice {label}")) for run in result.runs]
             cells += [
                 _format_band([curve[-1][1] for curve in early if curve]),
                 _format_band(
@@ -113,7 +113,11 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         rises = [
             value
             for label in labels
-            if (found := [r for run in result.runs if (r := rise(run.curve(f"dice {label}"))) is not None])
+            if (
+                found := [
+                    r for run in result.runs if (r := curve_rise(run.curve(f"dice {label}"))) is not None
+                ]
+            )
             for value in [float(np.mean(found))]
         ]
         most = max(rises, default=None)

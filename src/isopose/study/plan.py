@@ -345,7 +345,7 @@ def claim_study(output: Path, options: Options) -> tuple[Options, bool]:
     return (options, False) if scale is None else (replace(options, scale=float(scale)), True)
 
 
-def settle(output: Path, options: Options) -> None:
+def settle_epochs(output: Path, options: Options) -> None:
     """Store the fraction of the U-Net's epochs for all arms; it never changes afterward."""
     write_json(
         output / STUDY_FILE, read_json(output / STUDY_FILE) | {"scale": options.scale, "scales": SHORTENED}

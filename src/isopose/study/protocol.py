@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from isopose.evaluation.evaluate import CaseScores
-from isopose.study.results import Difference, Results, Strata, differences, steady
+from isopose.study.results import Difference, Results, Strata, differences, smoothed
 from isopose.study.statistics import holm
 
 #: Label names that stand for the paper's two structures.
@@ -122,7 +122,7 @@ def _split(
     return {name: members for name, members in groups.items() if members}
 
 
-def rise(curve: Sequence[tuple[float, float]]) -> float | None:
+def curve_rise(curve: Sequence[tuple[float, float]]) -> float | None:
     """Return by how much the mean of the last fifth of a curve exceeds the mean of the fifth before it.
 
     Args:
@@ -131,7 +131,7 @@ def rise(curve: Sequence[tuple[float, float]]) -> float | None:
     Returns:
         The difference; None below ten epochs, of which a fifth would be a single one.
     """
-    scores = [score for _, score in steady(curve)]
+    scores = [score for _, score in smoothed(curve)]
     part = len(scores) // LAST_PART
     if part < 2:
         return None

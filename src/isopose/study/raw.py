@@ -23,10 +23,10 @@ from isopose.study.results import (
     Clock,
     Results,
     StudyRun,
-    against,
     baseline_of,
     differences,
     goals,
+    pairs_with_baseline,
     times_to,
 )
 from isopose.study.strata import strata_of
@@ -137,7 +137,7 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
 
 
 def _pair_arms(by_arm: Mapping[str, ArmResult]) -> list[tuple[str, str]]:
-    return against(by_arm, baseline_of(by_arm))
+    return pairs_with_baseline(by_arm, baseline_of(by_arm))
 
 
 def _time_to_dice(

@@ -24,11 +24,11 @@ from isopose.study.results import (
     Results,
     SeedAndFold,
     StudyRun,
-    against,
     baseline_of,
     differences,
     load_results,
     load_sources,
+    pairs_with_baseline,
 )
 from isopose.study.statistics import COVERAGE
 from isopose.study.stns import lengths_by_arm, notes_of, stn_table
@@ -197,7 +197,7 @@ def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], base
     """Return a section on the differences from the baseline and between other arms."""
     compared = [
         difference_table(
-            differences(results, against(results, baseline), metric=metric),
+            differences(results, pairs_with_baseline(results, baseline), metric=metric),
             f"{METRICS[metric].title}: differences by patient",
         )
         for metric in PAIRED_SCORES

@@ -244,7 +244,7 @@ class Difference:
     p_value: float | None
 
 
-def against(results: Mapping[str, ArmResult], baseline: str) -> list[tuple[str, str]]:
+def pairs_with_baseline(results: Mapping[str, ArmResult], baseline: str) -> list[tuple[str, str]]:
     """Return pairs for :func:`differences`: every arm and the baseline."""
     return [(name, baseline) for name in results if name != baseline]
 
@@ -337,7 +337,7 @@ def _summarize(
     )
 
 
-def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return each point with the mean of the last :data:`AVERAGED_EPOCHS` scores."""
     scores = [score for _, score in curve]
     return [
@@ -348,7 +348,7 @@ def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def goals(result: ArmResult, key: str) -> dict[SeedAndFold, float]:
     """Return the validation score at which each run of an arm ends, by seed and fold."""
-    curves = {(run.seed, run.fold): steady(run.curve(key)) for run in result.runs}
+    curves = {(run.seed, run.fold): smoothed(run.curve(key)) for run in result.runs}
     return {place: curve[-1][1] for place, curve in curves.items() if curve}
 
 
@@ -366,6 +366,6 @@ def times_to(
     for run in result.runs:
         place = (run.seed, run.fold)
         if place in wanted:
-            points = steady(run.curve(key, clock))
+            points = smoothed(run.curve(key, clock))
             out[place] = next((seconds for seconds, score in points if score >= wanted[place]), None)
     return out

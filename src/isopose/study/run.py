@@ -36,7 +36,7 @@ from isopose.study.plan import (
     measure_widths,
     notes_of_length,
     patients_of,
-    settle,
+    settle_epochs,
     source_job,
     source_of,
 )
@@ -123,7 +123,7 @@ def _run_study(
         if budget_s is not None:
             scale = _fit_into_budget(output, options, jobs, seconds, budget_s)
             study = replace(study, options=replace(options, scale=scale))
-        settle(output, study.options)
+        settle_epochs(output, study.options)
     _report_estimate(study, jobs, seconds)
     with reporter.counting("body sizes") as progress:
         data = config_of(options, options.presets[0], chosen[0], options.seeds[0]).data

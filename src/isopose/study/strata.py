@@ -6,7 +6,7 @@ from isopose.evaluation.evaluate import CaseScores
 from isopose.evaluation.summary import MIN_PAIRS, age_strata, size_strata, summarize
 from isopose.report.tables import NO_VALUE, Column, Table
 from isopose.study.protocol import roll_strata, volume_strata
-from isopose.study.results import ArmResult, Strata, against, differences, scans_of
+from isopose.study.results import ArmResult, Strata, differences, pairs_with_baseline, scans_of
 from isopose.study.tables import difference_table
 
 
@@ -52,7 +52,7 @@ def group_tables(results: Mapping[str, ArmResult], baseline: str, rolls: Mapping
         sizes = "; ".join(f"{name}: {len(ids)} scans" for name, ids in groups.items())
         note = f"mean over patients (median, worst scan); {sizes}"
         tables.append(Table(f"Dice by {stratum}", columns, rows, notes=(note,)))
-        compared = differences(results, against(results, baseline), split)
+        compared = differences(results, pairs_with_baseline(results, baseline), split)
         # With fewer patients, test and interval are not meaningful; study-results.json has all groups.
         enough = [each for each in compared if each.patients >= MIN_PAIRS]
         if enough:

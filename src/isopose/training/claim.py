@@ -61,5 +61,5 @@ def claim_data(folder: Path, stored: Store) -> None:
     """Refuse to resume with other images or labels of the same names: stages would differ in their data."""
     mark = folder / "work" / "data.json"
     sources = {"sources": hash_of([[case.record.id, case.record.sources] for case in stored.cases])}
-    if outputs.begun(folder, mark, sources, other="was started with other images or labels") is None:
+    if outputs.earlier_mark(folder, mark, sources, other="was started with other images or labels") is None:
         write_json(mark, sources)

@@ -35,7 +35,7 @@ def seeds_of(noise: Tensor) -> list[int]:
 def each_changed(
     image: Tensor, seeds: Sequence[int], config: IntensityConfig, airs: Sequence[float]
 ) -> Tensor:
-    """Return images whose channels are changed independently of each other; see :func:`changed`.
+    """Return images whose channels are each passed to :func:`augmented_intensities`, with seeds of their own.
 
     Args:
         image: ``(N, C, M, M)`` or ``(N, C, D, M, M)``, channel after channel, each with all neighbors, which
@@ -47,14 +47,14 @@ def each_changed(
     parts = image.chunk(len(airs), dim=1)
     return torch.cat(
         [
-            changed(part, [seed * len(airs) + number for seed in seeds], config, air)
+            augmented_intensities(part, [seed * len(airs) + number for seed in seeds], config, air)
             for number, (part, air) in enumerate(zip(parts, airs, strict=True))
         ],
         dim=1,
     )
 
 
-def changed(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: float) -> Tensor:
+def augmented_intensities(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: float) -> Tensor:
     """Return images with their intensities changed at random, each by some of the configured changes.
 
     Args:
@@ -77,10 +77,10 @@ def changed(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: f
         "noise": noised,
         "blur": blurred,
         "brightness": lambda some, strength, _: some * _wide(_between(strength, *CONTRAST_FACTOR), some),
-        "contrast": lambda some, strength, _: contrasted(some, _between(strength, *CONTRAST_FACTOR)),
-        "low_resolution": lambda some, strength, _: coarsened(some, _between(strength, *RESOLUTION)),
-        "inverted_gamma": lambda some, strength, _: -raised(-some, _between(strength, *GAMMA)),
-        "gamma": lambda some, strength, _: raised(some, _between(strength, *GAMMA)),
+        "contrast": lambda some, strength, _: with_contrast(some, _between(strength, *CONTRAST_FACTOR)),
+        "low_resolution": lambda some, strength, _: with_resolution(some, _between(strength, *RESOLUTION)),
+        "inverted_gamma": lambda some, strength, _: -with_gamma(-some, _between(strength, *GAMMA)),
+        "gamma": lambda some, strength, _: with_gamma(some, _between(strength, *GAMMA)),
     }
     draws = torch.stack([torch.rand(2, len(changes), generator=_generator(seed)) for seed in seeds])
     out = image.clone()
@@ -158,7 +158,7 @@ def _standardized(image: Tensor) -> Tensor:
     return (image - image.mean()) / image.std().clamp(min=1e-7)
 
 
-def contrasted(image: Tensor, factor: Tensor) -> Tensor:
+def with_contrast(image: Tensor, factor: Tensor) -> Tensor:
     """Return images with their contrast around the mean multiplied, within each image's own range.
 
     Args:
@@ -170,7 +170,7 @@ def contrasted(image: Tensor, factor: Tensor) -> Tensor:
     return ((image - mean) * _wide(factor, image) + mean).clamp(low, high)
 
 
-def coarsened(image: Tensor, part: Tensor) -> Tensor:
+def with_resolution(image: Tensor, part: Tensor) -> Tensor:
     """Return images as they look at a lower resolution: the nearest of fewer pixels, then interpolated.
 
     Args:
@@ -186,7 +186,7 @@ def coarsened(image: Tensor, part: Tensor) -> Tensor:
     return torch.cat(out)
 
 
-def raised(image: Tensor, gamma: Tensor) -> Tensor:
+def with_gamma(image: Tensor, gamma: Tensor) -> Tensor:
     """Return images whose intensities, from 0 to 1, are raised to a power; mean and deviation stay.
 
     Args:

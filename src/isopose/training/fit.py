@@ -13,7 +13,7 @@ from isopose.data.fingerprint import Fingerprint
 from isopose.data.modality import with_poses_of
 from isopose.data.normalization import normalizations_of, pose_channel_of
 from isopose.data.samples import Slices
-from isopose.data.splits import measured, split
+from isopose.data.splits import measured_cases, split
 from isopose.data.store import Store, StoredCase
 from isopose.errors import InputError
 from isopose.files import only_writer, output_folder, write_text
@@ -74,7 +74,7 @@ def fit(
     config = with_poses_of(config, dataset.channels)
     training, validation = split(dataset, config.train)
     # Before the folder is claimed, since a command with corrected settings counts as another run.
-    prepared = measured(training, validation, config.train)
+    prepared = measured_cases(training, validation, config.train)
     check_fit(config, dataset, prepared[0], source, corrections, fabric.world_size)
     context = StageContext(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
     # The other ranks use the first one's preprocessed cases; the first rank locks the folder for all.
@@ -161,7 +161,7 @@ def _fit(
     context = replace(context, config=config)
     scale = fingerprint.pose_scale(config.data)
     if source is None:
-        among = measured(training, validation, config.train)[0]
+        among = measured_cases(training, validation, config.train)[0]
         reference = _chosen_reference(context, [cases[case.id] for case in among], scale.air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
         if config.data.plane == "axial":

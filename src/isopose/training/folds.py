@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from isopose.config import Config
-from isopose.data.splits import measured, split
+from isopose.data.splits import measured_cases, split
 from isopose.errors import BusyError, InputError
 from isopose.files import only_writer, output_folder
 from isopose.io.datasets import Dataset
@@ -94,7 +94,7 @@ def fit_folds(
     reporter = reporter or Silent()
     check_folds(dataset, config)
     common = of_fold(config, 0)
-    everyone, none = measured(*split(dataset, common.train), common.train)
+    everyone, none = measured_cases(*split(dataset, common.train), common.train)
     check_fit(common, dataset, everyone, source, corrections or {}, 1)
     with only_writer(output_folder(folder), wait=True):
         check_folder(folder, resume)

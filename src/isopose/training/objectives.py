@@ -22,7 +22,7 @@ from isopose.models.roll import views_at_angle
 from isopose.ranks import gathered
 from isopose.training.losses import crop_loss, pose_loss, roll_loss
 from isopose.training.roll_check import estimate_of, rotation_errors, summarize
-from isopose.training.targets import crop_targets, homogenizing
+from isopose.training.targets import crop_targets, homogenizing_matrix
 
 
 def noise_size(dims: int) -> int:
@@ -176,7 +176,7 @@ class CropObjective(nn.Module):
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return homogenized images and masks, target crops, and which samples have a target."""
         (networks,) = self.networks
-        matrix = homogenizing(networks, batch)
+        matrix = homogenizing_matrix(networks, batch)
         masks = (one for one, *_ in each_stack(batch.mask))
         seen = [
             networks.homogenized(image, mask, theta, self.crop.config.size)

@@ -19,7 +19,7 @@ from isopose.geometry.warp import warp
 from isopose.models.info import MIN_SLOPE, RollCheck
 from isopose.models.pipeline import Networks
 from isopose.ranks import gathered
-from isopose.training.transforms import batch_of
+from isopose.training.transforms import batch_size_of
 
 #: Applied rotations in radians: about as far as patients lie from upright (docs/phantom.md).
 APPLIED_ROTATIONS = (-math.radians(15.0), math.radians(15.0))
@@ -148,7 +148,7 @@ def check_roll(
     estimate = estimate_of(networks)
     if estimate is None:
         return None
-    batches = slices.batches(batch_of(slices), fabric.global_rank, fabric.world_size)
+    batches = slices.batches(batch_size_of(slices), fabric.global_rank, fabric.world_size)
     errors_of = partial(
         rotation_errors, estimate, networks.pose.reference_mask, networks.air, truth, slices, every=1
     )

@@ -20,7 +20,7 @@ from isopose.models.restore import most_probable, restore, restore_slices
 from isopose.ranks import gathered
 from isopose.training.crop_augmentation import displacements, each_changed, seeds_of
 from isopose.training.losses import deep_supervision_loss, one_hot
-from isopose.training.targets import homogenizing
+from isopose.training.targets import homogenizing_matrix
 
 #: Unit of the setting ``unet.pose_jitter``, which is the strength: the jitter at strength 1 by the number of
 #: dimensions, in radians, log scales and shifts in half sides of the homogenized frame. Pitch and yaw of
@@ -132,7 +132,7 @@ class SegmentationObjective(nn.Module):
 
     def _theta(self, batch: Batch) -> Tensor:
         assert batch.theta2 is not None, "the U-Net is trained after the crop"
-        return compose(homogenizing(self.networks[0], batch), batch.theta2)
+        return compose(homogenizing_matrix(self.networks[0], batch), batch.theta2)
 
     def _disturbed(self, batch: Batch, noise: Tensor) -> Tensor:
         """Return ``input_from_crop`` with jitter like the errors of pose and crop on unseen patients.

@@ -32,10 +32,10 @@ from isopose.training.roll_check import check_roll, rotation_warning
 from isopose.training.segmentation import SegmentationObjective
 from isopose.training.transforms import (
     box_of_all,
+    extent_of,
     poses_of,
-    reach_of,
+    rotation_warnings,
     transforms_of,
-    turned_warnings,
     volume_crops_of,
     volume_poses_of,
 )
@@ -110,7 +110,7 @@ def slice_stages(
     _find_poses(context, data)
     # A patient's roll is an in-plane rotation in axial slices only.
     for slices in data.all if config.data.plane == "axial" else ():
-        for line in turned_warnings(slices):
+        for line in rotation_warnings(slices):
             context.reporter.say(line)
     if networks.joint is not None and learning:
         joint = JointObjective(networks, context.truth)
@@ -136,7 +136,7 @@ def slice_stages(
         slices.set_neighbors(config.unet)
     networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unet = SegmentationObjective(networks, context.labels)
-    labeled_slices, labeled_validation = train_slices.known(), val_slices.known() if val_slices else None
+    labeled_slices, labeled_validation = train_slices.annotated(), val_slices.known() if val_slices else None
     augment = _augmentation(context, networks)
     stages.append(
         _train(context, "unet", unet, labeled_slices, labeled_validation or None, 2, augment=augment)
@@ -223,10 +223,10 @@ def volume_stages(
     learning = context.config.train.parts == "all"
     for volumes in filter(None, (training, validation)):
         volumes.pose = volume_poses_of(networks, volumes, device)
-        for line in turned_warnings(volumes):
+        for line in rotation_warnings(volumes):
             context.reporter.say(line)
     if learning:
-        networks.reach.fill_(reach_of(training))
+        networks.reach.fill_(extent_of(training))
     if crop.enabled and not crop.learned and learning:
         networks.crop.start.copy_(box_of_all(networks, training, device))
     if networks.crop.localization is not None and learning:
@@ -237,8 +237,8 @@ def volume_stages(
         volumes.theta2 = volume_crops_of(networks, volumes, device)
         volumes.all_channels = True
     unet = SegmentationObjective(networks, context.labels)
-    judged = validation.known() if validation else None
-    stages.append(_train(context, "unet", unet, training.known(), judged or None, 2))
+    judged = validation.annotated() if validation else None
+    stages.append(_train(context, "unet", unet, training.annotated(), judged or None, 2))
     return stages
 
 

@@ -161,7 +161,7 @@ def _spread_mm(candidate: Candidate) -> float:
     return float(across) * 0.5 * candidate.mask.shape[3] * candidate.pixel_mm
 
 
-def homogenizing(networks: Networks, batch: Batch) -> Tensor:
+def homogenizing_matrix(networks: Networks, batch: Batch) -> Tensor:
     """Return ``input_from_homogenized`` of a batch whose poses are known, ``(N, 3, 3)`` or ``(N, 4, 4)``."""
     assert batch.pose is not None, "the pose is found first"
     return networks.input_from_homogenized(batch.pose, batch.stack_from_frame)
@@ -222,7 +222,7 @@ def filling_matrix(mask: Tensor, lean: float, fill: float) -> Tensor:
     return compose(upright, matrix_from_pose(onto))
 
 
-def filled_outline(
+def normalized_outline(
     mask: Tensor, lean: float, config: PoseConfig, plane: Plane = "axial"
 ) -> tuple[Tensor, float]:
     """Return the outline of a body upright, centered, and filling a part of its frame.

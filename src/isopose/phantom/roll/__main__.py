@@ -17,7 +17,7 @@ from isopose.devices import one_thread
 from isopose.files import output_folder, sha256, write_json
 from isopose.models.folder import versions
 from isopose.models.roll import RollNetwork
-from isopose.models.shipped import WEIGHTS, compact
+from isopose.models.shipped import WEIGHTS, compact_state
 from isopose.phantom.levels import sample_level_slab
 from isopose.phantom.randomized import Slab, sample_slab
 from isopose.phantom.roll.calibrate import RollEvidence, calibrate, joined_evidence, roll_evidence
@@ -116,7 +116,7 @@ def main(
     )
     network.calibration.copy_(calibrate(disturbed))
     made = output / WEIGHTS[contrast]
-    write_tensors(made, compact(network))
+    write_tensors(made, compact_state(network))
     report = {
         "made_by": "python -m isopose.phantom.roll",
         "parameters": {

@@ -50,7 +50,7 @@ def picture(
         alike: deform and disturb all in the same way, as slices of one scan.
 
     Returns:
-        Images in [0, 1] and masks ``(N, 1, DEFORMED, DEFORMED)``, upright, not yet mirrored or turned.
+        Images in [0, 1] and masks ``(N, 1, S, S)``, upright, not yet mirrored or turned.
     """
     count = len(rows)
     drawn = 1 if alike else count
@@ -176,7 +176,7 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def _deformation(roll: Tensor, uniform: Draw, normal: Draw, sometimes: Draw) -> Tensor:
-    """Return sampling grids ``(N, DEFORMED, DEFORMED, 2)`` that turn bodies upright and deform them."""
+    """Return sampling grids ``(N, S, S, 2)`` that turn bodies upright and deform them."""
     count = len(roll)
     x, y = (c.expand(count, DEFORMED_SIZE, DEFORMED_SIZE) for c in _coordinates(DEFORMED_SIZE))
     bent = _smooth(normal(0.035, 2, 5, 5)) + _smooth(normal(0.012, 2, 12, 12))
@@ -267,7 +267,7 @@ def _blurred(image: Tensor, uniform: Draw, sometimes: Draw) -> Tensor:
 
 
 def _smooth(coarse: Tensor) -> Tensor:
-    """Interpolate coarse values ``(N, C, n, n)`` bicubically to ``(N, C, DEFORMED, DEFORMED)``."""
+    """Interpolate coarse values ``(N, C, n, n)`` bicubically to ``(N, C, S, S)``."""
     # One matrix product per axis is many times faster than interpolating each field.
     n = coarse.shape[-1]
     weights = F.interpolate(

@@ -20,7 +20,7 @@ from isopose.phantom.growth import reference_size
 from isopose.phantom.outline import BINS, Trunk
 from isopose.settings import PoseConfig
 from isopose.tensors import write_tensors
-from isopose.training.targets import filled_outline
+from isopose.training.targets import normalized_outline
 
 #: Age in years of each reference, and the side in mm of the square in which it is drawn.
 PATIENTS = {"child": (2.0, 240.0), "adult": (30.0, 480.0)}
@@ -38,7 +38,7 @@ def make_reference(name: str) -> dict[str, Tensor]:
     Args:
         name: of :data:`PATIENTS`.
     """
-    mask, part = filled_outline(draw_outline(name), 0.0, PoseConfig())
+    mask, part = normalized_outline(draw_outline(name), 0.0, PoseConfig())
     return {"mask": mask.half(), "side_mm": torch.tensor(PATIENTS[name][1] * part, dtype=torch.float64)}
 
 
