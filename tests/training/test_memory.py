@@ -78,7 +78,7 @@ import torch
 from isopose.presets import load_config
 from isopose.data.samples import Batch
 from isopose.models.pipeline import Networks
-from isopose.training.memory import PROCESS, training_bytes
+from isopose.training.memory import PROCESS_BYTES, training_bytes
 from isopose.training.objectives import noise_size
 from isopose.training.segmentation import SegmentationObjective
 from isopose.study.measure import MB, peak_memory, reset_peak
@@ -95,7 +95,7 @@ for _ in range(2):
     optimizer.zero_grad()
     objective(batch, torch.zeros(12, noise_size(2))).backward()
     optimizer.step()
-print((peak_memory() - before) * MB, training_bytes(config, 3, "cpu") - PROCESS)
+print((peak_memory() - before) * MB, training_bytes(config, 3, "cpu") - PROCESS_BYTES)
 """
     # Large blocks outside the heap, whose fragmentation changes from run to run by a sixth of the peak: it is
     # part of what is foreseen, and of what benchmarks/memory.py measures.

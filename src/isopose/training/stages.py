@@ -136,7 +136,7 @@ def slice_stages(
         slices.set_neighbors(config.unet)
     networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unet = SegmentationObjective(networks, context.labels)
-    labeled_slices, labeled_validation = train_slices.annotated(), val_slices.known() if val_slices else None
+    labeled_slices, labeled_validation = train_slices.annotated(), val_slices.annotated() if val_slices else None
     augment = _augmentation(context, networks)
     stages.append(
         _train(context, "unet", unet, labeled_slices, labeled_validation or None, 2, augment=augment)
