@@ -60,7 +60,7 @@ def check(
                 config=data,
                 workers=workers,
                 progress=progress,
-                found=problems.append,
+                on_problem=problems.append,
                 planes=planes,
             )
         fingerprint, ignored = _fingerprint(opened, data, problems, workers)

@@ -40,7 +40,7 @@ def preprocess(
         from isopose.cluster.places import place_of
         from isopose.cluster.preprocess import preprocess_on_cluster
 
-        place, outcomes = preprocess_on_cluster(
+        store_place, outcomes = preprocess_on_cluster(
             place_of(dataset),
             place_of(store),
             ray,
@@ -50,7 +50,7 @@ def preprocess(
             reporter=Terminal(),
         )
         fail_if(outcome.problem for outcome in outcomes)
-        typer.echo(f"store: {place}")
+        typer.echo(f"store: {store_place}")
         return
     from isopose.data.splits import measured_cases, split
     from isopose.io.datasets import open_dataset

@@ -23,10 +23,10 @@ def case_with_paths(case: Case, paths: Sequence[Path]) -> Case:
         case: single-channel.
         paths: the new paths, in the order of :func:`sources_of`.
     """
-    places = iter(paths)
-    image = next(places)
-    label = None if case.label is None else next(places)
-    return replace(case, image=image, label=label, mask=None if case.mask is None else next(places))
+    remaining = iter(paths)
+    image = next(remaining)
+    label = None if case.label is None else next(remaining)
+    return replace(case, image=image, label=label, mask=None if case.mask is None else next(remaining))
 
 
 class CaseItems:

@@ -177,7 +177,7 @@ def _with_reference_here(
         cohort.source(path).local_path(below / "reference" / str(number))
         for number, path in enumerate(sources_of(case))
     ]
-    return [case_with_paths(one, local_paths) if one is case else one for one in cases]
+    return [case_with_paths(other, local_paths) if other is case else other for other in cases]
 
 
 def _list_names(output: Place) -> list[str]:

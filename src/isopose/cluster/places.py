@@ -47,11 +47,11 @@ class Place:
         A place that is itself a file is returned under the empty name.
         """
         with self._reach() as (system, path):
-            found = system.find(path, detail=True)
+            entries = system.find(path, detail=True)
             base = PurePosixPath(system._strip_protocol(path))
-            names = {name: PurePosixPath(name) for name, info in found.items() if info["type"] == "file"}
+            names = {name: PurePosixPath(name) for name, info in entries.items() if info["type"] == "file"}
             return {
-                "" if full == base else full.relative_to(base).as_posix(): _make_stamp(found[name])
+                "" if full == base else full.relative_to(base).as_posix(): _make_stamp(entries[name])
                 for name, full in names.items()
             }
 

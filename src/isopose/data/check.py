@@ -71,7 +71,7 @@ def check_dataset(
     config: DataConfig | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    found: Callable[[Problem], None] | None = None,
+    on_problem: Callable[[Problem], None] | None = None,
     planes: Counter[str] | None = None,
 ) -> list[Problem]:
     """Read every case of a dataset and return all problems, without stopping at the first.
@@ -82,7 +82,8 @@ def check_dataset(
             defaults.
         workers: processes; 0 reads in this one. The result does not depend on it.
         progress: called with the numbers of cases done and of all cases.
-        found: called with each problem as soon as it is known, so that an interrupted check still reports.
+        on_problem: called with each problem as soon as it is known, so that an interrupted check still
+            reports.
         planes: counts the scans by the plane of their thick slices, or ``any`` where voxels are nearly cubes.
 
     Returns:
@@ -94,8 +95,8 @@ def check_dataset(
     def note(new: Iterable[Problem]) -> None:
         for problem in new:
             problems.append(problem)
-            if found:
-                found(problem)
+            if on_problem:
+                on_problem(problem)
 
     config = config or DataConfig()
     modality = modality_of(config, dataset.channels)

@@ -120,8 +120,9 @@ def box_of_mask(mask: Tensor, *, margin: float = 0.0) -> tuple[Tensor, Tensor]:
     length = upper - lower
     side = length[:, :2].amax(dim=1, keepdim=True)
     padding = margin * torch.cat([side, side, length[:, 2:]], dim=1)
-    whole = whole_frame(mask.ndim - 1).to(mask.device)
-    return torch.where(has_box[:, None], torch.cat([lower - padding, upper + padding], dim=1), whole), has_box
+    whole_box = whole_frame(mask.ndim - 1).to(mask.device)
+    boxes = torch.cat([lower - padding, upper + padding], dim=1)
+    return torch.where(has_box[:, None], boxes, whole_box), has_box
 
 
 def box_overlap(a: Tensor, b: Tensor) -> Tensor:

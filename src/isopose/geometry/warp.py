@@ -90,11 +90,11 @@ def sampling_grid(input_from_output: Tensor, size: Size, window: PixelWindow | N
     columns = input_from_output[:, :axes].unbind(dim=2)
     grid = columns[axes].reshape(n, *[1] * axes, axes)
     # From the outermost axis to x, so that only the last sum is as large as the output.
-    for place, side in enumerate(size):
+    for position, side in enumerate(size):
         centers = (2.0 * torch.arange(side, device=grid.device, dtype=grid.dtype) + 1.0) / side - 1.0
-        centers = centers if window is None else centers[window[place]]
-        along = columns[axes - 1 - place].reshape(n, *[1] * axes, axes)
-        grid = grid + along * centers.reshape(-1, *[1] * (axes - place))
+        centers = centers if window is None else centers[window[position]]
+        along = columns[axes - 1 - position].reshape(n, *[1] * axes, axes)
+        grid = grid + along * centers.reshape(-1, *[1] * (axes - position))
     return grid
 
 

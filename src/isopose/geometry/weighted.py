@@ -145,9 +145,9 @@ def _cubic_weights(matrix: tuple[float, ...], input_size: tuple[int, int], size:
     """
     grid, rows_and_columns = sampling_grid(torch.tensor(matrix).reshape(1, 3, 3), size)[0], []
     for along, side in zip(grid.flip(2).unbind(dim=2), input_size, strict=True):
-        place = (along + 1.0) * (side / 2.0) - 0.5
-        pixels = place.floor()[..., None] + torch.arange(-1.0, 3.0)
-        distance = (place[..., None] - pixels).abs()
+        position = (along + 1.0) * (side / 2.0) - 0.5
+        pixels = position.floor()[..., None] + torch.arange(-1.0, 3.0)
+        distance = (position[..., None] - pixels).abs()
         inner = ((CUBIC_A + 2.0) * distance - (CUBIC_A + 3.0)) * distance * distance + 1.0
         outer = ((CUBIC_A * distance - 5.0 * CUBIC_A) * distance + 8.0 * CUBIC_A) * distance - 4.0 * CUBIC_A
         inside = (pixels >= 0) & (pixels < side)

@@ -102,8 +102,8 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
         target = folder / member.filename
         # This file system may treat two different names as one, for example where only the case differs.
         if not _is_safe(member.filename) or os.path.lexists(target) or _below_file(target, folder):
-            place = _safe_name(number, member.filename)
-            renamed[place], target = member.filename, folder / place
+            new_name = _safe_name(number, member.filename)
+            renamed[new_name], target = member.filename, folder / new_name
         target.parent.mkdir(parents=True, exist_ok=True)
         if stat.S_ISLNK(member.external_attr >> 16):
             # A link to itself: reading the series reports it as a missing slice.

@@ -80,10 +80,10 @@ def holds_slices(folder: Path) -> bool:
     Links to folders are not followed, since :func:`read_series` does not follow them either. A folder that
     is named as a volume (``scan.nii.gz``) is a scan of its own.
     """
-    below = (place for place in sorted(folder.iterdir()) if not place.is_symlink() and not ending(place))
-    within = (place for place in below if place.is_dir())
-    folders = [folder, *within]
-    files = (file for place in folders for file in files_in(place, below=False))
+    entries = (path for path in sorted(folder.iterdir()) if not path.is_symlink() and not ending(path))
+    subfolders = (path for path in entries if path.is_dir())
+    folders = [folder, *subfolders]
+    files = (file for path in folders for file in files_in(path, below=False))
     try:
         return any(frames_of(file) for file in files if file.is_file() and not ending(file))
     except InputError:

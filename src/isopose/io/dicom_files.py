@@ -81,10 +81,10 @@ def read_header(path: Path) -> Dataset | None:
             return None
         with quiet_pydicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
-            known = "Modality" in header or sop_class_of(header)
+            is_known = "Modality" in header or sop_class_of(header)
     except Exception:  # pydicom raises many types of error for damaged elements
         return None
-    return header if known else None
+    return header if is_known else None
 
 
 def sop_class_of(header: Dataset) -> str:
@@ -152,16 +152,16 @@ def dicomdir_files(path: Path) -> list[Path]:
     try:
         with quiet_pydicom():
             records = pydicom.dcmread(path).DirectoryRecordSequence
-            places = [
+            file_ids = [
                 [str(part) for part in np.atleast_1d(record.ReferencedFileID)]
                 for record in records
                 if record.DirectoryRecordType == "IMAGE"
             ]
     except Exception:  # pydicom raises many types of error for damaged elements
         raise InputError(f"{path}: a damaged DICOMDIR; give the folder of the series instead") from None
-    if any(part in ("", ".", "..") or re.search(r"[/\\:]", part) for place in places for part in place):
+    if any(part in ("", ".", "..") or re.search(r"[/\\:]", part) for file_id in file_ids for part in file_id):
         raise InputError(f"{path}: lists files that are not below it; give the folder of the series instead")
-    files = [path.parent.joinpath(*place) for place in places]
+    files = [path.parent.joinpath(*file_id) for file_id in file_ids]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise InputError(
@@ -190,5 +190,5 @@ def files_in(folder: Path, *, below: bool) -> list[Path]:
 
 def linked_folders(folder: Path) -> list[Path]:
     """Return the links to folders in a folder and below it, sorted by name; hidden ones are left out."""
-    links = (place for place in entries_below(folder) if place.is_symlink() and place.is_dir())
+    links = (path for path in entries_below(folder) if path.is_symlink() and path.is_dir())
     return [link for link in links if not is_hidden(link.relative_to(folder))]

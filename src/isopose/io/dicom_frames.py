@@ -172,13 +172,13 @@ def _inspect_file(path: Path) -> list[DicomFrame] | NoFrame | None:
             f"{_REMEDY}"
         )
     groups = [[group, shared] for group in per_frame or [Dataset()]]
-    places = [_geometry(header, frame_groups) for frame_groups in groups]
-    lacks = dict.fromkeys(name for _, lacking in places for name in lacking)
+    geometries = [_geometry(header, frame_groups) for frame_groups in groups]
+    lacks = dict.fromkeys(name for _, lacking in geometries for name in lacking)
     if lacks:
         return NoFrame(path, series, kind, " and ".join(lacks))
     return [
-        _frame(path, header, frame_groups, index, *place)
-        for index, (frame_groups, (place, _)) in enumerate(zip(groups, places, strict=True))
+        _frame(path, header, frame_groups, index, *geometry)
+        for index, (frame_groups, (geometry, _)) in enumerate(zip(groups, geometries, strict=True))
     ]
 
 
@@ -257,13 +257,13 @@ def _modality(header: Dataset) -> str:
     of_class = _CLASSES.get(UID(sop_class_of(header)))
     if of_class is not None:
         return of_class
-    known = (
+    is_code = (
         modality.isascii()
         and modality.isalnum()
         and modality.isupper()
         and len(modality) <= _MAX_MODALITY_LENGTH
     )
-    return modality if known else "unknown modality"
+    return modality if is_code else "unknown modality"
 
 
 def _thickness(header: Dataset, groups: Sequence[Dataset]) -> np.ndarray | None:

@@ -101,8 +101,8 @@ class _Stored:
         lowest, highest = (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1)) if signed else (0, 2**self.bits)
         if self.shift == 0 and (low < lowest or high >= highest):
             # A padding value outside the range of the stored bits is compared with all allocated bits.
-            whole = self.array[index]
-            padded |= (whole >= low) & (whole <= high)
+            allocated = self.array[index]
+            padded |= (allocated >= low) & (allocated <= high)
         return padded
 
 

@@ -122,11 +122,11 @@ def _slice_distance(path: Path, frames: list[DicomFrame], normal: np.ndarray) ->
     median = float(np.median(steps))
     duplicates = np.flatnonzero(steps < max(_DUPLICATE_MM, _DUPLICATE_SHARE * median))
     if duplicates.size:
-        one, two = frames[duplicates[0]], frames[duplicates[0] + 1]
-        if one.path == two.path:
-            pair = f"frames {one.index + 1} and {two.index + 1} of {one.path.name}"
+        lower, upper = frames[duplicates[0]], frames[duplicates[0] + 1]
+        if lower.path == upper.path:
+            pair = f"frames {lower.index + 1} and {upper.index + 1} of {lower.path.name}"
         else:
-            pair = f"{one.path.name} and {two.path.name}"
+            pair = f"{lower.path.name} and {upper.path.name}"
         raise InputError(
             f"{where} has several slices at one position, e.g. {pair} "
             f"({duplicates.size} too many); copies, phases or reconstructions must go into a folder each"

@@ -126,15 +126,15 @@ def _round_labels(path: Path, array: np.ndarray) -> tuple[np.ndarray, float]:
     """Return values from 0 to 255 as uint8, and the largest distance from a whole number."""
     labels, max_distance = scratch.zeros(array.shape, np.uint8), 0.0
     for plane, values in zip(labels, array, strict=True):
-        whole = np.rint(values)
-        distance = np.abs(values - whole)
+        rounded = np.rint(values)
+        distance = np.abs(values - rounded)
         if distance.max() > LABEL_TOLERANCE + _EPSILON:
             example = values.flat[distance.argmax()]
             raise InputError(
                 f"{path}: holds values that are not whole numbers, e.g. {example:g}: expected labels, which "
                 "must be resampled by nearest neighbor"
             )
-        plane[...] = whole
+        plane[...] = rounded
         max_distance = max(max_distance, float(distance.max()))
     return labels, max_distance
 

@@ -121,10 +121,10 @@ def slice_stages(
     crops = manual_crops(train_slices, corrections, reference)
     if networks.crop.localization is not None and learning:
         labeled = train_slices.labeled()
-        labeled_validation = val_slices.labeled() if val_slices else None
+        val_annotated = val_slices.labeled() if val_slices else None
         of_labeled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
         crop = CropObjective(networks, of_labeled if of_labeled.isfinite().any() else None)
-        stages.append(_train(context, "crop", crop, labeled, labeled_validation or None, 1))
+        stages.append(_train(context, "crop", crop, labeled, val_annotated or None, 1))
     for slices in data.all:
         slices.pose, slices.theta2 = transforms_of(networks, slices, device)
     train_slices.pose = override(data.manual, train_slices.pose)
@@ -136,11 +136,9 @@ def slice_stages(
         slices.set_neighbors(config.unet)
     networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unet = SegmentationObjective(networks, context.labels)
-    labeled_slices, labeled_validation = train_slices.annotated(), val_slices.annotated() if val_slices else None
+    training, validation = train_slices.annotated(), val_slices.annotated() if val_slices else None
     augment = _augmentation(context, networks)
-    stages.append(
-        _train(context, "unet", unet, labeled_slices, labeled_validation or None, 2, augment=augment)
-    )
+    stages.append(_train(context, "unet", unet, training, validation or None, 2, augment=augment))
     return stages, roll_check
 
 

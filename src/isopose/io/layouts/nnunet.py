@@ -130,8 +130,8 @@ def _class_order(where: Path, content: dict[str, Any], names: list[str]) -> dict
         InputError: it is not a list of whole numbers, one for each region.
     """
     order = content.get("regions_class_order")
-    whole = isinstance(order, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in order)
-    if not isinstance(order, list) or not whole or len(order) != len(names):
+    all_whole = isinstance(order, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in order)
+    if not isinstance(order, list) or not all_whole or len(order) != len(names):
         raise InputError(
             f"{where}: expected 'regions_class_order' to list {len(names)} values, one for each of the "
             f"regions {', '.join(names)}, as nnU-Net v2 needs it; got {order!r}"

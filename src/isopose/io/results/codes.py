@@ -108,8 +108,8 @@ def meanings(names: Iterable[str]) -> list[Meaning]:
 
 def _organ(words: list[str]) -> CodedConcept | None:
     for wanted, code in ORGANS.items():
-        places = range(len(words) - len(wanted) + 1)
-        if any(tuple(words[first : first + len(wanted)]) == wanted for first in places):
+        starts = range(len(words) - len(wanted) + 1)
+        if any(tuple(words[first : first + len(wanted)]) == wanted for first in starts):
             return code
     return None
 

@@ -149,11 +149,11 @@ def _valid_element(dataset: Dataset, tag: int, declared: bool) -> DataElement:
 
 
 def _valid_item(item: Dataset, declared: bool) -> Dataset:
-    declared, kept = _declares_characters(item, declared), Dataset()
+    declared, valid = _declares_characters(item, declared), Dataset()
     for tag in sorted(item.keys()):
         if not tag.is_private and keyword_for_tag(tag) != "SpecificCharacterSet":
-            kept.add(_valid_element(item, tag, declared))
-    return kept
+            valid.add(_valid_element(item, tag, declared))
+    return valid
 
 
 def _valid_text(vr: str, value: Any, declared: bool) -> str:

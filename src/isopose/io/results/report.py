@@ -87,11 +87,11 @@ def _evidence(source: Source) -> list[Dataset]:
     """Return data sets for highdicom: UIDs of the series' files and the elements shared with results."""
     files = []
     for header in source.headers:
-        one = Dataset()
-        one.update(source.shared)
-        one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, header.SOPInstanceUID
-        one.SeriesInstanceUID = source.series
-        files.append(one)
+        item = Dataset()
+        item.update(source.shared)
+        item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, header.SOPInstanceUID
+        item.SeriesInstanceUID = source.series
+        files.append(item)
     return files
 
 

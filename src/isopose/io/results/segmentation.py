@@ -79,23 +79,23 @@ def _slices(source: Source, volume: Volume) -> list[Dataset]:
     the header may be missing, rounded, or longer than the standard allows.
     """
     matrix, spacing = volume.world_from_index, volume.spacing
-    plain = Dataset()
-    plain.update(source.shared)
-    plain.update(source.image)
-    plain.SOPClassUID, plain.SeriesInstanceUID, plain.Modality = CTImageStorage, source.series, "CT"
-    plain.Rows, plain.Columns = volume.array.shape[1:]
-    plain.ImageOrientationPatient = _numbers(volume.direction[:, :2].T.ravel())
-    plain.PixelSpacing = _numbers([spacing[1], spacing[0]])
-    plain.SliceThickness = _numbers([source.thickness])
+    common = Dataset()
+    common.update(source.shared)
+    common.update(source.image)
+    common.SOPClassUID, common.SeriesInstanceUID, common.Modality = CTImageStorage, source.series, "CT"
+    common.Rows, common.Columns = volume.array.shape[1:]
+    common.ImageOrientationPatient = _numbers(volume.direction[:, :2].T.ravel())
+    common.PixelSpacing = _numbers([spacing[1], spacing[0]])
+    common.SliceThickness = _numbers([source.thickness])
     if len(volume.array) > 1:
-        plain.SpacingBetweenSlices = _numbers([spacing[2]])
+        common.SpacingBetweenSlices = _numbers([spacing[2]])
     slices = []
     for z in range(len(volume.array)):
-        one = Dataset()
-        one.update(plain)
-        one.SOPInstanceUID = f"2.25.{z + 1}"
-        one.ImagePositionPatient = _numbers((matrix @ [0, 0, z, 1])[:3])
-        slices.append(one)
+        item = Dataset()
+        item.update(common)
+        item.SOPInstanceUID = f"2.25.{z + 1}"
+        item.ImagePositionPatient = _numbers((matrix @ [0, 0, z, 1])[:3])
+        slices.append(item)
     return slices
 
 

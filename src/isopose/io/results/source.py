@@ -132,12 +132,12 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
             setattr(shared, name, "")
     shared.StudyInstanceUID = uids["StudyInstanceUID"]
     shared.FrameOfReferenceUID = uids["FrameOfReferenceUID"]
-    places, thickness = {file: number for number, file in enumerate(paths)}, frames[0].thickness
+    file_indices, thickness = {file: number for number, file in enumerate(paths)}, frames[0].thickness
     return Source(
         shared,
         uids["SeriesInstanceUID"],
         headers,
-        np.array([places[frame.path] for frame in frames]),
+        np.array([file_indices[frame.path] for frame in frames]),
         np.array([frame.index for frame in frames]),
         # The distance of the slices if the header has no thickness.
         thickness if thickness is not None and thickness > 0 else float(volume.spacing[2]),
