@@ -52,9 +52,9 @@ def line_of(error: Exception) -> IsoposeError:
             "out of memory: too large for the memory of this machine; close other programs, use fewer "
             "--workers, or --device cpu"
         )
-    where = _place(error)
+    where = _innermost_line(error)
     if isinstance(error, OSError) and error.errno is not None:
-        why, file = os.strerror(error.errno), _file(error)
+        why, file = os.strerror(error.errno), _unusable_path(error)
         if error.errno in _DISK_ERRNOS:
             return RunError(f"{file or 'output'}: {why}; nothing was left half-written")
         return IsoposeError(f"{why} ({file or 'disk'}); check the file, its folder and the disk")
@@ -99,7 +99,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in text for sign in _OUT_OF_MEMORY_TEXTS)
 
 
-def _place(error: Exception) -> str:
+def _innermost_line(error: Exception) -> str:
     """Return the innermost line of this package that an exception passed through."""
     frames = (
         (frame.f_globals.get("__name__", ""), line) for frame, line in traceback.walk_tb(error.__traceback__)
@@ -112,7 +112,7 @@ def _place(error: Exception) -> str:
     return places[-1] if places else ""
 
 
-def _file(error: OSError) -> str:
+def _unusable_path(error: OSError) -> str:
     """Return the path that the operating system could not use."""
     name = error.filename
     return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""

@@ -106,7 +106,7 @@ def test_a_crop_set_by_hand_is_the_target() -> None:
     pipeline = bright_model({"data": {"size": 64}}).pipeline
     with torch.no_grad():
         pose = torch.zeros(2, 5)
-        said = pipeline.crop(*CropObjective(pipeline)._seen(batch(2, pose))[:2])
+        said = pipeline.crop(*CropObjective(pipeline)._homogenized_inputs(batch(2, pose))[:2])
         by_hand = said.clone()
         by_hand[1] = torch.nan
         noise = torch.zeros(2, noise_size(2))

@@ -75,7 +75,7 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
             f"no body found above {threshold_hu:g} HU, only thin structures; is it a CT in Hounsfield units?"
         )
     rows, columns = trunk.box()[1:]
-    level_of = partial(_soft, trunk, tissue, volume.array, threshold, rows, columns)
+    level_of = partial(_excess_hu, trunk, tissue, volume.array, threshold, rows, columns)
     return fine(level_of, volume.array.shape, size, rows, columns)
 
 
@@ -162,10 +162,10 @@ def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK_FRA
     thin = _steps(float(np.clip(THIN_FRACTION * diameter, *THIN_MM)), pixel)
     # The opening dilates by one step more than it eroded: this restores the skin's corners and at most a stub
     # of table.
-    body = filled(_largest(_opened(tissue, thin)))
+    body = filled(_largest(_open_slices(tissue, thin)))
     if not len(body.starts):
         return body
-    wall = _opened(tissue, max(1, thin // 3))
+    wall = _open_slices(tissue, max(1, thin // 3))
     air = map_masks(lambda whole, dense: whole & ~dense, filled(_largest(wall)), tissue)
     trunk = _without_arms(body, pixel, neck)
     nearby = _steps(NEARBY_FRACTION * diameter, distance)
@@ -175,7 +175,7 @@ def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK_FRA
     if lost_lungs.any():
         again = _without_arms(whole, pixel, neck)
         trunk = merge(trunk.only(~lost_lungs[trunk.slices]), again.only(lost_lungs[again.slices]))
-    return _with_gas(filled(_opened(trunk, thin)), air, wall, thin, nearby)
+    return _with_gas(filled(_open_slices(trunk, thin)), air, wall, thin, nearby)
 
 
 def _without_arms(body: Runs, pixel: float, part: float) -> Runs:
@@ -192,12 +192,12 @@ def _without_arms(body: Runs, pixel: float, part: float) -> Runs:
         return body
     # An opening takes 0.41 of the radius off a square corner; further steps restore it.
     steps = neck + round(0.4 * neck) + 1
-    return map_masks(partial(grow_until_meeting, steps=steps), _kept(core), core, body)
+    return map_masks(partial(grow_until_meeting, steps=steps), _trunk_cores(core), core, body)
 
 
 def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Runs:
     """Add gas under a wall that was removed as thin, together with that wall."""
-    gas = _gas(trunk, air, nearby)
+    gas = _enclosed_gas(trunk, air, nearby)
     if not len(gas.starts):
         return trunk
     together = map_masks(
@@ -207,7 +207,7 @@ def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Run
     return filled(together)
 
 
-def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
+def _enclosed_gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
     """Return enclosed air that belongs to the trunk although the wall over it is as thin as a table.
 
     Gas under a child's belly wall lies within the convex hull of the trunk, or, where a broad pocket took the
@@ -229,13 +229,13 @@ def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
             runs, index = slice(*np.searchsorted(slices, (z, z + 1))), z - around.start
             nearby_trunks = np.bitwise_or.reduce(packed[max(index - nearby, 0) : index + nearby + 1], axis=0)
             nearby_trunk = np.unpackbits(nearby_trunks, axis=1, count=marked.shape[2]).view(bool)
-            within[runs] = _within(gas, runs, marked[index], nearby_trunk)
+            within[runs] = _count_inside(gas, runs, marked[index], nearby_trunk)
     numbers = gas.components(in_plane=True)
     parts = np.bincount(numbers, within) / np.maximum(np.bincount(numbers, gas.lengths), 1)
     return gas.only(parts[numbers] >= MIN_GAS_INSIDE)
 
 
-def _within(gas: Runs, runs: slice, trunk: np.ndarray, nearby_trunk: np.ndarray) -> np.ndarray:
+def _count_inside(gas: Runs, runs: slice, trunk: np.ndarray, nearby_trunk: np.ndarray) -> np.ndarray:
     """Count, for runs of one slice, the voxels within the trunk's convex hull or within the nearby trunk.
 
     Args:
@@ -255,7 +255,7 @@ def _within(gas: Runs, runs: slice, trunk: np.ndarray, nearby_trunk: np.ndarray)
     return np.add.reduceat(inside, np.cumsum(lengths) - lengths, dtype=np.float64)
 
 
-def _kept(core: Runs) -> Runs:
+def _trunk_cores(core: Runs) -> Runs:
     """Return the trunk's cores: in the largest 3D component, each slice's largest piece and similar ones."""
     largest = _largest(core)
     numbers, slices = largest.components(in_plane=True), largest.slices
@@ -265,7 +265,7 @@ def _kept(core: Runs) -> Runs:
     return largest.only(areas >= MIN_PIECE_AREA * most[slices])
 
 
-def _opened(runs: Runs, steps: int) -> Runs:
+def _open_slices(runs: Runs, steps: int) -> Runs:
     """Remove what is at most twice ``steps`` wide, slice by slice."""
     return map_masks(partial(opened, steps=steps), runs)
 
@@ -313,7 +313,7 @@ def _steps(radius_mm: float, pixel: float) -> int:
     return max(1, round(radius_mm / pixel))
 
 
-def _soft(
+def _excess_hu(
     trunk: Runs,
     tissue: Runs,
     array: np.ndarray,
@@ -358,7 +358,7 @@ def fine(
     """
     out = scratch.zeros(shape, bool)
     (y, pairs_y, shares_y), (x, pairs_x, shares_x) = (
-        _between(*axis) for axis in zip(shape[1:], size, (rows, columns), strict=True)
+        _pixels_between(*axis) for axis in zip(shape[1:], size, (rows, columns), strict=True)
     )
     (left, right), share = pairs_x.T.contiguous(), shares_x[:, 1]
     for part in slice_chunks(shape) if len(pairs_y) and len(pairs_x) else ():
@@ -369,7 +369,7 @@ def fine(
     return out
 
 
-def _between(pixels: int, size: int, wanted: slice) -> tuple[slice, torch.Tensor, torch.Tensor]:
+def _pixels_between(pixels: int, size: int, wanted: slice) -> tuple[slice, torch.Tensor, torch.Tensor]:
     """Return which pixels of an axis lie between working pixels of a part of it, and where.
 
     Args:

@@ -82,14 +82,14 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
     bright = smooth > _otsu_of_logarithms(smooth[has_value], top)
     areas = bright.sum(axis=(1, 2))
     noise, edge = _noise(smooth, has_value, bright, float(np.sqrt(np.median(areas[areas > 0]))))
-    tissue = np.maximum(_nearby(smooth, bright, spacing), 0.0)
+    tissue = np.maximum(_nearby_brightness(smooth, bright, spacing), 0.0)
     tissue_mask = smooth > np.maximum(edge, MIN_TISSUE_FRACTION * tissue)
     tissue_mask &= ~_gaps(level, tissue_mask, noise)
     runs = Runs.of([tissue_mask], tissue_mask.shape)
     trunk = trunk_in(runs, pixel, spacing[0], NECK_FRACTION)
     if not len(trunk.starts):
         raise InputError("no body found, only thin structures are brighter than the noise; is it a trunk?")
-    return fine(partial(_soft, level, trunk, noise), volume.array.shape, size)
+    return fine(partial(_relative_brightness, level, trunk, noise), volume.array.shape, size)
 
 
 def _otsu_of_logarithms(values: np.ndarray, top: float) -> float:
@@ -130,7 +130,9 @@ def _noise(
     return float(middle), float(min(middle + NOISE_SIGMAS * (middle - low), MAX_NOISE_FACTOR * middle))
 
 
-def _nearby(smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+def _nearby_brightness(
+    smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float, float]
+) -> np.ndarray:
     """Return the mean brightness of the bright part near each pixel, which follows the bias field."""
     shrink = (1, 4, 4)
     sigma = [NEARBY_MM / (side * step) for side, step in zip(spacing, shrink, strict=True)]
@@ -146,14 +148,14 @@ def _nearby(smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float,
 
 def _gaps(smooth: np.ndarray, tissue_mask: np.ndarray, noise: float) -> np.ndarray:
     """Mark narrow valleys from the outside inward: air between arm and trunk, not muscle under bright fat."""
-    half = _half(smooth, tissue_mask, noise)
+    half = _half_brightness(smooth, tissue_mask, noise)
     valley = ndimage.grey_closing(smooth, (1, GAP_PIXELS, GAP_PIXELS)) > 2.0 * smooth
     gaps = valley & (smooth < half) & (half > MIN_CONTRAST * noise)
     outside = ~filled(Runs.of([tissue_mask], tissue_mask.shape)).mask(slice(None))
     return dilated(dilated(outside, 2) & gaps, GAP_DEPTH_PIXELS, within=gaps)
 
 
-def _half(level: np.ndarray, body: np.ndarray, noise: float) -> np.ndarray:
+def _half_brightness(level: np.ndarray, body: np.ndarray, noise: float) -> np.ndarray:
     """Return the brightness halfway from air to that of the body's rim nearby."""
     rim = body & ~eroded(body, RIM_PIXELS)
     weight = ndimage.gaussian_filter(rim.astype(np.float32), (0.0, RIM_PIXELS, RIM_PIXELS))
@@ -161,7 +163,7 @@ def _half(level: np.ndarray, body: np.ndarray, noise: float) -> np.ndarray:
     return 0.5 * (noise + mean / np.maximum(weight, 1e-6))
 
 
-def _soft(level: np.ndarray, trunk: Runs, noise: float, part: slice) -> np.ndarray:
+def _relative_brightness(level: np.ndarray, trunk: Runs, noise: float, part: slice) -> np.ndarray:
     """Return how far working pixels lie above halfway from air to the rim nearby, from -1 to 1.
 
     Args:
@@ -172,7 +174,7 @@ def _soft(level: np.ndarray, trunk: Runs, noise: float, part: slice) -> np.ndarr
     """
     body = trunk.mask(part)
     deep = eroded(body, BAND_PIXELS)
-    half = _half(level[part], body, noise)
+    half = _half_brightness(level[part], body, noise)
     soft = ((level[part] - half) / np.maximum(half - noise, 1e-6)).clip(-1.0, 1.0).astype(np.float32)
     # Only the boundary moves, and only by a pixel: dark tissue inside and noise outside stay where they are.
     soft[deep] = 1.0

@@ -113,7 +113,7 @@ def check_dataset(
         if planes is not None and answer.spacing is not None:
             planes[answer.plane or "any"] += 1
         note(answer.problems)
-    note(_between(dataset, reports))
+    note(_compare_cases(dataset, reports))
     return problems
 
 
@@ -264,9 +264,9 @@ def _digest(volume: Volume) -> str:
     return digest.hexdigest()
 
 
-def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
+def _compare_cases(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
     """Yield the problems that only a comparison of cases shows."""
-    yield from _twins(dataset, reports)
+    yield from _duplicate_cases(dataset, reports)
     spacings = [r.spacing for r in reports if r.spacing is not None]
     if len(spacings) >= _MIN_CASES:
         usual = np.median(spacings, axis=0)
@@ -300,7 +300,7 @@ def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
         yield Problem(dataset.name, "error", str(error))
 
 
-def _twins(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
+def _duplicate_cases(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
     """Yield the cases whose image equals that of an earlier case, voxel for voxel."""
     same: dict[str, list[Case]] = defaultdict(list)
     for case, report in zip(dataset.cases, reports, strict=True):

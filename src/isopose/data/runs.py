@@ -121,13 +121,13 @@ class Runs:
     def cropped(self, box: Box) -> "Runs":
         """Return the mask cropped to a box that contains all of it."""
         shape = (box[0].stop - box[0].start, box[1].stop - box[1].start, box[2].stop - box[2].start)
-        return self._moved([-axis.start for axis in box], shape)
+        return self._shifted([-axis.start for axis in box], shape)
 
     def placed(self, box: Box, shape: tuple[int, int, int]) -> "Runs":
         """Return the mask placed at a box of a larger, empty mask; the inverse of :meth:`cropped`."""
-        return self._moved([axis.start for axis in box], shape)
+        return self._shifted([axis.start for axis in box], shape)
 
-    def _moved(self, by: list[int], shape: tuple[int, int, int]) -> "Runs":
+    def _shifted(self, by: list[int], shape: tuple[int, int, int]) -> "Runs":
         """Return the mask shifted by ``(z, y, x)`` voxels in a mask of another shape."""
         wide = np.promote_types(self.starts.dtype, _index_type(shape))
         rows = self.starts.astype(wide) // (self.shape[2] + 1)
@@ -151,7 +151,7 @@ class Runs:
         numbers, count = np.empty(len(self.starts), dtype=np.int32), 0
         parts = self._parts()
         for part in parts:
-            numbers[part] = self.only(part)._connected(in_plane=in_plane) + count
+            numbers[part] = self.only(part)._label_components(in_plane=in_plane) + count
             count = int(numbers[part].max()) + 1
         if in_plane or len(parts) < 2:
             return numbers
@@ -160,9 +160,11 @@ class Runs:
             z = int(self.starts[part.start]) // self.per_slice
             two_slices = slice(self._from_slice(z - 1), self._from_slice(z + 1))
             runs = self.only(two_slices)
-            pairs.append(numbers[two_slices][np.stack(runs._touching(self.per_slice, runs.lengths > 0))])
+            pairs.append(
+                numbers[two_slices][np.stack(runs._overlapping_runs(self.per_slice, runs.lengths > 0))]
+            )
         one, other = np.concatenate(pairs, axis=1)
-        return _joined(one, other, count)[numbers]
+        return _label_graph(one, other, count)[numbers]
 
     def _parts(self) -> list[slice]:
         """Return parts of about :data:`RUNS_PER_GRAPH` runs that end at the end of a slice."""
@@ -173,17 +175,17 @@ class Runs:
             start = parts[-1].stop
         return parts
 
-    def _connected(self, *, in_plane: bool) -> np.ndarray:
+    def _label_components(self, *, in_plane: bool) -> np.ndarray:
         """Label the components of all runs at once; see :meth:`components`."""
         width, count = self.shape[2] + 1, len(self.starts)
         # The row after a slice's last one is the first of the next slice: not a neighbor.
-        pairs = [self._touching(width, (self.starts // width + 1) % self.shape[1] != 0)]
+        pairs = [self._overlapping_runs(width, (self.starts // width + 1) % self.shape[1] != 0)]
         if not in_plane:
-            pairs.append(self._touching(self.per_slice, np.ones(count, dtype=bool)))
+            pairs.append(self._overlapping_runs(self.per_slice, np.ones(count, dtype=bool)))
         first, second = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
-        return _joined(first, second, count)
+        return _label_graph(first, second, count)
 
-    def _touching(self, offset: int, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _overlapping_runs(self, offset: int, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return pairs of runs that overlap when the first is moved by an offset.
 
         Args:
@@ -202,7 +204,7 @@ class Runs:
         return one, other
 
 
-def _joined(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
+def _label_graph(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
     """Label the connected components of a graph.
 
     Returns:

@@ -157,7 +157,7 @@ def evaluate(
         raise InputError(f"{truth}: the labels are unknown; give them, e.g. --label kidney=1 --label tumor=2")
     predicted = label_maps(Path(predictions))
     labeled = _truths(truth, ages_years or {})
-    to_score = _wanted(labeled, cases)
+    to_score = _cases_to_score(labeled, cases)
     missing = _missing(predictions, to_score, predicted, allow_missing)
     pairs = _pairs(to_score, predicted, labeled)
     if note is not None:
@@ -167,7 +167,7 @@ def evaluate(
     work = partial(
         _score_pair, labels=labels, undrawn=undrawn, sizes=sizes, tolerance_mm=tolerance_mm, note=note
     )
-    scored, failed = _score_all(partial(_tried, work), pairs, allow_failed, workers, progress)
+    scored, failed = _score_all(partial(_try_score, work), pairs, allow_failed, workers, progress)
     inputs = {result.case: hashes for result, hashes in scored}
     return Evaluation(
         targets=tuple(labels.targets()),
@@ -233,7 +233,7 @@ def _truths(
     """Return case id to label file, patient group and age for every case with a label."""
     if not isinstance(truth, Dataset):
         return {case: (path, case, ages_years.get(case)) for case, path in label_maps(Path(truth)).items()}
-    ordered = sorted(truth.cases, key=lambda case: _natural(case.id))
+    ordered = sorted(truth.cases, key=lambda case: _natural_key(case.id))
     first: dict[str, str] = {}
     for case in ordered:
         first.setdefault(case.patient, case.id)
@@ -248,12 +248,12 @@ def _truths(
     }
 
 
-def _wanted(labeled: Collection[str], cases: Collection[str] | None) -> list[str]:
+def _cases_to_score(labeled: Collection[str], cases: Collection[str] | None) -> list[str]:
     """Return the case ids to score, in natural order."""
-    unknown = sorted(set(cases or ()) - set(labeled), key=_natural)
+    unknown = sorted(set(cases or ()) - set(labeled), key=_natural_key)
     if unknown:
         raise InputError(f"no label for {first_names(unknown, MAX_NAMED_CASES)}; cases to score need one")
-    to_score = sorted(labeled if cases is None else set(cases), key=_natural)
+    to_score = sorted(labeled if cases is None else set(cases), key=_natural_key)
     if not to_score:
         raise InputError("nothing to score: no case with a label was found")
     return to_score
@@ -348,7 +348,7 @@ def _score_all(
     return scored, failed
 
 
-def _tried(score_one: Callable[[_Pair], _Scored], pair: _Pair) -> _Scored | Failed:
+def _try_score(score_one: Callable[[_Pair], _Scored], pair: _Pair) -> _Scored | Failed:
     """Score one scan, or say why it cannot be scored."""
     try:
         return score_one(pair)
@@ -427,7 +427,7 @@ def _on_grid(pair: _Pair, prediction: Volume) -> Volume:
         raise InputError(f"with the prediction {pair.prediction.name} as the image: {error}") from None
 
 
-def _natural(case: str) -> list[tuple[int, int | str]]:
+def _natural_key(case: str) -> list[tuple[int, int | str]]:
     """Return a sort key that puts case_9 before case_10."""
     parts = re.split(r"(\d+)", case)
     return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts if part]

@@ -92,7 +92,7 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
         sources["label"] = hash_of_source(case.label)
     if case.mask is not None:
         sources["mask"] = hash_of_source(case.mask)
-    earlier = _known(settings, case.id, part, sources)
+    earlier = _earlier_record(settings, case.id, part, sources)
     if earlier is not None and not damaged(root, earlier.files):
         return Outcome(case.id, earlier, None, made=False)
     record, *results = _results(root, case.id, len(settings.channels))
@@ -121,7 +121,9 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
         return Outcome(case.id, case_record, None)
 
 
-def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str, str]) -> CaseRecord | None:
+def _earlier_record(
+    settings: HomogenizeSettings, case: str, part: str, sources: dict[str, str]
+) -> CaseRecord | None:
     """Return a case's record if it was made by the same isopose from the same files and settings."""
     try:
         record = read_record(record_path(settings.root, case))

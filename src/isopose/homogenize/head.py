@@ -44,7 +44,7 @@ def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstim
         # nnU-Net requires consecutive values; restoring converts them to the dataset's own again.
         "labels": {
             name: {"value": value, "stored": dataset.labels.values[name]}
-            for name, value in _written(dataset.labels).items()
+            for name, value in _written_values(dataset.labels).items()
         },
         "cases": [],
         "failed": [],
@@ -111,7 +111,7 @@ def finish(
     write_json(settings.root / HEAD, {**head, "complete": True, "cases": cases, "failed": failed})
 
 
-def _written(labels: Labels) -> dict[str, int]:
+def _written_values(labels: Labels) -> dict[str, int]:
     """Return consecutive values by label, in the order of the stored ones."""
     return {name: value for value, name in enumerate(labels.names, start=1)}
 

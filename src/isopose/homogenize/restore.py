@@ -205,7 +205,7 @@ def _check_targets(one: _Prediction, settings: _RestoreSettings) -> None:
     """Raise an InputError if a result would replace a file that this command did not write."""
     targets = _targets(one, settings)
     sources = {os.path.realpath(p) for p in (one.labels, *(path for _, path in one.probabilities)) if p}
-    ours = _known(settings.output / f"{one.case}.json") is not None
+    ours = _read_earlier(settings.output / f"{one.case}.json") is not None
     for path in targets:
         if os.path.realpath(path) in sources or (path.exists() and not ours):
             raise InputError(f"{path}: would be overwritten by its result; choose another output folder")
@@ -241,7 +241,7 @@ def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
         "labels": {name: value for name, (_, value) in settings.values.items()},
     }
     manifest = settings.output / f"{one.case}.json"
-    earlier = _known(manifest)
+    earlier = _read_earlier(manifest)
     if (
         earlier is not None
         and outputs.made_from(earlier, head)
@@ -359,7 +359,7 @@ def probability_path(output: Path, case: str, name: str) -> Path:
     return output / PROBABILITIES / f"{case}_{as_file(name)}{IMAGE_EXTENSION}"
 
 
-def _known(manifest: Path) -> dict[str, Any] | None:
+def _read_earlier(manifest: Path) -> dict[str, Any] | None:
     """Return the record that an earlier run of this command wrote for a case, or None."""
     record = outputs.earlier_record(manifest) or {}
     ours = "transform_sha256" in record and isinstance(record.get("files"), dict)

@@ -161,14 +161,14 @@ def _transform(
 
     if crop is None:
         theta1 = matrix_from_pose(torch.from_numpy(records.pose))
-        needed = _joined(box_of(prepared.covered, invert(theta1)))
+        needed = _union_box(box_of(prepared.covered, invert(theta1)))
     else:
         needed = crop
     if marked is not None:
-        needed = _joined(needed, box_of(marked, invert(on(usual).slice_from_grid)))
+        needed = _union_box(needed, box_of(marked, invert(on(usual).slice_from_grid)))
     size, warnings = _grid_size(float(np.abs(needed).max()), usual, largest)
     if crop is not None:
-        return on(*_square(needed.clip(-largest, largest), usual)), warnings
+        return on(*_square_around(needed.clip(-largest, largest), usual)), warnings
     return on(size), warnings
 
 
@@ -203,7 +203,7 @@ def _tilted(
         return _transform_of(grid, prepared, records, tuple(pose.tolist()))
 
     stack_from_frame = compose(_stack_from_frame(prepared), matrix_from_pose(pose))
-    needed = _joined(
+    needed = _union_box(
         solid_box_of(prepared.mask, invert(stack_from_frame)),
         None if marked is None else solid_box_of(marked, invert(on(usual, 1, 0.0).volume_from_frame)),
     )
@@ -263,7 +263,7 @@ def _box_of(theta2: Tensor) -> np.ndarray:
     return torch.cat([(middle - half).amin(dim=0), (middle + half).amax(dim=0)]).cpu().double().numpy()
 
 
-def _joined(*boxes: np.ndarray | None) -> np.ndarray:
+def _union_box(*boxes: np.ndarray | None) -> np.ndarray:
     """Return the bounding box of boxes, as lowest and highest corner; zeros without any box."""
     known = [box for box in boxes if box is not None]
     if not known:
@@ -272,7 +272,7 @@ def _joined(*boxes: np.ndarray | None) -> np.ndarray:
     return np.concatenate([low.min(axis=0), high.max(axis=0)])
 
 
-def _square(box: np.ndarray, usual: int) -> tuple[int, tuple[float, float]]:
+def _square_around(box: np.ndarray, usual: int) -> tuple[int, tuple[float, float]]:
     """Return side (pixels) and center of a square of whole pixels of the reference's frame around a box."""
     first = np.floor((box[:2] + 1.0) / 2.0 * usual)
     size = int(max(1.0, (np.ceil((box[2:] + 1.0) / 2.0 * usual) - first).max()))
@@ -295,7 +295,7 @@ def box_of(mask: np.ndarray, target_from_image: Tensor) -> np.ndarray | None:
         for inside, matrix in zip(mask, target_from_image.double().numpy(), strict=True)
         for outline in _outline(inside)
     ]
-    return _joined(*(np.concatenate([s.min(axis=1), s.max(axis=1)]) for s in seen)) if seen else None
+    return _union_box(*(np.concatenate([s.min(axis=1), s.max(axis=1)]) for s in seen)) if seen else None
 
 
 def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | None:
@@ -315,7 +315,7 @@ def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | N
                 height = np.full((1, outline.shape[1]), 2.0 * edge / depth - 1.0)
                 seen = (matrix @ np.concatenate([outline, height, np.ones_like(height)]))[:3]
                 boxes.append(np.concatenate([seen.min(axis=1), seen.max(axis=1)]))
-    return _joined(*boxes) if boxes else None
+    return _union_box(*boxes) if boxes else None
 
 
 def _outline(inside: np.ndarray) -> list[np.ndarray]:

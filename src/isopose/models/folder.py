@@ -121,14 +121,14 @@ def save_model(folder: Path, model: Model) -> None:
             "labels": model.labels.to_json(),
             "air": model.pipeline.air,
             "top": model.pipeline.top,
-            "config": _nameless(model.config).model_dump(mode="json"),
+            "config": _without_reference_name(model.config).model_dump(mode="json"),
             "fingerprint": model.fingerprint.to_json(),
             "info": model.info.to_json(),
         },
     )
 
 
-def _nameless(config: Config) -> Config:
+def _without_reference_name(config: Config) -> Config:
     """Return the configuration without the id of the reference case, which may identify a patient."""
     return config.model_copy(update={"pose": config.pose.model_copy(update={"reference": None})})
 

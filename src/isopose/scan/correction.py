@@ -129,7 +129,7 @@ class Correction:
         if not self.crops:
             return None
         values = np.array([[np.log(one.scale), one.x, one.y] for one in self.crops])
-        scale, x, y = _between([one.slice for one in self.crops], values, slices).T
+        scale, x, y = _interpolate([one.slice for one in self.crops], values, slices).T
         theta2 = torch.zeros(len(slices), 3, 3)
         theta2[:, 0, 0] = theta2[:, 1, 1] = torch.from_numpy(np.exp(scale)).float()
         theta2[:, 0, 2], theta2[:, 1, 2] = torch.from_numpy(x).float(), torch.from_numpy(y).float()
@@ -143,7 +143,7 @@ class Correction:
     def _set_poses(self, slices: np.ndarray) -> Tensor:
         values = np.array([one.pose for one in self.poses])
         values[:, ANGLE] = np.unwrap(values[:, ANGLE])
-        return torch.from_numpy(_between([one.slice for one in self.poses], values, slices)).float()
+        return torch.from_numpy(_interpolate([one.slice for one in self.poses], values, slices)).float()
 
 
 _CORRECTION = TypeAdapter(Correction)
@@ -207,7 +207,7 @@ def read_corrections(folder: Path) -> dict[str, Correction]:
     return corrections
 
 
-def _between(places: Sequence[int], values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _interpolate(places: Sequence[int], values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Interpolate values ``(K, n)`` at ascending places linearly; returns ``(N, n)`` at the wanted places."""
     return np.stack([np.interp(wanted, places, column) for column in values.T], axis=1)
 

@@ -136,7 +136,7 @@ def scan_poses(
     angle = torch.where(scan.overrides_header, angle, scan.angle)
     probability = torch.where(scan.overrides_header, probability, scan.probability)
     pose = transformer.pose_at_angle(slices.outline, angle)
-    rest = _combined(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
+    rest = _common_or_smoothed(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     pose = torch.cat([angle[:, None], rest], dim=1)
     return torch.where(scan.outline_visible, pose, torch.zeros_like(pose)), probability, scan
 
@@ -144,7 +144,7 @@ def scan_poses(
 def _header_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tuple[Tensor, Tensor, ScanRoll]:
     """Return what :func:`scan_poses` does, with the header's roll."""
     scan = header_roll(slices.filled, config)
-    rest = _combined(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
+    rest = _common_or_smoothed(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     pose = torch.cat([scan.angle.expand(len(rest), 1), rest], dim=1)
     visible = torch.where(scan.outline_visible, pose, torch.zeros_like(pose))
     return visible, scan.probability.expand(len(rest)), scan
@@ -157,7 +157,7 @@ def _outline_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tupl
     width = math.inf if config.per == "volume" else config.smooth_mm
     evidence, _ = pooled_evidence(slices.evidence, z_mm, width)
     angle = torch.atan2(evidence[:, 1], evidence[:, 0])
-    rest = _combined(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
+    rest = _common_or_smoothed(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     return torch.cat([angle[:, None], rest], dim=1), slices.agreement
 
 
@@ -224,14 +224,14 @@ def scan_transforms(
     pose, theta2 = slices.pose, slices.theta2
     shared = with_per(config.pose, per)
     if config.stn == "joint" and shared.per != "slice":
-        pose = initial_pose + _combined(slices.pose - initial_pose, slices.agreement, z_mm, shared)
+        pose = initial_pose + _common_or_smoothed(slices.pose - initial_pose, slices.agreement, z_mm, shared)
         theta2 = transferred(theta2, matrix_from_pose(slices.pose), matrix_from_pose(pose))
     if config.crop.enabled and config.crop.per == "volume":
         theta2 = common_crop(theta2).expand(theta2.shape[0], 3, 3)
     return pose, theta2
 
 
-def _combined(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfig) -> Tensor:
+def _common_or_smoothed(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfig) -> Tensor:
     """Return values ``(N, K)`` of slices as they are, as their common median or smoothed, as ``per`` says.
 
     The weight of a slice grows with its agreement.

@@ -46,7 +46,7 @@ def pose_warnings(
             "header: turned back; check the sides"
         )
     if scan.decision is not None and scan.decision.header_kept and HAND_SOURCE not in scan.source:
-        return [*lines, _kept(scan.decision, unseen=transformer.keeps_header)]
+        return [*lines, _header_warning(scan.decision, unseen=transformer.keeps_header)]
     if transformer.roll is not None:
         doubted = _where(scan, has_body & (scan.confidence < settings.min_confidence))
         if doubted is not None:
@@ -59,7 +59,7 @@ def pose_warnings(
     return lines
 
 
-def _kept(decision: RollDecision, *, unseen: bool) -> str:
+def _header_warning(decision: RollDecision, *, unseen: bool) -> str:
     """Return the one line about a scan that is left as its header says; ``unseen``: no network saw it."""
     if not decision.outline_visible:
         return "no outline of a body is visible: its pose and size are left as the file has them"

@@ -102,7 +102,7 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         cells: list[Cell] = []
         for label in labels:
             curves = [smoothed(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs]
-            early = [smoothed(_cut(run, epochs).curve(f"dice {label}")) for run in result.runs]
+            early = [smoothed(_truncated(run, epochs).curve(f"dice {label}")) for run in result.runs]
             cells += [
                 _format_band([curve[-1][1] for curve in early if curve]),
                 _format_band(
@@ -149,7 +149,7 @@ def _find_epochs(run: StudyRun) -> list[int]:
     return [place for place, row in enumerate(run.history) if row["stage"] == "unet"]
 
 
-def _cut(run: StudyRun, epochs: int) -> StudyRun:
+def _truncated(run: StudyRun, epochs: int) -> StudyRun:
     """Return a run cut after a number of the U-Net's epochs, some of which have no Dice in nnU-Net."""
     places = _find_epochs(run)[:epochs]
     return replace(run, history=run.history[: places[-1] + 1] if places else ())

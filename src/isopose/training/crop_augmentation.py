@@ -66,7 +66,7 @@ def augmented_intensities(image: Tensor, seeds: Sequence[int], config: Intensity
 
     def noised(some: Tensor, strength: Tensor, rows: Sequence[int]) -> Tensor:
         fields = [torch.randn(some.shape[1:], generator=_generator(seeds[row], 1)) for row in rows]
-        return some + MAX_NOISE_SD * _wide(strength, some) * torch.stack(fields).to(some)
+        return some + MAX_NOISE_SD * _per_image(strength, some) * torch.stack(fields).to(some)
 
     def blurred(some: Tensor, strength: Tensor, _: Sequence[int]) -> Tensor:
         sigmas = _between(strength, *BLUR_SIGMA)[:, None].expand(-1, some.ndim - 2)
@@ -76,7 +76,7 @@ def augmented_intensities(image: Tensor, seeds: Sequence[int], config: Intensity
     changes: dict[str, Callable[[Tensor, Tensor, Sequence[int]], Tensor]] = {
         "noise": noised,
         "blur": blurred,
-        "brightness": lambda some, strength, _: some * _wide(_between(strength, *CONTRAST_FACTOR), some),
+        "brightness": lambda some, strength, _: some * _per_image(_between(strength, *CONTRAST_FACTOR), some),
         "contrast": lambda some, strength, _: with_contrast(some, _between(strength, *CONTRAST_FACTOR)),
         "low_resolution": lambda some, strength, _: with_resolution(some, _between(strength, *RESOLUTION)),
         "inverted_gamma": lambda some, strength, _: -with_gamma(-some, _between(strength, *GAMMA)),
@@ -166,8 +166,10 @@ def with_contrast(image: Tensor, factor: Tensor) -> Tensor:
         factor: ``(N,)``.
     """
     flat = image.flatten(1)
-    mean, low, high = (_wide(one, image) for one in (flat.mean(dim=1), flat.amin(dim=1), flat.amax(dim=1)))
-    return ((image - mean) * _wide(factor, image) + mean).clamp(low, high)
+    mean, low, high = (
+        _per_image(one, image) for one in (flat.mean(dim=1), flat.amin(dim=1), flat.amax(dim=1))
+    )
+    return ((image - mean) * _per_image(factor, image) + mean).clamp(low, high)
 
 
 def with_resolution(image: Tensor, part: Tensor) -> Tensor:
@@ -194,20 +196,20 @@ def with_gamma(image: Tensor, gamma: Tensor) -> Tensor:
         gamma: ``(N,)`` exponents.
     """
     flat = image.flatten(1)
-    low, high = (_wide(edge, image) for edge in (flat.amin(dim=1), flat.amax(dim=1)))
+    low, high = (_per_image(edge, image) for edge in (flat.amin(dim=1), flat.amax(dim=1)))
     span = (high - low).clamp(min=1e-7)
-    out = ((image - low) / span).clamp(min=0.0) ** _wide(gamma, image) * span + low
-    mean, sd = _wide(flat.mean(dim=1), image), _wide(flat.std(dim=1), image)
+    out = ((image - low) / span).clamp(min=0.0) ** _per_image(gamma, image) * span + low
+    mean, sd = _per_image(flat.mean(dim=1), image), _per_image(flat.std(dim=1), image)
     after = out.flatten(1)
-    centered = out - _wide(after.mean(dim=1), image)
-    return centered / _wide(after.std(dim=1), image).clamp(min=1e-7) * sd + mean
+    centered = out - _per_image(after.mean(dim=1), image)
+    return centered / _per_image(after.std(dim=1), image).clamp(min=1e-7) * sd + mean
 
 
 def _between(strength: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * strength
 
 
-def _wide(value: Tensor, image: Tensor) -> Tensor:
+def _per_image(value: Tensor, image: Tensor) -> Tensor:
     """Return values ``(N,)`` in a shape that multiplies images."""
     return value.reshape(-1, *[1] * (image.ndim - 1))
 

@@ -162,10 +162,10 @@ def _fit(
     scale = fingerprint.pose_scale(config.data)
     if source is None:
         among = measured_cases(training, validation, config.train)[0]
-        reference = _chosen_reference(context, [cases[case.id] for case in among], scale.air)
+        reference = _choose_reference(context, [cases[case.id] for case in among], scale.air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
         if config.data.plane == "axial":
-            context = replace(context, truth=_against(true_rolls(dataset.root), reference))
+            context = replace(context, truth=_angles_to_reference(true_rolls(dataset.root), reference))
     else:
         mask, of_reference = source.pipeline.pose.reference_mask, source.info.reference
     networks = Networks(config, dataset.labels.classes, mask, scale.air, scale.top, airs_of(fingerprint))
@@ -197,7 +197,7 @@ def _fit(
     return load_model(folder)
 
 
-def _chosen_reference(context: StageContext, cases: Sequence[StoredCase], air: float) -> Reference:
+def _choose_reference(context: StageContext, cases: Sequence[StoredCase], air: float) -> Reference:
     """Choose the reference patient among prepared cases, and report it."""
     plane = context.config.data.plane
     reference = choose_reference(cases, context.config.pose, air, plane)
@@ -211,7 +211,7 @@ def _chosen_reference(context: StageContext, cases: Sequence[StoredCase], air: f
     return reference
 
 
-def _against(rolls: Mapping[str, float], reference: Reference) -> dict[str, float]:
+def _angles_to_reference(rolls: Mapping[str, float], reference: Reference) -> dict[str, float]:
     """Return each case's angle relative to the homogenized reference in radians.
 
     STN1 brings patients to the reference as shown, which may lean. Empty if its own roll is not known.

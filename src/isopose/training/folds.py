@@ -100,7 +100,7 @@ def fit_folds(
         check_folder(folder, resume)
         claim_folder(folder, dataset, common, everyone, none, resume, source, corrections or {})
     store = store or folder / "work" / "store"
-    if _left(folder, config):
+    if _untrained_folds(folder, config):
         # Processes started at the same time wait here, and then find the store.
         with only_writer(folder / "work", wait=True):
             source_fingerprint = source.fingerprint if source else None
@@ -108,7 +108,7 @@ def fit_folds(
                 store, (everyone, none), dataset.labels, config.data, channels=dataset.channels,
                 given=source_fingerprint, workers=workers, reporter=reporter,
             )  # fmt: skip
-    while left := _left(folder, config):
+    while left := _untrained_folds(folder, config):
         for fold in left:
             settings, place = of_fold(config, fold), fold_folder(folder, fold)
             following = tracking(place, settings) if tracking else nullcontext(reporter)
@@ -137,7 +137,7 @@ def fit_folds(
     return True
 
 
-def _left(folder: Path, config: Config) -> list[int]:
+def _untrained_folds(folder: Path, config: Config) -> list[int]:
     """Return the folds that are not trained."""
     folds = range(config.train.folds)
     return [fold for fold in folds if not (fold_folder(folder, fold) / "model.json").is_file()]

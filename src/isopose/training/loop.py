@@ -85,7 +85,7 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
     objective = stage.objective.to(fabric.device)
     optimizer = _optimizer(objective, config)
     checkpoint = work / "checkpoints" / f"{stage.name}.safetensors"
-    progress, best = _resumed(checkpoint, objective, optimizer, fabric)
+    progress, best = _resume(checkpoint, objective, optimizer, fabric)
     if not progress.finished:
         module, wrapped = fabric.setup(objective, optimizer)
         with (
@@ -124,7 +124,7 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
     return progress
 
 
-def _resumed(
+def _resume(
     checkpoint: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
 ) -> tuple[StageProgress, dict[str, Tensor]]:
     """Return a stage's progress and best weights; objective and optimizer get the checkpoint's state."""

@@ -56,7 +56,7 @@ def training_bytes(config: Config, classes: int, device: str, channels: int = 1)
     settings = config.unet.optimizer
     part = -(-settings.batch_size // settings.parts)
     mixed = choose_precision(config.train.precision, device) != "32-true"
-    unet, stored, map_bytes = _kept(config, classes, part, channels)
+    unet, stored, map_bytes = _stored_activations(config, classes, part, channels)
     maps = (CHECKPOINTED_STEP_MAPS if config.unet.recompute else STEP_MAPS) + (
         VOLUME_STEP_MAPS if config.dims == 3 else 0
     )
@@ -161,7 +161,7 @@ def _checkpointing(config: Config, size: str, parts: int) -> Iterator[Config]:
         return
 
 
-def _kept(config: Config, classes: int, part: int, channels: int) -> tuple[UNet, float, float]:
+def _stored_activations(config: Config, classes: int, part: int, channels: int) -> tuple[UNet, float, float]:
     """Count the activations that a part of a batch stores for the backward pass.
 
     Returns:

@@ -52,7 +52,7 @@ def decide_mirroring(config: Config, labels: Labels, slices: Slices, reporter: R
     if config.unet.mirror == AUTO:
         # nnU-Net's augmentation mirrors by itself.
         baseline = config.unet.augmentation == "nnunet"
-        reason = "" if baseline else _against(labels, slices)
+        reason = "" if baseline else _why_not_mirrored(labels, slices)
         if config.data.plane == "sagittal" and not baseline:
             reason = "mirrored sagittal slices have front and back swapped"
         part = 0.0 if reason or baseline else MIRRORED
@@ -67,7 +67,7 @@ def decide_mirroring(config: Config, labels: Labels, slices: Slices, reporter: R
     )
 
 
-def _against(labels: Labels, slices: Slices) -> str:
+def _why_not_mirrored(labels: Labels, slices: Slices) -> str:
     """Return why labels cannot be mirrored; an empty string where they can."""
     try:
         partners = mirrored_classes(labels.names)

@@ -153,27 +153,27 @@ class CropObjective(nn.Module):
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
         """Return the loss of a batch."""
-        image, mask, target, found = self._seen(batch)
+        image, mask, target, has_box = self._homogenized_inputs(batch)
         if self.manual is not None:
             manual = self.manual[batch.rows.cpu()].to(target.device)
             target = torch.where(manual.isfinite(), manual, target)
-        theta2 = self.crop(image, mask)[found]
+        theta2 = self.crop(image, mask)[has_box]
         crop, target_crop = (
-            warp(image[found], theta, tuple(image.shape[2:]), fill=self.networks[0].air)
-            for theta in (theta2, target[found])
+            warp(image[has_box], theta, tuple(image.shape[2:]), fill=self.networks[0].air)
+            for theta in (theta2, target[has_box])
         )
-        return crop_loss(crop, target_crop, theta2, target[found], self.crop.config)
+        return crop_loss(crop, target_crop, theta2, target[has_box], self.crop.config)
 
     def judge(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
         """Return the mean overlap (intersection over union) of predicted and target boxes, if any."""
         values = []
         for batch in batches:
-            image, mask, target, found = self._seen(batch)
-            values.append(box_overlap(self.crop(image, mask)[found], target[found]))
+            image, mask, target, has_box = self._homogenized_inputs(batch)
+            values.append(box_overlap(self.crop(image, mask)[has_box], target[has_box]))
         overlap = gathered(values)
         return {"box overlap": float(overlap.mean())} if len(overlap) else {}
 
-    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _homogenized_inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return homogenized images and masks, target crops, and which samples have a target."""
         (networks,) = self.networks
         matrix = homogenizing_matrix(networks, batch)
@@ -211,14 +211,14 @@ class JointObjective(nn.Module):
 
     def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:  # noqa: ARG002
         """Return the loss of a batch."""
-        pose, theta2, target, found = self._seen(batch)
+        pose, theta2, target, has_box = self._pose_and_crop(batch)
         outline = warp(batch.mask, matrix_from_pose(pose), tuple(self.reference.shape[2:]))
         loss = pose_loss(outline, self.reference)
         size = (self.config.crop.size, self.config.crop.size)
-        theta1, theta2, target = matrix_from_pose(pose.detach()[found]), theta2[found], target[found]
+        theta1, theta2, target = matrix_from_pose(pose.detach()[has_box]), theta2[has_box], target[has_box]
         # Resampled once from the frame, as the U-Net's input is.
         crop, target_crop = (
-            warp(batch.image[found], compose(theta1, theta), size, fill=self.air)
+            warp(batch.image[has_box], compose(theta1, theta), size, fill=self.air)
             for theta in (theta2, target)
         )
         return loss + crop_loss(crop, target_crop, theta2, target, self.config.crop)
@@ -235,10 +235,10 @@ class JointObjective(nn.Module):
                     rotation_errors(self.estimate, self.reference, self.air, self.truth, slices, batch)
                 )
             assert batch.pose is not None, "the joint network starts from a first estimate"
-            pose, theta2, target, found = self._seen(batch)
+            pose, theta2, target, has_box = self._pose_and_crop(batch)
             learned.append(self.agreement(batch.mask, pose))
             start.append(self.agreement(batch.mask, batch.pose))
-            overlap.append(box_overlap(theta2[found], target[found]))
+            overlap.append(box_overlap(theta2[has_box], target[has_box]))
         parts = {"mask dice": float(gathered(learned).mean())}
         squares = gathered(overlap)
         if len(squares):
@@ -247,7 +247,7 @@ class JointObjective(nn.Module):
         roll = summarize(turns) if turns else {}
         return {"pose and crop": sum(parts.values()) / len(parts), **parts, **alone, **roll}
 
-    def _seen(self, batch: SliceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _pose_and_crop(self, batch: SliceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert batch.pose is not None, "the joint network starts from a first estimate"
         pose, theta2 = self.joint_step(batch.image, batch.mask, batch.pose)
         return pose, theta2, *crop_targets(batch.labels, matrix_from_pose(pose.detach()), self.config.crop)

@@ -115,16 +115,16 @@ def slice_stages(
     if networks.joint is not None and learning:
         joint = JointObjective(networks, context.truth)
         stages.append(_train(context, "joint", joint, train_slices, val_slices, 3, "crop"))
-        roll_check = _measured(context, data, "crop")
+        roll_check = _check_roll(context, data, "crop")
     if config.crop.enabled and not config.crop.learned and learning:
         networks.crop.start.copy_(box_of_all(networks, train_slices, device))
     crops = manual_crops(train_slices, corrections, reference)
     if networks.crop.localization is not None and learning:
         labeled = train_slices.labeled()
-        val_annotated = val_slices.labeled() if val_slices else None
+        val_labeled = val_slices.labeled() if val_slices else None
         of_labeled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
         crop = CropObjective(networks, of_labeled if of_labeled.isfinite().any() else None)
-        stages.append(_train(context, "crop", crop, labeled, val_annotated or None, 1))
+        stages.append(_train(context, "crop", crop, labeled, val_labeled or None, 1))
     for slices in data.all:
         slices.pose, slices.theta2 = transforms_of(networks, slices, device)
     train_slices.pose = override(data.manual, train_slices.pose)
@@ -155,7 +155,7 @@ def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[StageProgr
         manual = data.manual if data.manual.isfinite().any() else None
         objective = PoseObjective(data.networks, manual, context.truth)
         stages.append(_train(context, "pose", objective, data.training, data.validation, 0))
-        roll_check = _measured(context, data, "pose")
+        roll_check = _check_roll(context, data, "pose")
     if pose.roll is not None and context.config.pose.learned:
         _find_poses(context, data)
         stages.append(
@@ -175,7 +175,7 @@ def _find_poses(context: StageContext, data: _OfSlices) -> None:
     data.training.pose = override(data.manual, data.training.pose)
 
 
-def _measured(context: StageContext, data: _OfSlices, section: str) -> RollCheck | None:
+def _check_roll(context: StageContext, data: _OfSlices, section: str) -> RollCheck | None:
     """Measure and report the trained STN1's roll estimates; warn if it has not learned rotation."""
     if context.trial:
         return None

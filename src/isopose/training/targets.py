@@ -135,7 +135,7 @@ def reference_among(
     if config.fill is None:
         lean, theta = 0.0, torch.eye(3)[None]
     else:
-        theta = filling_matrix(mask, lean, config.fill * _outlined(plane))
+        theta = filling_matrix(mask, lean, config.fill * _outline_width(plane))
     size = (config.size, config.size)
     return Reference(
         case=candidates[best].case,
@@ -149,7 +149,7 @@ def reference_among(
     )
 
 
-def _outlined(plane: Plane) -> float:
+def _outline_width(plane: Plane) -> float:
     """Return how much of the body's width its outline has; the frame holds all of the body."""
     return 1.0 if plane == "axial" else OUTLINE_WIDTH
 
@@ -237,6 +237,6 @@ def normalized_outline(
         The outline ``(1, 1, S, S)``, and the side of its frame as a part of that of the mask.
     """
     assert config.fill is not None, "without fill the outline keeps its frame"
-    theta = filling_matrix(mask, lean, config.fill * _outlined(plane))
+    theta = filling_matrix(mask, lean, config.fill * _outline_width(plane))
     part = float(pose_from_matrix(theta.double())[0, LOG_SCALE_X].exp())
     return warp(mask, theta, (config.size, config.size)), part
