@@ -120,12 +120,12 @@ def attempts(
     Raises:
         RunError: an item raised an error that concerns all items.
     """
-    results_found = (
+    outcomes = (
         _in_processes(work, items, name, min(workers, max(1, len(items))))
         if workers > 0
         else (_attempt(work, item, name(item)) for item in items)
     )
-    for done, result in enumerate(results_found, start=1):
+    for done, result in enumerate(outcomes, start=1):
         if progress:
             progress(done, len(items))
         yield result

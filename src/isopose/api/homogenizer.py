@@ -159,15 +159,14 @@ class Homogenizer:
             InputError: no body, values that are not finite, labels or mask on another grid.
         """
         volume = as_volume(image)
-        label_map, mask_volume = (
-            None if volume_on_grid is None else as_labels(volume_on_grid) for volume_on_grid in (labels, mask)
-        )
-        for name, volume_on_grid in (("labels do", label_map), ("mask does", mask_volume)):
-            if volume_on_grid is not None and not volume_on_grid.same_grid(volume):
+        label_map = None if labels is None else as_labels(labels)
+        body = None if mask is None else as_labels(mask)
+        for name, marked in (("labels do", label_map), ("mask does", body)):
+            if marked is not None and not marked.same_grid(volume):
                 raise InputError(f"the {name} not lie on the image's grid")
-        if mask_volume is not None and not mask_volume.array.any():
+        if body is not None and not body.array.any():
             raise InputError("the mask is empty, expected the body")
-        body_mask = None if mask_volume is None else mask_volume.array > 0
+        body_mask = None if body is None else body.array > 0
         homogenized = homogenize_scan(self._estimator, volume, label_map, body=body_mask)
         convert = like(image)
         return Homogenized(

@@ -86,10 +86,8 @@ def export_onnx(model: Model, folder: Path) -> None:
             ("labels", "probabilities"),
         )
     else:
-        theta, z_mm = (
-            torch.eye(3).repeat(TRACED_SLICES, 1, 1),
-            torch.arange(TRACED_SLICES, dtype=torch.float32),
-        )
+        theta = torch.eye(3).repeat(TRACED_SLICES, 1, 1)
+        z_mm = torch.arange(TRACED_SLICES, dtype=torch.float32)
         _write(
             PoseGraph(model),
             {name: values, "mask": mask, "z_mm": z_mm, **last},

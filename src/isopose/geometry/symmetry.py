@@ -60,18 +60,16 @@ def symmetry_axis(image: Tensor, mask: Tensor) -> Symmetry:
         shifted = (rotated.roll(shift, dims=3) for shift in SHIFTS)
         # Eq. 1 between images and their mirror images about the middle column.
         scores.append(torch.stack([soft_dice(one, one.flip(3)) for one in shifted]).amax(dim=0))
-    scores_by_angle = torch.stack(scores)
-    peak = scores_by_angle.argmax(dim=0).clamp(1, len(angles) - 2)
-    rows = torch.arange(scores_by_angle.shape[1], device=image.device)
+    curve = torch.stack(scores)
+    peak = curve.argmax(dim=0).clamp(1, len(angles) - 2)
+    rows = torch.arange(curve.shape[1], device=image.device)
     before, at_peak, after = (
-        scores_by_angle[peak - 1, rows],
-        scores_by_angle[peak, rows],
-        scores_by_angle[peak + 1, rows],
+        curve[peak - 1, rows],
+        curve[peak, rows],
+        curve[peak + 1, rows],
     )
     curvature = (before - 2.0 * at_peak + after).clamp(max=-1e-9)
     offset = (0.5 * (before - after) / curvature).clamp(-1.0, 1.0)
     # Empty slices would be perfectly symmetric.
     has_body = mask.flatten(1).any(dim=1)
-    return Symmetry(
-        angles[peak] + offset * ANGLE_STEP, torch.where(has_body, scores_by_angle.amax(dim=0), 0.0)
-    )
+    return Symmetry(angles[peak] + offset * ANGLE_STEP, torch.where(has_body, curve.amax(dim=0), 0.0))

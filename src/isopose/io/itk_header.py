@@ -38,12 +38,8 @@ _CONTINUATION = re.compile(rb"[^\x00-\x08\x0a-\x1a\x1c-\x1f\x7f=:]{1,%d}" % MAX_
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 #: NRRD spaces with patient axes, which ITK converts to LPS; it silently treats any other space as LPS.
 NRRD_SPACES = (
-    "LPS",
-    "left-posterior-superior",
-    "RAS",
-    "right-anterior-superior",
-    "LAS",
-    "left-anterior-superior",
+    *("LPS", "left-posterior-superior", "RAS", "right-anterior-superior"),
+    *("LAS", "left-anterior-superior"),
 )
 #: A file name pattern with one number; for others ITK prints uninitialized memory or crashes.
 _FILE_PATTERN = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
@@ -154,13 +150,11 @@ def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
             f"{path}: expected 'space directions' of three axes, so that each voxel has a place; "
             "export it again"
         )
-    for name in ("spaceunits", "units"):
-        if any(
-            unit.strip().lower() not in (*_MM_UNITS, "none", "???") for unit in _quoted(fields.get(name, ""))
-        ):
-            raise InputError(
-                f"{path}: expected millimeters, but the header's units are others; export it again in mm"
-            )
+    units = [unit for name in ("spaceunits", "units") for unit in _quoted(fields.get(name, ""))]
+    if any(unit.strip().lower() not in (*_MM_UNITS, "none", "???") for unit in units):
+        raise InputError(
+            f"{path}: expected millimeters, but the header's units are others; export it again in mm"
+        )
     if {"oldmin", "oldmax"} & set(fields):
         raise InputError(
             f"{path}: its values were quantized ('old min', 'old max'), so they are not HU; "
@@ -215,10 +209,8 @@ def check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
     if words[0].upper() == "LIST":
         # Number of dimensions of each file; by default all but the last.
         dims_per_file = (_count(words[1]) if len(words) > 1 else 0) or len(sizes) - 1
-        count, expected = (
-            len(rest),
-            math.prod(sizes[dims_per_file:]) if 0 < dims_per_file <= len(sizes) else 0,
-        )
+        count = len(rest)
+        expected = math.prod(sizes[dims_per_file:]) if 0 < dims_per_file <= len(sizes) else 0
     elif "%" in words[0]:
         numbers = [_count(n) for n in words[1:]]
         if not _FILE_PATTERN.fullmatch(words[0]) or len(numbers) != 3 or numbers[2] < 1:

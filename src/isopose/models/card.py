@@ -69,34 +69,25 @@ def _patients(training: TrainingInfo) -> str:
 
 
 def _rows(model: Model) -> Iterator[tuple[str, ...]]:
-    fingerprint = model.fingerprint
+    data = model.fingerprint
     directions = DIRECTIONS[model.config.data.plane]
     pixels = (f"pixel, {direction} (mm)" for direction in directions)
     for axis, name in enumerate((*pixels, "slice distance (mm)")):
-        three = (
-            fingerprint.spacing_min[axis],
-            fingerprint.spacing_median[axis],
-            fingerprint.spacing_max[axis],
-        )
+        three = (data.spacing_min[axis], data.spacing_median[axis], data.spacing_max[axis])
         yield (name, *(f"{value:.2f}" for value in three))
-    yield (
-        "slices",
-        str(fingerprint.slices_min),
-        f"{fingerprint.slices_median:.0f}",
-        str(fingerprint.slices_max),
-    )
+    yield "slices", str(data.slices_min), f"{data.slices_median:.0f}", str(data.slices_max)
     for axis, name in enumerate(f"body, {direction} (mm)" for direction in directions):
-        yield name, "", f"{fingerprint.body_median_mm[axis]:.0f}", f"{fingerprint.body_max_mm[axis]:.0f}"
-    for label in fingerprint.labels:
+        yield name, "", f"{data.body_median_mm[axis]:.0f}", f"{data.body_max_mm[axis]:.0f}"
+    for label in data.labels:
         three = (label.volume_min_ml, label.volume_median_ml, label.volume_max_ml)
         yield (f"{label.name} (ml, in {label.cases} scans)", *(f"{value:.1f}" for value in three))
-    for channel in fingerprint.channels:
+    for channel in data.channels:
         scale = channel.scale
         if isinstance(scale, Intensity):
             three = (scale.low, scale.median, scale.high)
             low, high = scale.percentiles
             unit = ["HU"] if _is_ct(model, channel.name) else []
-            channel_note = ", ".join([*([] if fingerprint.channels == (channel,) else [channel.name]), *unit])
+            channel_note = ", ".join([*([] if data.channels == (channel,) else [channel.name]), *unit])
             percentiles = f"percentiles {low:g} and {high:g}"
             name = f"labeled voxels ({channel_note}{', ' if channel_note else ''}{percentiles})"
             yield (name, *(f"{value:.0f}" for value in three))

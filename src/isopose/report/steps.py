@@ -87,10 +87,8 @@ def _show_slice(
     size = model.config.data.size
     homogenized, _ = pipeline.homogenized(image, mask, matrix_from_pose(pose), size)
     channels, homogenizing = unet_channels(prepared, np.array([z]), records, model.config.unet, device)
-    crop, neighbors = (
-        pipeline.cut(channels, compose(homogenizing, theta2[:, None])),
-        model.config.unet.context,
-    )
+    crop = pipeline.cut(channels, compose(homogenizing, theta2[:, None]))
+    neighbors = model.config.unet.context
     reference = resize(pipeline.pose.reference_mask, (size, size))
     slice_from_homogenized = compose(prepared.slice_from_frame.to(device), matrix_from_pose(pose)[0])
     warnings = []
