@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pipelines import Meter, cohort_of, merged, parser_of, predicted_and_scored
 
-from isopose.demo import SMALL
+from isopose.demo import SMALL_PRESET
 from isopose.files import read_json, write_json, write_text
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.scans import find_scans
@@ -102,7 +102,7 @@ def changes(start: str, arm: Arm) -> dict[str, Any]:
     if not arm.elastic:
         unet["elastic"] = 0.0
     mirror = {"unet": unet, "predict": {"mirror": False}}
-    return reduce(merged, (SMALL, STARTS[start], {} if arm.jitter else NO_JITTER, mirror), {})
+    return reduce(merged, (SMALL_PRESET, STARTS[start], {} if arm.jitter else NO_JITTER, mirror), {})
 
 
 def trained(

@@ -48,7 +48,7 @@ from isopose.phantom import write_cohort
 from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.study.measure import peak_memory, reset_peak
-from isopose.training.memory import PROCESS, fitted, training_bytes
+from isopose.training.memory import PROCESS_BYTES, fitted, training_bytes
 
 #: Seconds for all parts together.
 LIMIT = 240.0
@@ -123,7 +123,7 @@ def memory(device: torch.device, quick: bool) -> Rows:
     """The peak of two steps against the plan, without a limit and with half of what that takes."""
     config, kind = settings(quick), device.type
     whole = training_bytes(config, CLASSES, kind)
-    process = PROCESS if kind == "cpu" else 0.0
+    process = PROCESS_BYTES if kind == "cpu" else 0.0
     budget = process + (whole - process) / 2
     for name, chosen in (("", config), (" --memory of half", fitted(config, CLASSES, budget, kind))):
         found = peak_of(chosen, device)

@@ -26,7 +26,7 @@ from isopose.models.pipeline import Networks
 from isopose.presets import load_config
 from isopose.study.measure import peak_memory, reset_peak
 from isopose.training.checkpoint import StageProgress, save_checkpoint
-from isopose.training.memory import PROCESS, training_bytes
+from isopose.training.memory import PROCESS_BYTES, training_bytes
 from isopose.training.objectives import noise_size
 from isopose.training.segmentation import SegmentationObjective
 
@@ -113,7 +113,7 @@ def peak_of(config: Config, device: torch.device) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "unet.safetensors"
         save_checkpoint(path, StageProgress(), objective.state_dict(), best, learning)
-    process = PROCESS if device.type == "cpu" else 0.0
+    process = PROCESS_BYTES if device.type == "cpu" else 0.0
     foreseen = (training_bytes(config, CLASSES, device.type) - process) / 2**20
     return {"before": before, "peak": peak_memory(device), "foreseen": foreseen}
 

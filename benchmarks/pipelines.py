@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from isopose.demo import CASES, SIZE, SLICES, SMALL, TEST_FRACTION
+from isopose.demo import CASES, SIZE, SLICES, SMALL_PRESET, TEST_FRACTION
 from isopose.errors import IsoposeError
 from isopose.evaluation.evaluate import Evaluation, evaluate
 from isopose.files import read_json, write_json, write_text
@@ -30,7 +30,7 @@ from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.training.fit import fit
 
-#: Changes of the demo's configuration (isopose.demo.SMALL) by the arm's name; a new arm is a new line.
+#: Changes of the demo's configuration (isopose.demo.SMALL_PRESET) by the arm's name; a new arm is a new line.
 ARMS: dict[str, Mapping[str, Any]] = {
     "separate, anatomy (default)": {},
     "separate, moments, per slice": {
@@ -116,7 +116,9 @@ def run(
         return known
     dataset = open_dataset(cohort)
     meter = Meter(folder / "seconds.json", f"seed {seed}, {arm}")
-    config = load_config(base=merged(SMALL, ARMS[arm]), settings=[*given.settings, f"train.seed={seed}"])
+    config = load_config(
+        base=merged(SMALL_PRESET, ARMS[arm]), settings=[*given.settings, f"train.seed={seed}"]
+    )
     model = fit(
         dataset, folder / "model", config, resume=True, store=store, workers=given.workers, reporter=meter
     )

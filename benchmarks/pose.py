@@ -40,7 +40,7 @@ from isopose.data.store import write_store
 from isopose.devices import one_thread
 from isopose.files import write_json, write_text
 from isopose.geometry.box import box_of_mask
-from isopose.geometry.moments import moments, pose_at_angle, pose_from_moments, spread_along
+from isopose.geometry.moments import moments, pose_at_angle, pose_from_moments, radii_along
 from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import identity_pose, matrix_from_pose
 from isopose.geometry.warp import resize, warp
@@ -362,7 +362,7 @@ def _estimate(contender: Contender, scan: Scan) -> Estimate:
     dice = soft_dice(warp(scan.masks, theta, (size, size)), contender.mask).numpy()
     parts = [nearest_pose(one) for one in thetas.astype(float)]
     of = moments(contender.mask)
-    spread = spread_along(of, torch.zeros(1))[0].numpy()
+    spread = radii_along(of, torch.zeros(1))[0].numpy()
     half = scan.fov_mm / 2.0
     center = (thetas[:, :2, :2] @ of.center[0].numpy()) + thetas[:, :2, 2]
     return Estimate(

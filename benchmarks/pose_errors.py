@@ -9,7 +9,7 @@ from pose_figures import THRESHOLDS
 from pose_scans import Scan
 
 from isopose.geometry.symmetry import symmetry_axis
-from isopose.scan.prior import RIGHT
+from isopose.scan.prior import CORRECT_WITHIN
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _rates(errors: list[np.ndarray], estimates: list[Estimate]) -> dict[str, Any
         return None
     error = np.abs(np.concatenate(errors))
     confidence = np.concatenate([e.confidence for e in estimates if e.confidence is not None])
-    bad = error > RIGHT
+    bad = error > CORRECT_WITHIN
     edges = np.quantile(confidence, np.linspace(0.0, 1.0, 11))
     place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, 9)
     calibration = [

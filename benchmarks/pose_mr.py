@@ -44,8 +44,8 @@ from isopose.presets import load_config
 from isopose.progress import Terminal
 from isopose.scan.find import find_poses, slice_poses_of
 from isopose.scan.pose import ScanPose
-from isopose.scan.prior import RIGHT
-from isopose.scan.warnings import MIRRORED
+from isopose.scan.prior import CORRECT_WITHIN
+from isopose.scan.warnings import MIRRORED_SCORE
 from isopose.settings import DataConfig, PoseConfig, PredictConfig
 from isopose.training.fit import fit
 
@@ -128,7 +128,7 @@ def main(
         degrees = np.concatenate(errors or [np.full(1, np.nan)])
         left, unnoticed = len(scans) - len(errors), sum(scan.unnoticed for scan in scans)
         noticed, false = (
-            sum(sign * scan.mirrored > MIRRORED[contrast] for scan in scans) for sign in (-1, 1)
+            sum(sign * scan.mirrored > MIRRORED_SCORE[contrast] for scan in scans) for sign in (-1, 1)
         )
         spread = f"{np.median(degrees):.2f} | {np.percentile(degrees, 99):.2f} | {degrees.max():.2f}"
         counts = f"{unnoticed} | {noticed} | {false}"
@@ -218,7 +218,7 @@ def _found(pose: ScanPose, roll: np.ndarray) -> Found:
         return Found(None, False, mirrored)
     errors = _errors(pose, roll)
     sure = float(np.nanmedian(pose.confidence)) >= PredictConfig().min_confidence
-    return Found(errors, sure and float(np.median(errors)) > math.degrees(RIGHT), mirrored)
+    return Found(errors, sure and float(np.median(errors)) > math.degrees(CORRECT_WITHIN), mirrored)
 
 
 def _errors(pose: ScanPose, roll: np.ndarray) -> np.ndarray:

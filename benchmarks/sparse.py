@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pipelines import Meter, cohort_of, parser_of, predicted_and_scored
 
-from isopose.demo import SMALL
+from isopose.demo import SMALL_PRESET
 from isopose.files import read_json, write_json, write_text
 from isopose.io.datasets import Dataset, open_dataset
 from isopose.io.images import read_labels, write_labels
@@ -99,7 +99,7 @@ def run(folder: Path, dataset: Dataset, arm: Arm, seed: int, given: argparse.Nam
     drawn = thinned(dataset, place / "labels", arm.every or given.every, arm.marked)
     settings = [*given.settings, f"train.seed={seed}", f"data.undrawn={arm.undrawn}"]
     meter = Meter(place / "seconds.json", f"seed {seed}, {arm.name}")
-    config = load_config(base=dict(SMALL), settings=settings)
+    config = load_config(base=dict(SMALL_PRESET), settings=settings)
     model = fit(drawn, place / "model", config, resume=True, store=folder / arm.undrawn, reporter=meter)
     scans = find_scans([dataset.root / "imagesTs"])
     evaluation = predicted_and_scored(model, scans, dataset, place / "predictions", meter)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from isopose.config import Config, HomogenizeConfig
-from isopose.presets import VOLUMES, load_config
+from isopose.presets import VOLUME_SETTINGS, load_config
 from isopose.settings import ConfigSection
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -57,7 +57,7 @@ def main() -> None:
 def page() -> str:
     """The whole page as Markdown."""
     paper = load_config("paper")
-    brought = ", ".join(f"`{key}={_value(value)}`" for key, value in _flat(VOLUMES))
+    brought = ", ".join(f"`{key}={_value(value)}`" for key, value in _flat(VOLUME_SETTINGS))
     parts = [HEAD, f"`dims=3` changes these defaults, after the preset and before the file: {brought}.\n"]
     default = Config()
     for prefix, section in _sections("", default):

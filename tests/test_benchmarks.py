@@ -14,7 +14,7 @@ import pytest
 from bright import scene
 from isopose.config import HomogenizeConfig
 from isopose.data.fingerprint import fingerprint_of
-from isopose.demo import SMALL
+from isopose.demo import SMALL_PRESET
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
 from isopose.geometry.volume import Volume
@@ -52,14 +52,15 @@ def augmentation():
 
 def test_every_arm_is_a_configuration_with_the_same_unet_and_data(pipelines):
     configs = {
-        arm: load_config(base=pipelines.merged(SMALL, change)) for arm, change in pipelines.ARMS.items()
+        arm: load_config(base=pipelines.merged(SMALL_PRESET, change))
+        for arm, change in pipelines.ARMS.items()
     }
     assert len({config.model_dump_json() for config in configs.values()}) == len(configs)
-    small = load_config(base=SMALL)
+    small = load_config(base=SMALL_PRESET)
     assert {config.data for config in configs.values()} == {small.data}
     for config in (config for config in configs.values() if config.dims == 2):
         assert config.unet == small.unet
-        assert config.crop.optimizer.iterations == SMALL["crop"]["optimizer"]["iterations"]
+        assert config.crop.optimizer.iterations == SMALL_PRESET["crop"]["optimizer"]["iterations"]
     # Of volumes as many slices are seen.
     [volumes] = [config for config in configs.values() if config.dims == 3]
     assert slices_seen(volumes, 20) == slices_seen(small, 1)
@@ -179,7 +180,7 @@ def test_arms_of_augmentation_differ_in_what_they_are_named_for_alone(augmentati
             assert any(parts.values()) == all(parts.values()) == arm.intensities
             assert (config.unet.elastic > 0) == arm.elastic
             assert config.unet.context == arm.context
-            default = load_config(base=dict(SMALL))
+            default = load_config(base=dict(SMALL_PRESET))
             jitter = (config.unet.pose_jitter, config.crop.jitter_shift, config.crop.jitter_scale)
             usual = (default.unet.pose_jitter, default.crop.jitter_shift, default.crop.jitter_scale)
             assert jitter == (usual if arm.jitter else (0.0, 0.0, 0.0))

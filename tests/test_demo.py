@@ -48,7 +48,7 @@ def shrink(patch) -> None:
         "crop": {"enabled": False},
         "unet": {**TINY["unet"], "pose_jitter": 0.0},
     }
-    patch.setattr(demo, "WITHOUT", without)
+    patch.setattr(demo, "NOT_HOMOGENIZED_PRESET", without)
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -119,10 +119,10 @@ def test_both_arms_have_the_same_network_and_steps(made):
 
 def test_the_real_constants_compare_like_with_like():
     for key in ("data", "train"):
-        assert demo.WITHOUT[key] == demo.SMALL[key]
+        assert demo.NOT_HOMOGENIZED_PRESET[key] == demo.SMALL_PRESET[key]
     for key in ("base_features", "optimizer"):
-        assert demo.WITHOUT["unet"][key] == demo.SMALL["unet"][key]
-    assert not demo.WITHOUT["crop"]["enabled"]
+        assert demo.NOT_HOMOGENIZED_PRESET["unet"][key] == demo.SMALL_PRESET["unet"][key]
+    assert not demo.NOT_HOMOGENIZED_PRESET["crop"]["enabled"]
 
 
 def test_a_second_call_does_nothing_again(made):
@@ -154,7 +154,7 @@ def test_a_patient_that_cannot_be_predicted_ends_the_demo(made, monkeypatch):
 
 
 def test_both_arms_differ_in_homogenization_alone() -> None:
-    ours, plain = (load_config(base=dict(base)) for base in (demo.SMALL, demo.WITHOUT))
+    ours, plain = (load_config(base=dict(base)) for base in (demo.SMALL_PRESET, demo.NOT_HOMOGENIZED_PRESET))
     assert (plain.unet, plain.data, plain.train) == (ours.unet, ours.data, ours.train)
     assert not plain.pose_estimated
     assert not plain.crop.enabled

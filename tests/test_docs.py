@@ -15,11 +15,11 @@ import pytest
 
 from isopose.config import Config, HomogenizeConfig
 from isopose.data.fingerprint import Fingerprint
-from isopose.data.record import RECORD
+from isopose.data.record import RECORD_ADAPTER
 from isopose.evaluation.cleaning import candidates
 from isopose.evaluation.evaluate import Evaluation
 from isopose.geometry.pose import matrix_from_pose
-from isopose.homogenize.record import CASE
+from isopose.homogenize.record import CASE_RECORD_ADAPTER
 from isopose.inference.postprocess import rules_from_json
 from isopose.io.datasets import open_dataset
 from isopose.models.folder import members_of
@@ -235,7 +235,7 @@ def test_record_example_is_a_record(examples: dict[str, Any]) -> None:
     values = examples["record.json"]
     for part in ("arrays", "sources"):
         values = values | {part: {name: short.ljust(64, "0") for name, short in values[part].items()}}
-    record = RECORD.validate_json(json.dumps(values))
+    record = RECORD_ADAPTER.validate_json(json.dumps(values))
     assert list(values) == [field.name for field in fields(record)]
     assert record.frame.pixel_mm == pytest.approx(302.998374042511 / 192)
 
@@ -300,7 +300,7 @@ def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, An
     for part in ("sources", "files"):
         values[part] = {name: short.ljust(64, "0") for name, short in values[part].items()}
     assert len(values.pop("sha256")) == 8
-    record = CASE.validate_json(json.dumps(values))
+    record = CASE_RECORD_ADAPTER.validate_json(json.dumps(values))
     assert list(values) == [field.name for field in fields(record)]
     assert record.slices[0].roll_degrees == pytest.approx(math.degrees(record.transform.poses[0][0]))
     head = examples["homogenize.json"]

@@ -1,6 +1,6 @@
 import pickle
 
-from isopose.errors import LONGEST, InputError, counted, first_names
+from isopose.errors import MAX_MESSAGE_LENGTH, InputError, counted, first_names
 
 
 def test_a_message_is_one_printable_line():
@@ -11,7 +11,7 @@ def test_a_message_is_one_printable_line():
 
 def test_a_long_message_keeps_its_beginning_and_its_end():
     error = str(InputError(f"case.json: got {'x' * 100_000}; do this"))
-    assert len(error) <= LONGEST
+    assert len(error) <= MAX_MESSAGE_LENGTH
     assert error.startswith("case.json: got xxx")
     assert error.endswith("xxx; do this")
 

@@ -171,7 +171,7 @@ def test_a_text_is_a_regular_file_of_bounded_size(tmp_path, monkeypatch):
         read_json(tmp_path / "a.json")
     (tmp_path / "b.txt").write_text("four")
     assert read_text(tmp_path / "b.txt", "words") == "four"
-    monkeypatch.setattr("isopose.files.LARGEST_TEXT", 3)
+    monkeypatch.setattr("isopose.files.MAX_TEXT_BYTES", 3)
     with pytest.raises(InputError, match="larger than"):
         read_text(tmp_path / "b.txt", "words")
 

@@ -9,9 +9,9 @@ import pytest
 from isopose.errors import InputError
 from isopose.files import replacing, sha256, write_json, write_text
 from isopose.outputs import (
-    begun,
     claim,
     damaged,
+    earlier_mark,
     earlier_record,
     hashes,
     listed,
@@ -176,7 +176,7 @@ def test_the_same_parameters_go_on_and_others_are_refused(tmp_path: Path, within
 def test_a_damaged_mark_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(InputError, match=r"another size and seeds and model|expected a JSON file"):
-        begun(tmp_path, tmp_path / "run.json", PARAMETERS, within="of", other="another {names}")
+        earlier_mark(tmp_path, tmp_path / "run.json", PARAMETERS, within="of", other="another {names}")
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

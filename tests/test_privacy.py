@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from io_helpers import write_series
 from isopose.io.images import read_volume, to_sitk, write_labels
-from isopose.io.results.copied import SHARED
+from isopose.io.results.copied import PATIENT_AND_STUDY
 
 pytestmark = pytest.mark.long
 
@@ -251,7 +251,7 @@ def _copies_nothing_else(result: Path, series: Path) -> None:
     for path, value in found:
         if path[-1] in TIES or value in (made.StudyInstanceUID, source.SeriesInstanceUID):
             continue
-        assert path[0] in SHARED, f"{result.name}: {'/'.join(path)}"
+        assert path[0] in PATIENT_AND_STUDY, f"{result.name}: {'/'.join(path)}"
         assert value == str(_at(source, path))
     # What is not of patient and study is nowhere, whatever element it may have come to.
     contents = result.read_bytes()

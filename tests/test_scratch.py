@@ -15,7 +15,7 @@ from isopose import scratch
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where they lie; from a page on."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(scratch, "LARGE", 4096)
+    monkeypatch.setattr(scratch, "MEMORY_MAP_BYTES", 4096)
     return tmp_path
 
 

@@ -96,7 +96,7 @@ class Config(ConfigSection):
                 f"{self.unet.bottleneck}; change data.size, unet.input or unet.bottleneck"
             )
         if self.dims == 3:
-            for name, given, expected in (
+            for name, value, expected in (
                 ("stn", self.stn, "separate"),
                 ("pose.per", self.pose.per, "volume"),
                 ("pose.learned", self.pose.learned, False),
@@ -105,9 +105,9 @@ class Config(ConfigSection):
                 ("unet.output_norm", self.unet.output_norm, False),
                 ("unet.loss_space", self.unet.loss_space, "canonical"),
             ):
-                if given != expected:
+                if value != expected:
                     raise ValueError(
-                        f"{name} is {json.dumps(given)}, with dims=3 only {json.dumps(expected)} is possible"
+                        f"{name} is {json.dumps(value)}, with dims=3 only {json.dumps(expected)} is possible"
                     )
         if self.train.fold != "all" and not 0 <= self.train.fold < self.train.folds:
             raise ValueError(f"train.fold is {self.train.fold}, expected 0 to {self.train.folds - 1} or all")
@@ -124,10 +124,10 @@ class Config(ConfigSection):
             ("stn", self.stn, "separate"),
             ("unet.context", self.unet.context, 0),
         )
-        for name, given, expected in possible:
-            if given != expected:
+        for name, value, expected in possible:
+            if value != expected:
                 raise ValueError(
-                    f"{name} is {json.dumps(given)}, with data.plane={plane} only {json.dumps(expected)} is "
+                    f"{name} is {json.dumps(value)}, with data.plane={plane} only {json.dumps(expected)} is "
                     "possible"
                 )
         if self.pose.start == "moments":
@@ -152,14 +152,14 @@ class Config(ConfigSection):
                 "unet.elastic deforms the crop, with unet.loss_space=native only unet.elastic=0 is possible"
             )
         if self.unet.augmentation == "nnunet":
-            for name, found in (
+            for name, is_met in (
                 ("dims=2", self.dims == 2),
                 ("stn=separate", self.stn == "separate"),
                 ("pose.start=identity", self.pose.start == "identity"),
                 ("pose.learned=false", not self.pose.learned),
                 ("crop.enabled=false", not self.crop.enabled),
             ):
-                if not found:
+                if not is_met:
                     raise ValueError(
                         f"unet.augmentation=nnunet needs {name}: it augments slices without a pose"
                     )

@@ -36,7 +36,7 @@ from isopose.version import __version__
 CASES, TEST_FRACTION, SLICES, SIZE = 50, 0.2, 20, 192
 
 #: A reduced default preset, which two cores train in a few minutes.
-SMALL: Mapping[str, Any] = {
+SMALL_PRESET: Mapping[str, Any] = {
     "data": {"size": 192},
     "pose": {"size": 64, "optimizer": {"epochs": 4, "min_epochs": 4, "iterations": 40}},
     "crop": {"size": 64, "optimizer": {"epochs": 8, "min_epochs": 8, "iterations": 40}},
@@ -47,8 +47,8 @@ SMALL: Mapping[str, Any] = {
 #: The same network, number of steps and jitter at the same size, on slices that are not homogenized. Without
 #: the jitter the comparison would credit homogenization with augmentation (0.05 of kidney, 0.06 of tumor
 #: Dice).
-WITHOUT: Mapping[str, Any] = {
-    **SMALL,
+NOT_HOMOGENIZED_PRESET: Mapping[str, Any] = {
+    **SMALL_PRESET,
     "pose": {"start": "identity", "learned": False, "size": 64},
     "crop": {"enabled": False},
 }
@@ -99,7 +99,7 @@ def run_demo(output: Path, *, workers: int, seed: int, reporter: Reporter, modal
     settings = [f"train.seed={seed}"]
     arms = [
         _arm(name, output, dataset, load_config(base=dict(base), settings=settings), workers, reporter)
-        for name, base in (("with", SMALL), ("without", WITHOUT))
+        for name, base in (("with", SMALL_PRESET), ("without", NOT_HOMOGENIZED_PRESET))
     ]
     report = output / "report.html"
     _write(report, dataset, arms[0], arms[1])
@@ -143,14 +143,14 @@ def _write(report: Path, dataset: Dataset, ours: ScoredModel, plain: ScoredModel
     ages = [case.age_years for case in dataset.cases if case.age_years is not None]
     training = ours.model.info.training
     order = sorted(ours.evaluation.cases, key=lambda case: _dice(case.scores["tumor"].dice))
-    shown = {"worst": order[0].case, "median": order[len(order) // 2].case, "best": order[-1].case}
+    cases_shown = {"worst": order[0].case, "median": order[len(order) // 2].case, "best": order[-1].case}
     pictures = tuple(
         Picture(
             (ours.folder / "predictions" / "steps" / f"{case}.png").read_bytes(),
             alt=f"Input, homogenized slice, crop, prediction and restored labels of {case}",
             caption=f"{case}, the {place} tumor Dice of the test patients",
         )
-        for place, case in shown.items()
+        for place, case in cases_shown.items()
     )
     curves = tuple(
         Picture(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 #: Maximum length of a message in characters; it may quote a user's file.
-LONGEST = 1000
+MAX_MESSAGE_LENGTH = 1000
 
 
 def printable(text: str) -> str:
@@ -33,8 +33,8 @@ class IsoposeError(Exception):
 
     def __init__(self, message: str) -> None:
         shown = printable(" ".join(message.split()))
-        if len(shown) > LONGEST:
-            shown = f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 + 3 :]}"
+        if len(shown) > MAX_MESSAGE_LENGTH:
+            shown = f"{shown[: MAX_MESSAGE_LENGTH // 2]} … {shown[-MAX_MESSAGE_LENGTH // 2 + 3 :]}"
         super().__init__(shown)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from isopose.errors import BusyError, InputError, RunError
 
 #: Maximum size of a text file in bytes; an evaluation of 10,000 scans takes 20 MB.
-LARGEST_TEXT = 512 << 20
+MAX_TEXT_BYTES = 512 << 20
 #: Errors of a folder that cannot be written at all; others concern a single file, such as a name that is too
 #: long.
 _NOT_WRITABLE = (
@@ -130,19 +130,19 @@ def as_stored(path: Path) -> Path:
     path = Path(path)
     if str(path).isascii() or os.path.lexists(path):
         return path
-    found = Path(path.anchor)
-    for part in path.parts[len(found.parts) :]:
-        below = found / part
+    stored_path = Path(path.anchor)
+    for part in path.parts[len(stored_path.parts) :]:
+        below = stored_path / part
         if not os.path.lexists(below):
             try:
-                names = [entry for entry in found.iterdir() if composed(entry.name) == composed(part)]
+                names = [entry for entry in stored_path.iterdir() if composed(entry.name) == composed(part)]
             except OSError:
                 names = []
             if len(names) != 1:
                 return path
             below = names[0]
-        found = below
-    return found
+        stored_path = below
+    return stored_path
 
 
 def entries_below(folder: Path) -> list[Path]:
@@ -176,8 +176,8 @@ def read_text(path: Path, expected: str) -> str:
     try:
         if path.exists() and not path.is_file():
             raise OSError("not a file")
-        if path.stat().st_size > LARGEST_TEXT:
-            raise OSError(f"larger than {LARGEST_TEXT >> 20} MB")
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise OSError(f"larger than {MAX_TEXT_BYTES >> 20} MB")
         content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None

@@ -7,7 +7,7 @@ import sys
 #: Parameters of mallopt (<malloc.h>): M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 #: The largest values that glibc accepts for the first two.
-_MOST_KEPT, _LARGEST_IN_HEAP = 2**31 - 1, 32 * 2**20
+_MAX_TRIM_THRESHOLD, _MAX_MMAP_THRESHOLD = 2**31 - 1, 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
@@ -30,7 +30,11 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, _LARGEST_IN_HEAP), (_TRIM_THRESHOLD, _MOST_KEPT))
+    settings = (
+        (_ARENA_MAX, 1),
+        (_MMAP_THRESHOLD, _MAX_MMAP_THRESHOLD),
+        (_TRIM_THRESHOLD, _MAX_TRIM_THRESHOLD),
+    )
     return all(bool(mallopt(name, value)) for name, value in settings)
 
 

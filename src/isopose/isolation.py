@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from isopose.errors import InputError, IsoposeError, RunError
 
 #: Errors that would hit every following scan as well.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 #: Parts of messages that mean a lack of memory; PyTorch and ITK have no common exception for it.
-_NO_MEMORY = (
+_OUT_OF_MEMORY_TEXTS = (
     *("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation"),
     *("ALLOC_FAILED", "unable to allocate"),
 )
 #: Modules that call other code; a failure is never located in them.
-_CARRIERS = (__name__, "isopose.parallel", "isopose.cluster.pool")
+_DISPATCHING_MODULES = (__name__, "isopose.parallel", "isopose.cluster.pool")
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Failed:
 
     Args:
         why: the reason in one line.
-        ours: the program or the machine is to blame, not the input.
+        internal: the program or the machine is to blame, not the input.
     """
 
     why: str
-    ours: bool = False
+    internal: bool = False
 
     def error(self) -> IsoposeError:
         """Return the exception for callers that need the item."""
-        return IsoposeError(self.why) if self.ours else InputError(self.why)
+        return IsoposeError(self.why) if self.internal else InputError(self.why)
 
 
 def line_of(error: Exception) -> IsoposeError:
@@ -52,10 +52,10 @@ def line_of(error: Exception) -> IsoposeError:
             "out of memory: too large for the memory of this machine; close other programs, use fewer "
             "--workers, or --device cpu"
         )
-    where = _place(error)
+    where = _innermost_line(error)
     if isinstance(error, OSError) and error.errno is not None:
-        why, file = os.strerror(error.errno), _file(error)
-        if error.errno in _NO_ROOM:
+        why, file = os.strerror(error.errno), _unusable_path(error)
+        if error.errno in _DISK_ERRNOS:
             return RunError(f"{file or 'output'}: {why}; nothing was left half-written")
         return IsoposeError(f"{why} ({file or 'disk'}); check the file, its folder and the disk")
     if isinstance(error, ImportError) and error.name:
@@ -96,10 +96,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     # An exception of another library whose text cannot be read.
     except Exception:
         return False
-    return any(sign in text for sign in _NO_MEMORY)
+    return any(sign in text for sign in _OUT_OF_MEMORY_TEXTS)
 
 
-def _place(error: Exception) -> str:
+def _innermost_line(error: Exception) -> str:
     """Return the innermost line of this package that an exception passed through."""
     frames = (
         (frame.f_globals.get("__name__", ""), line) for frame, line in traceback.walk_tb(error.__traceback__)
@@ -107,12 +107,12 @@ def _place(error: Exception) -> str:
     places = [
         f" at {module}:{line}"
         for module, line in frames
-        if str(module).startswith("isopose.") and module not in _CARRIERS
+        if str(module).startswith("isopose.") and module not in _DISPATCHING_MODULES
     ]
     return places[-1] if places else ""
 
 
-def _file(error: OSError) -> str:
+def _unusable_path(error: OSError) -> str:
     """Return the path that the operating system could not use."""
     name = error.filename
     return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""

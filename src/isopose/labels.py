@@ -20,7 +20,7 @@ FEW_VALUES = 6
 SIDES = {"left": "left", "lt": "left", "l": "left", "right": "right", "rt": "right", "r": "right"}
 _GREEN, _YELLOW = "#3ddc84", "#ffd23f"
 #: Okabe and Ito's color-blind-safe palette, without colors close to these and to the figures' lines.
-_OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#009e73", "#999999")
+_PALETTE = ("#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#009e73", "#999999")
 
 
 @dataclass(frozen=True)
@@ -214,10 +214,10 @@ class Labels:
             InputError: a value is unknown or not a whole number.
         """
         present = _present(array)
-        known = sorted(self.stored.values())
-        unknown = [v for v in present.tolist() if v not in {0, *known}]
+        allowed = sorted(self.stored.values())
+        unknown = [v for v in present.tolist() if v not in {0, *allowed}]
         if unknown:
-            raise InputError(f"unknown label value {unknown[0]}, expected 0 or one of {known}")
+            raise InputError(f"unknown label value {unknown[0]}, expected 0 or one of {allowed}")
         table = np.zeros(256, dtype=np.uint8)
         for index, name in enumerate(self.names, start=1):
             table[self.values[name]] = index
@@ -256,17 +256,23 @@ def mirrored_classes(names: Sequence[str]) -> tuple[int, ...]:
     """
     words = [words_of(name) for name in names]
     partners = [0]
-    for number, (name, own) in enumerate(zip(names, words, strict=True)):
-        wanted = [{"left": "right", "right": "left"}.get(word, word) for word in own]
-        found = [number] if wanted == own else [n for n, other in enumerate(words) if other == wanted]
-        if not found:
-            found = [n for n, other in enumerate(words) if n != number and sorted(other) == sorted(wanted)]
-        if len(found) != 1:
+    for number, (name, name_words) in enumerate(zip(names, words, strict=True)):
+        mirrored_words = [{"left": "right", "right": "left"}.get(word, word) for word in name_words]
+        matches = (
+            [number]
+            if mirrored_words == name_words
+            else [n for n, other in enumerate(words) if other == mirrored_words]
+        )
+        if not matches:
+            matches = [
+                n for n, other in enumerate(words) if n != number and sorted(other) == sorted(mirrored_words)
+            ]
+        if len(matches) != 1:
             raise InputError(
                 f"label {name!r} names a side, expected one label that names its other side, got "
-                f"{len(found)} among {', '.join(names)}"
+                f"{len(matches)} among {', '.join(names)}"
             )
-        partners.append(found[0] + 1)
+        partners.append(matches[0] + 1)
     for name, partner in zip(names, partners[1:], strict=True):
         if partners[partner] != names.index(name) + 1:
             other = names[partner - 1]
@@ -311,8 +317,8 @@ def voxels_of(labels: np.ndarray) -> np.ndarray:
         if highest > FEW_VALUES:
             counts += np.bincount(plane.ravel(), minlength=256)
             continue
-        found = [np.count_nonzero(plane == value) for value in range(1, highest + 1)]
-        counts[: highest + 1] += [plane.size - sum(found), *found]
+        class_counts = [np.count_nonzero(plane == value) for value in range(1, highest + 1)]
+        counts[: highest + 1] += [plane.size - sum(class_counts), *class_counts]
     return counts
 
 
@@ -334,5 +340,5 @@ def class_colors(label_names: Sequence[str]) -> tuple[str, ...]:
         elif "kidney" in lowered and _GREEN not in colors:
             colors.append(_GREEN)
         else:
-            colors.append(_OTHERS[next(others) % len(_OTHERS)])
+            colors.append(_PALETTE[next(others) % len(_PALETTE)])
     return tuple(colors)

@@ -115,7 +115,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
     remove([*folder.rglob(f".*.partial.{'*' if name is None else glob.escape(name)}")])
 
 
-def begun(
+def earlier_mark(
     folder: Path, mark: Path, parameters: Mapping[str, Any], *, within: str | None = None, other: str
 ) -> dict[str, Any] | None:
     """Return the contents of an earlier run's mark, or None if there is no mark.
@@ -132,15 +132,15 @@ def begun(
     """
     if not mark.exists():
         return None
-    found = read_json(mark)
-    known = found.get(within) if within is not None and isinstance(found, dict) else found
-    known = known if isinstance(known, dict) else {}
-    shared = [name for name in parameters if name in known]
-    names = [name for name in shared if known[name] != parameters[name]]
+    content = read_json(mark)
+    recorded = content.get(within) if within is not None and isinstance(content, dict) else content
+    recorded = recorded if isinstance(recorded, dict) else {}
+    shared = [name for name in parameters if name in recorded]
+    names = [name for name in shared if recorded[name] != parameters[name]]
     if names or not shared:
         line = other.format(names=" and ".join(names or parameters))
         raise InputError(f"{folder}: {line}; use the same inputs and settings, or choose another folder")
-    return dict(found)
+    return dict(content)
 
 
 def claim(
@@ -155,7 +155,7 @@ def claim(
     """Check that a folder may take a run's results: absent, empty, or begun with the same parameters.
 
     Args:
-        folder, mark, parameters, within, other: as for :func:`begun`.
+        folder, mark, parameters, within, other: as for :func:`earlier_mark`.
         strange: how a folder that holds something else is described in the message.
 
     Returns:
@@ -164,10 +164,10 @@ def claim(
     Raises:
         InputError: the folder was begun with other parameters or holds something else.
     """
-    known = begun(folder, mark, parameters, within=within, other=other)
-    if known is None and folder.is_dir():
+    recorded = earlier_mark(folder, mark, parameters, within=within, other=other)
+    if recorded is None and folder.is_dir():
         # The mark's folder may exist without the mark if a run was killed before it wrote the mark.
-        own = mark.relative_to(folder).parts[0]
-        if any(entry.name != own for entry in folder.iterdir()):
+        mark_entry = mark.relative_to(folder).parts[0]
+        if any(entry.name != mark_entry for entry in folder.iterdir()):
             raise InputError(f"{folder}: {strange}; choose another folder")
-    return known
+    return recorded

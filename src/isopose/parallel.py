@@ -24,7 +24,7 @@ R = TypeVar("R")
 #: Called with the number of items done and of all items.
 Progress = Callable[[int, int], None]
 
-_DIED = (
+_WORKER_DIED = (
     "a worker process died at this case, probably because memory ran out; run again with fewer workers, or "
     "leave it out"
 )
@@ -86,11 +86,11 @@ def all_of(
         if say:
             say(f"  error: {result.why}")
     if failed:
-        raise together(failed, len(items))
+        raise joint_failure(failed, len(items))
     return results
 
 
-def together(failed: Sequence[Failed], total: int) -> IsoposeError:
+def joint_failure(failed: Sequence[Failed], total: int) -> IsoposeError:
     """Return one error for all failed items of ``total``."""
     if len(failed) == 1:
         return failed[0].error()
@@ -98,7 +98,7 @@ def together(failed: Sequence[Failed], total: int) -> IsoposeError:
         f"{len(failed)} of {total} cases cannot be used, the first: {failed[0].why}; fix them or take them "
         "out of the dataset"
     )
-    return Failed(why, any(one.ours for one in failed)).error()
+    return Failed(why, any(one.internal for one in failed)).error()
 
 
 def attempts(
@@ -120,12 +120,12 @@ def attempts(
     Raises:
         RunError: an item raised an error that concerns all items.
     """
-    found = (
+    outcomes = (
         _in_processes(work, items, name, min(workers, max(1, len(items))))
         if workers > 0
         else (_attempt(work, item, name(item)) for item in items)
     )
-    for done, result in enumerate(found, start=1):
+    for done, result in enumerate(outcomes, start=1):
         if progress:
             progress(done, len(items))
         yield result
@@ -151,23 +151,23 @@ def _in_processes(
     following = suspects = 0
     while waiting:
         # If a worker died, one of the items in progress caused it.
-        alone = suspects > 0
-        pool = ProcessPoolExecutor(1 if alone else workers, _context(), _start_worker)
+        one_at_a_time = suspects > 0
+        pool = ProcessPoolExecutor(1 if one_at_a_time else workers, _context(), _start_worker)
         broken = False
         try:
             futures: dict[int, Future[R | Failed]] = {}
             with suppress(BrokenProcessPool):
-                for number in waiting[:1] if alone else waiting:
+                for number in waiting[:1] if one_at_a_time else waiting:
                     futures[number] = pool.submit(_attempt, work, items[number], name(items[number]))
             for number, future in futures.items():
                 try:
                     results[number] = future.result()
                 except BrokenProcessPool:
                     broken = True
-                    if alone:
-                        results[number] = Failed(f"{name(items[number])}: {_DIED}", ours=True)
+                    if one_at_a_time:
+                        results[number] = Failed(f"{name(items[number])}: {_WORKER_DIED}", internal=True)
                 except Exception as error:  # the result or exception cannot be pickled
-                    results[number] = Failed(f"{name(items[number])}: {failure_of(error)}", ours=True)
+                    results[number] = Failed(f"{name(items[number])}: {failure_of(error)}", internal=True)
                 while following in results:
                     yield results.pop(following)
                     following += 1
@@ -175,7 +175,7 @@ def _in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
         waiting = [n for n in waiting if n >= following and n not in results]
         # Items are started in order, at most one more than there are workers at a time.
-        suspects = suspects - 1 if alone else (workers + 1 if broken else 0)
+        suspects = suspects - 1 if one_at_a_time else (workers + 1 if broken else 0)
 
 
 def _context() -> BaseContext:

@@ -18,7 +18,7 @@ from isopose.files import read_json, read_text
 from isopose.renamed import SETTINGS, with_present_names
 from isopose.strict import first_problem
 
-_STN_OF_PAPER = {
+_PAPER_STN_OPTIMIZER = {
     "name": "sgd",
     "learning_rate": 0.01,
     "schedule": "constant",
@@ -40,7 +40,7 @@ PAPER: dict[str, Any] = {
         "per": "slice",
         "max_angle": 3.2,
         "max_shift": 1.0,
-        "optimizer": _STN_OF_PAPER,
+        "optimizer": _PAPER_STN_OPTIMIZER,
     },
     "crop": {
         "per": "slice",
@@ -48,7 +48,7 @@ PAPER: dict[str, Any] = {
         "margin": 0.0,
         "jitter_shift": 0.0,
         "jitter_scale": 0.0,
-        "optimizer": _STN_OF_PAPER,
+        "optimizer": _PAPER_STN_OPTIMIZER,
     },
     "unet": {
         "input": "full",
@@ -72,7 +72,7 @@ PAPER: dict[str, Any] = {
 }
 
 #: Changes of dims=3: one pose and crop for a scan, and batches and networks that fit into memory.
-VOLUMES: dict[str, Any] = {
+VOLUME_SETTINGS: dict[str, Any] = {
     "pose": {"per": "volume"},
     "crop": {"per": "volume", "size": 64, "optimizer": {"batch_size": 4}},
     "unet": {"base_features": 16, "smallest_skip": 16, "optimizer": {"batch_size": 2}},
@@ -100,7 +100,7 @@ def load_config(
     dims = next((change["dims"] for change in reversed(changes) if "dims" in change), 2)
     # Start from a dump of the defaults: a section that is given in part keeps its other defaults.
     values = Config().model_dump()
-    for change in (PAPER if preset == "paper" else {}, VOLUMES if dims == 3 else {}, *changes):
+    for change in (PAPER if preset == "paper" else {}, VOLUME_SETTINGS if dims == 3 else {}, *changes):
         _merge(values, change)
     return validate_config(values, str(file) if file else "configuration")
 

@@ -18,7 +18,7 @@ from isopose.errors import InputError
 
 #: Timeout of collectives. Long, because one rank may preprocess a dataset while the others wait; a rank that
 #: dies is noticed at once.
-PATIENCE = timedelta(days=7)
+COLLECTIVE_TIMEOUT = timedelta(days=7)
 
 
 def launched() -> tuple[int, int]:
@@ -43,7 +43,7 @@ def strategy_for(device: str) -> Any:
     from lightning_fabric.strategies import DDPStrategy
 
     backend = "nccl" if device == "cuda" else "gloo"
-    return DDPStrategy(process_group_backend=backend, timeout=PATIENCE)
+    return DDPStrategy(process_group_backend=backend, timeout=COLLECTIVE_TIMEOUT)
 
 
 def rank() -> int:
@@ -68,15 +68,15 @@ def shares_of_rank(count: int, parts: int = 1) -> list[Tensor]:
     return [part.tensor_split(ranks())[rank()] for part in torch.arange(count).tensor_split(parts)]
 
 
-def summed(own: Tensor) -> Tensor:
+def summed(value: Tensor) -> Tensor:
     """Return the sum of a tensor over all ranks, differentiable."""
     if ranks() == 1:
-        return own
+        return value
     # Imported late: it loads much that one process does not need.
     from torch.distributed.nn.functional import all_reduce
 
     # Without a group it takes the one of this moment.
-    return all_reduce(own, group=None)
+    return all_reduce(value, group=None)
 
 
 def gathered(parts: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 #: Size in bytes from which an array is memory-mapped.
-LARGE = 64 << 20
+MEMORY_MAP_BYTES = 64 << 20
 
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -22,7 +22,7 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     array or when the process ends, even by a crash. If the disk is full, the array is kept in memory.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size >= LARGE and hasattr(os, "posix_fallocate"):
+    if size >= MEMORY_MAP_BYTES and hasattr(os, "posix_fallocate"):
         try:
             with tempfile.TemporaryFile() as file:
                 # Without preallocation, writing to a sparse file on a full disk kills the process (SIGBUS).

@@ -116,7 +116,7 @@ class OptimizerConfig(ConfigSection):
         return self
 
 
-_OF_AN_STN = OptimizerConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
+_STN_OPTIMIZER = OptimizerConfig(epochs=30, min_epochs=15, patience=10, learning_rate=5e-4)
 
 
 class PoseConfig(ConfigSection):
@@ -200,7 +200,7 @@ class PoseConfig(ConfigSection):
     max_shift: float = Field(
         0.5, gt=0, description="bound of the regressed translation, in half sides of the frame"
     )
-    optimizer: OptimizerConfig = _OF_AN_STN
+    optimizer: OptimizerConfig = _STN_OPTIMIZER
 
     def in_plane(self, plane: Plane) -> "PoseConfig":
         """Return the settings for a plane; the roll network was trained on axial slices only."""
@@ -235,7 +235,7 @@ class CropConfig(ConfigSection):
     jitter_scale: float = Field(
         0.08, ge=0, le=1, description="random change of the crops' log size while the U-Net trains"
     )
-    optimizer: OptimizerConfig = _OF_AN_STN
+    optimizer: OptimizerConfig = _STN_OPTIMIZER
 
 
 class IntensityConfig(ConfigSection):

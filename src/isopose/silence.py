@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 #: Environment variables that Python and PyTorch's C++ part read when they start.
-_SILENT = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+_ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 def silence() -> None:
@@ -20,20 +20,20 @@ def silence() -> None:
     # Some libraries reset the filters on import.
     warnings.showwarning = lambda *_, **__: None
     logging.disable(logging.CRITICAL)
-    os.environ.update(_SILENT)
+    os.environ.update(_ENVIRONMENT)
 
 
 @contextmanager
 def silent() -> Iterator[None]:
     """Apply :func:`silence` inside the block, for a command line called from another program."""
     level = logging.root.manager.disable
-    before = {name: os.environ[name] for name in _SILENT if name in os.environ}
+    before = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     with warnings.catch_warnings():
         silence()
         try:
             yield
         finally:
             logging.disable(level)
-            for name in _SILENT:
+            for name in _ENVIRONMENT:
                 os.environ.pop(name, None)
             os.environ.update(before)

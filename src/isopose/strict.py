@@ -35,7 +35,7 @@ class InvalidValue(NamedTuple):
 #: Pydantic's names of types, which follow the key where a value may be of several types.
 _TYPES = re.compile(r"(constrained-)?(bool|float|int|str)|(literal|tuple)\[.*")
 #: Beginning of pydantic's messages about a value.
-_SHOULD = "Input should be "
+_MESSAGE_PREFIX = "Input should be "
 
 
 def first_problem(error: ValidationError) -> InvalidValue:
@@ -46,7 +46,11 @@ def first_problem(error: ValidationError) -> InvalidValue:
     # Pydantic reports a problem for each of the types, and the fitting one need not be the first.
     alike = [one for one, key in zip(found, keys, strict=True) if key == keys[0]]
     texts = [_text_of(one["type"], one["msg"]) for one in alike]
-    others = [text.removeprefix(_SHOULD) for text in dict.fromkeys(texts[1:]) if text.startswith(_SHOULD)]
+    others = [
+        text.removeprefix(_MESSAGE_PREFIX)
+        for text in dict.fromkeys(texts[1:])
+        if text.startswith(_MESSAGE_PREFIX)
+    ]
     return InvalidValue(keys[0], " or ".join([texts[0], *others]), first["type"], first["input"])
 
 

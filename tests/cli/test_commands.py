@@ -424,13 +424,13 @@ def test_one_bad_scan_of_many_is_code_2_for_homogenize_and_restore(isopose, coho
 
 def test_help_shows_the_defaults_of_homogenize():
     from isopose.config import HomogenizeConfig
-    from isopose.models.shipped import USUAL_REFERENCE
+    from isopose.models.shipped import DEFAULT_REFERENCE
 
     text = CliRunner().invoke(app, ["homogenize", "--help"], env={"COLUMNS": "300"}).stdout
     default = HomogenizeConfig()
     assert f"one pose per {default.per} (the default)" in text
     assert f"(default: {default.size})" in text
-    assert f"{USUAL_REFERENCE} (2 years, the default)" in text
+    assert f"{DEFAULT_REFERENCE} (2 years, the default)" in text
     assert default.scale_z is True
     assert "(default: yes)" in text
 

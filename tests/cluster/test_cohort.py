@@ -111,7 +111,7 @@ def test_a_machine_that_is_killed_loses_nothing_and_doubles_nothing(
     run = start(*command)
     out, err = run.communicate(timeout=240)
     assert run.returncode == 0, err
-    assert "23 of 24 are there already" in err
+    assert "23 of 24 are done already" in err
     assert len(out.splitlines()) == 24
     again = output.files()
     changed = {name for name in again if stamps.get(name) != again[name] and "cohort/" not in name}
@@ -134,7 +134,7 @@ def test_homogenized_and_preprocessed_as_by_one_process(isopose, given, bucket, 
     stamps = output.files()
     code, _, err = isopose("homogenize", dataset, output, *size, "--ray", "local")
     assert code == 0
-    assert "6 of 6 are there already" in err
+    assert "6 of 6 are done already" in err
     assert contents(copied(output, tmp_path / "again")) == contents(tmp_path / "alone")
     code, _, err = isopose("homogenize", dataset, output, "--size", "96", "--ray", "local")
     assert code == 2
@@ -272,7 +272,7 @@ def test_what_was_there_of_another_model_is_replaced_whole(isopose, given, scans
     # Warnings are shown, of a scan that is done and of one that is there.
     assert record["warnings"]
     again = isopose("predict", tmp_path / "other", one, "--output", output, "--ray", "local")
-    assert "1 of 1 are there already" in again[2]
+    assert "1 of 1 are done already" in again[2]
     for warning in record["warnings"]:
         assert f"warning: scan_00: {warning}" in err
         assert f"warning: scan_00: {warning}" in again[2]

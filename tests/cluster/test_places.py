@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from isopose.cluster.places import Mirror, Place, bring, place_of
+from isopose.cluster.places import Mirror, Place, local_path_of, place_of
 from isopose.errors import InputError, IsoposeError
 from isopose.files import write_text
 from isopose.io.datasets import open_dataset
@@ -61,12 +61,12 @@ def test_a_url_is_mirrored_with_its_descriptions_whole_and_its_scans_empty(bucke
     assert scan.read_text() == ""
     origin = mirror.origin(scan)
     assert origin == place / "imagesTr/scan.nii.gz"
-    assert bring(origin, [""], tmp_path / "brought.nii.gz").read_text() == "voxels"
+    assert local_path_of(origin, [""], tmp_path / "brought.nii.gz").read_text() == "voxels"
     stamp = (place / "imagesTr").files()["scan.nii.gz"]
     assert mirror.stamp(scan) == {"": stamp}
     assert mirror.stamp(scan.parent) == {"scan.nii.gz": stamp}
     assert mirror.stamp(scan.with_name("none")) == {}
-    series = bring(place / "imagesTr", ["scan.nii.gz"], tmp_path / "series")
+    series = local_path_of(place / "imagesTr", ["scan.nii.gz"], tmp_path / "series")
     assert (series / "scan.nii.gz").read_text() == "voxels"
     assert mirror.origin(tmp_path) is None
 
@@ -91,7 +91,7 @@ def test_a_single_object_is_mirrored_under_its_name(bucket, tmp_path):
     assert (mirror.folder.name, mirror.folder.is_file()) == ("one.nii.gz", True)
     assert mirror.origin(mirror.folder) == place
     assert len(mirror.stamp(mirror.folder)) == 1
-    assert bring(place, [""], tmp_path / "brought").read_text() == "voxels"
+    assert local_path_of(place, [""], tmp_path / "brought").read_text() == "voxels"
 
 
 def test_nothing_there_and_unknown_protocols_are_reported(bucket, tmp_path):
@@ -100,7 +100,7 @@ def test_nothing_there_and_unknown_protocols_are_reported(bucket, tmp_path):
     with pytest.raises(InputError, match="nonsense://x"):
         Place("nonsense://x").files()
     with pytest.raises(IsoposeError, match="not visible on every machine"):
-        bring(Place(str(tmp_path / "none")), [], tmp_path / "x")
+        local_path_of(Place(str(tmp_path / "none")), [], tmp_path / "x")
 
 
 def test_paths_become_absolute_and_urls_stay(tmp_path, monkeypatch):

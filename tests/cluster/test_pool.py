@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isopose.cluster.pool import TRIES, Pool, Worker, cluster
+from isopose.cluster.pool import MAX_TRIES, Pool, Worker, cluster
 from isopose.errors import InputError, IsoposeError, RunError
 from isopose.isolation import Failed
 
@@ -86,7 +86,7 @@ def test_an_item_that_kills_every_worker_is_given_up_and_the_others_are_done(poo
     failed = results.pop(2)
     assert isinstance(failed, Failed)
     assert "the worker died, 3 times, probably because memory ran out" in failed.why
-    assert tries(tmp_path, 6) == TRIES
+    assert tries(tmp_path, 6) == MAX_TRIES
     assert results == {n: 9 * n * n for n in range(10) if n != 2}
 
 
@@ -101,12 +101,12 @@ def test_a_place_for_results_that_takes_nothing_ends_the_run(pool, tmp_path):
     """Once three workers have found it so: one alone may see another disk."""
     with pytest.raises(RunError, match=r"^out: No space left on device; nothing was left half-written$"):
         run(pool, Squares(tmp_path, full=(6,)), 4)
-    assert tries(tmp_path, 6) == TRIES
+    assert tries(tmp_path, 6) == MAX_TRIES
 
 
 def test_when_everything_fails_the_run_ends_with_the_reason(pool, monkeypatch, tmp_path):
-    monkeypatch.setattr("isopose.cluster.pool.GIVE_UP", 2)
-    monkeypatch.setattr("isopose.cluster.pool.TRIES", 1)
+    monkeypatch.setattr("isopose.cluster.pool.MAX_FAILED_ITEMS", 2)
+    monkeypatch.setattr("isopose.cluster.pool.MAX_TRIES", 1)
     with pytest.raises(IsoposeError, match=r"the last 2 items all failed 1 times, .*by OSError"):
         run(pool, Squares(tmp_path, raises=tuple(range(0, 60, 3))), 20)
 
@@ -126,7 +126,7 @@ def test_a_machine_with_another_isopose_is_named(tmp_path):
 
 
 def test_without_machines_it_ends(pool, monkeypatch, tmp_path):
-    monkeypatch.setattr("isopose.cluster.pool.PATIENCE", 1.0)
+    monkeypatch.setattr("isopose.cluster.pool.WORKER_TIMEOUT", 1.0)
     started = time.monotonic()
     with pytest.raises(IsoposeError, match="no machine has had 1000 CPU"):
         list(Pool(cpus=1000).run(Squares(tmp_path), [1], print))

@@ -85,7 +85,7 @@ def test_each_scan_comes_back_as_from_one_machine(own, isopose, scans, masks, wo
     (tmp_path / "segment.py").write_text(SEGMENTER.replace("phantom_001", "none"))
     code, _, err = isopose("wrap", scans, "--output", output, *size, "--ray", "local", "--", *words)
     assert code == 0, err
-    assert "2 of 3 are there already" in err
+    assert "2 of 3 are done already" in err
     assert (output / "phantom_001.nii.gz").is_file()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isopose.data.drawn import classes_of, interval_of, structures, undrawn_doubt
+from isopose.data.drawn import classes_of, interval_of, structures, undrawn_warning
 from isopose.labels import IGNORED, Labels
 
 KIDNEY = Labels.create({"kidney": 4, "ignore": 7})
@@ -60,10 +60,10 @@ def test_every_which_slice_is_labeled(shown, interval) -> None:
 
 def test_the_doubt_names_the_setting() -> None:
     array = marked(1, 7, 13)
-    doubt = undrawn_doubt(KIDNEY.to_classes(array))
+    doubt = undrawn_warning(KIDNEY.to_classes(array))
     assert doubt is not None
     assert "one slice in 6" in doubt
     assert "data.undrawn=ignore" in doubt
     array[array.sum(axis=(1, 2)) == 0] = 7
-    assert undrawn_doubt(KIDNEY.to_classes(array)) is None
-    assert undrawn_doubt(KIDNEY.to_classes(marked(2, 3, 4))) is None
+    assert undrawn_warning(KIDNEY.to_classes(array)) is None
+    assert undrawn_warning(KIDNEY.to_classes(marked(2, 3, 4))) is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isopose.data.doubts import check_values, doubts
+from isopose.data.doubts import check_values, scan_warnings
 from isopose.data.modality import modality_of, with_poses_of
 from isopose.data.normalization import normalizations_of
 from isopose.errors import InputError
@@ -54,8 +54,8 @@ def test_axial_slices_and_cubes_are_not_refused() -> None:
 def test_no_hounsfield_units_are_expected_of_mr() -> None:
     array = np.linspace(0, 90, 300 * 300 * 20).reshape(20, 300, 300)
     scan = Volume(array, np.diag([1.0, 1.0, 4.0, 1.0]))
-    assert [line for line in doubts(scan, (250, 200), "mr") if "value" in line] == []
-    assert any("too little for CT" in line for line in doubts(scan, (250, 200)))
+    assert [line for line in scan_warnings(scan, (250, 200), "mr") if "value" in line] == []
+    assert any("too little for CT" in line for line in scan_warnings(scan, (250, 200)))
     check_values(scan.with_array(array * 1e6), "mr")
     negative = scan.with_array(array - 45)
-    assert any("none below 0" in line for line in doubts(negative, (250, 200), "mr"))
+    assert any("none below 0" in line for line in scan_warnings(negative, (250, 200), "mr"))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from isopose.data.morphology import dilated, eroded, met, opened
+from isopose.data.morphology import dilated, eroded, grow_until_meeting, opened
 
 CROSS = ndimage.generate_binary_structure(2, 1)[None]
 SQUARE = np.ones((1, 3, 3), dtype=bool)
@@ -64,7 +64,7 @@ def test_two_that_grow_meet_half_way(shape, seed, steps):
     for step in range(steps):
         one = grown(one, step) & body & ~other
         other = grown(other, step) & body & ~one
-    np.testing.assert_array_equal(met(kept, core, body, steps=steps), one)
+    np.testing.assert_array_equal(grow_until_meeting(kept, core, body, steps=steps), one)
 
 
 @pytest.mark.parametrize("width", [64, 70, 128])
@@ -73,6 +73,6 @@ def test_what_is_given_stays_as_it_was(width):
     before = mask.copy(), within.copy()
     dilated(mask, 3, within=within)
     eroded(mask, 2)
-    met(mask & within, mask, within, steps=3)
+    grow_until_meeting(mask & within, mask, within, steps=3)
     np.testing.assert_array_equal(mask, before[0])
     np.testing.assert_array_equal(within, before[1])

@@ -7,16 +7,16 @@ import pytest
 
 from bright import stored_otherwise
 from isopose.choices import Plane
-from isopose.data.doubts import check_values, doubts
+from isopose.data.doubts import check_values, scan_warnings
 from isopose.data.modality import with_poses_of
 from isopose.data.plane import (
     DIRECTIONS,
-    SIZES,
-    carried,
+    EXTENT_NAMES,
     check_plane,
-    outline_doubts,
-    outlines,
+    mask_in_plane,
+    outline_warnings,
     plane_of,
+    pose_outline,
     position_mm,
 )
 from isopose.errors import InputError
@@ -62,8 +62,8 @@ def test_another_plane_is_refused_with_what_to_do() -> None:
 
 def test_voxels_of_the_expected_plane_are_not_unusual() -> None:
     volume = Volume(np.linspace(-1000, 900, 64 * 64 * 20).reshape(64, 20, 64), np.diag([4.0, 9.0, 4.0, 1.0]))
-    assert not any("axial slices" in line for line in doubts(volume, (200, 150), "ct", "coronal"))
-    assert any("axial slices" in line for line in doubts(volume, (200, 150), "ct"))
+    assert not any("axial slices" in line for line in scan_warnings(volume, (200, 150), "ct", "coronal"))
+    assert any("axial slices" in line for line in scan_warnings(volume, (200, 150), "ct"))
 
 
 def test_a_mask_of_the_axial_view_is_carried_to_the_slices() -> None:
@@ -73,7 +73,7 @@ def test_a_mask_of_the_axial_view_is_carried_to_the_slices() -> None:
     planes: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
     for plane in planes:
         np.testing.assert_array_equal(
-            carried(marked.reoriented().array, volume, plane), marked.reoriented(plane).array
+            mask_in_plane(marked.reoriented().array, volume, plane), marked.reoriented(plane).array
         )
 
 
@@ -81,20 +81,20 @@ def test_all_slices_have_the_outline_of_where_the_body_is_thick() -> None:
     body = np.zeros((8, 6, 12), bool)
     body[1:7, :, 3:9] = True
     body[3, :, 1:11] = True  # thin to both sides, as arms
-    seen = outlines(body, "coronal")
+    seen = pose_outline(body, "coronal")
     assert not seen[[0, 7]].any()
     for z in range(1, 7):
         np.testing.assert_array_equal(seen[z].any(axis=0), [False] * 3 + [True] * 6 + [False] * 3)
-    assert outlines(body, "axial") is body
+    assert pose_outline(body, "axial") is body
 
 
 def test_a_body_that_the_edges_cut_is_doubted() -> None:
     body = np.ones((8, 6, 12), bool)
-    assert [*outline_doubts(body, "axial")] == []
-    (line,) = outline_doubts(body, "coronal")
+    assert [*outline_warnings(body, "axial")] == []
+    (line,) = outline_warnings(body, "coronal")
     assert "left and right" in line
     body[:, :, -3:] = False
-    assert [*outline_doubts(body, "coronal")] == []
+    assert [*outline_warnings(body, "coronal")] == []
 
 
 def test_slices_are_counted_along_the_axis_of_their_plane() -> None:
@@ -145,4 +145,4 @@ def test_directions_are_those_of_the_axes(plane: Plane) -> None:
     of_axis = ("across", "front to back", "head to foot")
     columns, rows, _ = axes_of(plane).T
     assert DIRECTIONS[plane] == tuple(of_axis[np.abs(axis).argmax()] for axis in (columns, rows))
-    assert [SIZES[direction] for direction in of_axis] == ["width", "depth", "height"]
+    assert [EXTENT_NAMES[direction] for direction in of_axis] == ["width", "depth", "height"]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from isopose.data.runs import Runs, mapped, merged, parts_of
+from isopose.data.runs import Runs, map_masks, merge, slice_chunks
 
 IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
@@ -21,7 +21,7 @@ def drawn(shape: tuple[int, int, int], density: float, seed: int = 0) -> np.ndar
 
 
 def runs_of(mask: np.ndarray, voxels: int = 30) -> Runs:
-    return Runs.of((mask[part] for part in parts_of(mask.shape, voxels)), mask.shape)
+    return Runs.of((mask[part] for part in slice_chunks(mask.shape, voxels)), mask.shape)
 
 
 @given(shapes, densities, st.integers(0, 99), st.integers(1, 200))
@@ -29,7 +29,7 @@ def test_a_mask_comes_back(shape, density, seed, voxels):
     mask = drawn(shape, density, seed)
     runs = runs_of(mask, voxels)
     np.testing.assert_array_equal(runs.mask(slice(None)), mask)
-    for part in parts_of(shape, voxels):
+    for part in slice_chunks(shape, voxels):
         np.testing.assert_array_equal(runs.mask(part), mask[part])
     np.testing.assert_array_equal(runs.areas, mask.sum(axis=(1, 2)))
     assert runs.lengths.sum() == mask.sum()
@@ -58,7 +58,7 @@ def test_components_found_in_parts_are_the_same(shape, density, seed, in_plane, 
     runs = runs_of(drawn(shape, density, seed))
     whole = runs.components(in_plane=in_plane)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isopose.data.runs.TOGETHER", together)
+        patch.setattr("isopose.data.runs.RUNS_PER_GRAPH", together)
         np.testing.assert_array_equal(runs.components(in_plane=in_plane), whole)
 
 
@@ -109,7 +109,7 @@ def test_a_box_ends_where_the_mask_does():
 @pytest.mark.parametrize("voxels", [1, 50, 1000])
 def test_what_a_function_makes_does_not_depend_on_the_parts(voxels):
     one, other = drawn((6, 5, 7), 0.5, 1), drawn((6, 5, 7), 0.5, 2)
-    found = mapped(lambda a, b: a & ~b, runs_of(one), runs_of(other), voxels=voxels)
+    found = map_masks(lambda a, b: a & ~b, runs_of(one), runs_of(other), voxels=voxels)
     np.testing.assert_array_equal(found.mask(slice(None)), one & ~other)
 
 
@@ -117,6 +117,6 @@ def test_masks_without_a_common_slice_are_merged():
     mask = drawn((6, 5, 7), 0.5)
     runs = runs_of(mask)
     even = runs.slices % 2 == 0
-    together = merged(runs.only(~even), runs.only(even))
+    together = merge(runs.only(~even), runs.only(even))
     np.testing.assert_array_equal(together.starts, runs.starts)
     np.testing.assert_array_equal(together.stops, runs.stops)

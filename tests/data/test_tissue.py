@@ -9,7 +9,7 @@ import torch
 from bright import bright_model, scene
 from isopose.data.body import body_mask
 from isopose.data.fingerprint import Fingerprint
-from isopose.data.tissue import Tissue, UsualTissue, tissue_of, unlike, usual_tissue
+from isopose.data.tissue import Tissue, UsualTissue, composition_warnings, tissue_of, usual_tissue
 from isopose.geometry.volume import Volume
 from isopose.inference.predict import predict
 from isopose.io.datasets import open_dataset
@@ -69,7 +69,7 @@ def test_a_short_scan_does_not_tell_which_end_is_up(slices, thickness) -> None:
     array[: slices // 2] = -100
     found = tissue_of(Volume(array, np.diag([3.0, 3.0, thickness, 1.0])), np.ones(array.shape, bool))
     assert found.rising is None
-    assert list(unlike(found, USUAL)) == []
+    assert list(composition_warnings(found, USUAL)) == []
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_short_scan_does_not_tell_which_end_is_up(slices, thickness) -> None:
     ],
 )
 def test_what_is_far_from_the_training_scans_is_reported(change, words) -> None:
-    warnings = list(unlike(replace(LIKE, **change), USUAL))
+    warnings = list(composition_warnings(replace(LIKE, **change), USUAL))
     assert len(warnings) == (words is not None)
     assert words is None or words in warnings[0]
 
@@ -101,33 +101,36 @@ def test_what_is_far_from_the_training_scans_is_reported(change, words) -> None:
     ids=["few", "unclear", "both ways"],
 )
 def test_training_scans_that_do_not_tell_which_end_is_up_raise_no_doubt(usual) -> None:
-    assert list(unlike(replace(LIKE, rising=-0.8), usual)) == []
+    assert list(composition_warnings(replace(LIKE, rising=-0.8), usual)) == []
 
 
 def test_where_the_share_falls_towards_the_head_a_rise_is_reported() -> None:
     falls = replace(USUAL, rising_median=-0.8, rising_min=-0.95, rising_max=-0.1)
-    assert list(unlike(replace(LIKE, rising=-0.7), falls)) == []
-    assert "exchanged" in next(unlike(replace(LIKE, rising=0.7), falls))
+    assert list(composition_warnings(replace(LIKE, rising=-0.7), falls)) == []
+    assert "exchanged" in next(composition_warnings(replace(LIKE, rising=0.7), falls))
 
 
 def test_each_phantom_is_like_the_others_and_most_are_recognized_upside_down(phantoms) -> None:
     scans = [measured(upright) for upright in phantoms]
     for number, scan in enumerate(scans):
         others = usual_tissue(scans[:number] + scans[number + 1 :])
-        assert list(unlike(scan, others)) == []
+        assert list(composition_warnings(scan, others)) == []
     turned = [measured(upright.with_array(upright.array[::-1].copy())) for upright in phantoms]
-    found = [any("exchanged" in line for line in unlike(scan, usual_tissue(scans))) for scan in turned]
+    found = [
+        any("exchanged" in line for line in composition_warnings(scan, usual_tissue(scans)))
+        for scan in turned
+    ]
     assert np.mean(found) >= 0.75
 
 
 def test_real_scans_are_like_phantoms_until_they_are_corrupted(phantoms, real_scans) -> None:
     usual = usual_tissue([measured(upright) for upright in phantoms])
     for upright in real_scans.values():
-        assert list(unlike(measured(upright), usual)) == []
+        assert list(composition_warnings(measured(upright), usual)) == []
     abdomen = real_scans["abdomen"]
-    (warning,) = unlike(measured(abdomen.with_array(abdomen.array[::-1].copy())), usual)
+    (warning,) = composition_warnings(measured(abdomen.with_array(abdomen.array[::-1].copy())), usual)
     assert "are feet and head exchanged" in warning
-    assert any("gas or lung" in line for line in unlike(measured(chest(abdomen)), usual))
+    assert any("gas or lung" in line for line in composition_warnings(measured(chest(abdomen)), usual))
 
 
 def test_a_prediction_warns() -> None:

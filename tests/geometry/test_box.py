@@ -9,12 +9,12 @@ from isopose.geometry.box import (
     MIN_CROP,
     box_from_matrix,
     box_of_mask,
-    carried,
-    filled_part,
+    enlarged,
+    filled_fraction,
     jittered,
     matrix_from_box,
     mirrored,
-    widened,
+    transferred,
 )
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import compose, invert, warp
@@ -109,7 +109,7 @@ def test_a_wider_crop_holds_the_one_that_it_was_and_stays_in_the_frame():
     crops = matrix_from_box(
         torch.tensor([[-0.5, -0.3, 0.1, 0.3], [0.4, 0.4, 1.0, 1.0], [-1.0, -1.0, 0.8, 0.8]])
     )
-    wider = widened(crops, 1.2)
+    wider = enlarged(crops, 1.2)
     assert wider[:, 0, 0].tolist() == pytest.approx([0.36, 0.36, 1.0])
     before, after = box_from_matrix(crops), box_from_matrix(wider)
     assert (after[:, :2] <= before[:, :2] + 1e-6).all()
@@ -123,7 +123,7 @@ def test_a_crop_carried_to_another_pose_stays_where_it_is_in_the_input():
     theta2 = matrix_from_box(torch.tensor([[-0.2, -0.6, 0.6, 0.2], [0.0, 0.1, 0.7, 0.8]]))
     old = matrix_from_pose(torch.tensor([[0.3, -0.2, 0.1, 0.1, -0.05], [-0.1, 0.0, 0.0, 0.0, 0.2]]))
     new = matrix_from_pose(torch.tensor([[0.1, 0.1, 0.2, -0.1, 0.1], [0.2, 0.1, -0.1, 0.1, 0.1]]))
-    moved = carried(theta2, old, new)
+    moved = transferred(theta2, old, new)
     assert (moved - theta2).abs().max() > 0.1
     before, after = old @ theta2, new @ moved
     assert torch.allclose(after[:, :2, 2], before[:, :2, 2], atol=1e-6)
@@ -132,10 +132,10 @@ def test_a_crop_carried_to_another_pose_stays_where_it_is_in_the_input():
     # A square without rotation, and nothing moves where the pose does not.
     assert torch.equal(moved[:, 0, 0], moved[:, 1, 1])
     assert (moved[:, 0, 1] == 0).all()
-    assert torch.allclose(carried(theta2, old, old), theta2, atol=1e-6)
+    assert torch.allclose(transferred(theta2, old, old), theta2, atol=1e-6)
     # By hand: twice as large in the new frame, and half a side further left.
     half = matrix_from_pose(torch.tensor([[0.0, math.log(0.5), math.log(0.5), 0.25, 0.0]]))
-    by_hand = carried(matrix_from_box(torch.tensor([[0.0, 0.0, 0.5, 0.5]])), torch.eye(3)[None], half)
+    by_hand = transferred(matrix_from_box(torch.tensor([[0.0, 0.0, 0.5, 0.5]])), torch.eye(3)[None], half)
     assert box_from_matrix(by_hand)[0].tolist() == pytest.approx([-0.5, 0.0, 0.5, 1.0])
 
 
@@ -160,6 +160,6 @@ def test_a_rectangle_fills_its_box_and_an_ellipse_less() -> None:
     line = (torch.arange(96) + 0.5) / 48 - 1
     masks[1, 0] = ((line[None] / 0.9) ** 2 + (line[:, None] / 0.6) ** 2 < 1).float()
     masks[2] = 1.0
-    found = filled_part(masks)
+    found = filled_fraction(masks)
     assert found[[0, 2, 3]].tolist() == [1.0, 1.0, 0.0]
     assert found[1].item() == pytest.approx(math.pi / 4, abs=0.02)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isopose.geometry.moments import believed_angle, moments, pose_at_angle, pose_from_moments, spread_along
+from isopose.geometry.moments import moments, pose_at_angle, pose_from_moments, radii_along, shrunk_angle
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import invert, warp
 
@@ -65,8 +65,8 @@ def test_a_round_outline_is_not_turned():
 
 def test_a_long_outline_is_believed():
     angle = torch.tensor([0.5])
-    assert believed_angle(torch.tensor([0.3]), angle).item() == pytest.approx(0.5, rel=0.05)
-    assert believed_angle(torch.tensor([0.0]), angle).item() == pytest.approx(0.0, abs=1e-6)
+    assert shrunk_angle(torch.tensor([0.3]), angle).item() == pytest.approx(0.5, rel=0.05)
+    assert shrunk_angle(torch.tensor([0.0]), angle).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_an_empty_mask_changes_nothing():
@@ -135,7 +135,7 @@ def test_spread_along_any_axis_is_that_of_the_turned_mask():
             )
             for c in (x, y)
         ]
-        assert spread_along(of, angle)[0].square().tolist() == pytest.approx(measured, rel=5e-3)
+        assert radii_along(of, angle)[0].square().tolist() == pytest.approx(measured, rel=5e-3)
 
 
 @pytest.mark.parametrize("degrees", [0, 40, -100, 180])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isopose.geometry.parts import warp_slabs, window_of
+from isopose.geometry.parts import reachable_window, warp_slabs
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 
@@ -42,7 +42,7 @@ def test_a_window_holds_all_that_its_part_of_the_input_reaches(angle, scale, shi
     image[(..., *box)] = 1.0
     matrix = matrix_from_pose(torch.tensor([[angle, math.log(scale), math.log(1.2 * scale), *shift]]))
     whole = warp(image, matrix, (50, 61))
-    window = window_of(box, matrix, (44, 43), (50, 61))
+    window = reachable_window(box, matrix, (44, 43), (50, 61))
     # Not by another rounding: labels that are restored in parts are those that are restored whole.
     assert torch.equal(warp(image, matrix, (50, 61), window=window), whole[(..., *window)])
     whole[(..., *window)] = 0.0

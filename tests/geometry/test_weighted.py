@@ -11,7 +11,7 @@ from smooth_images import smooth_image
 
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
-from isopose.geometry.weighted import warp_alike, warp_straight
+from isopose.geometry.weighted import warp_axis_aligned, warp_stack
 
 
 @settings(max_examples=60, deadline=None)
@@ -27,7 +27,7 @@ def test_straight_warps_are_warps(size_in, size_out, scales, shifts, mode) -> No
     matrix = torch.diag(torch.tensor([*scales, 1.0], dtype=torch.float64))
     matrix[:2, 2] = torch.tensor(shifts)
     wanted = warp(image, matrix, size_out, fill=-7.5, mode=mode).float()
-    found = warp_straight(image, matrix, size_out, fill=-7.5, mode=mode)
+    found = warp_axis_aligned(image, matrix, size_out, fill=-7.5, mode=mode)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0.0)
 
@@ -35,11 +35,11 @@ def test_straight_warps_are_warps(size_in, size_out, scales, shifts, mode) -> No
 def test_straight_warps_are_float32_under_autocast_and_refuse_to_turn() -> None:
     image, matrix = smooth_image(40, 30), torch.diag(torch.tensor([0.7, 1.1, 1.0]))
     with torch.autocast("cpu", torch.bfloat16):
-        found = warp_straight(image, matrix, (20, 25), mode="bicubic")
+        found = warp_axis_aligned(image, matrix, (20, 25), mode="bicubic")
     assert torch.allclose(found, warp(image, matrix, (20, 25), mode="bicubic"), atol=1e-4)
     matrix[0, 1] = 0.1
     with pytest.raises(ValueError, match="scales and shifts only"):
-        warp_straight(image, matrix, (20, 25))
+        warp_axis_aligned(image, matrix, (20, 25))
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.4, 3.0])
@@ -48,6 +48,6 @@ def test_images_of_one_matrix_are_sampled_as_one_by_one(angle, scale, size) -> N
     images = torch.from_numpy(np.random.default_rng(1).normal(0, 300, size=(3, 33, 40)).astype(np.int16))
     pose = torch.tensor([[angle, math.log(scale), math.log(0.9 * scale), 0.2, -0.1]])
     wanted = warp(images[:, None].float(), matrix_from_pose(pose), size, fill=-1024.0, mode="bicubic")[:, 0]
-    found = warp_alike(images, matrix_from_pose(pose)[0], size, fill=-1024.0)
+    found = warp_stack(images, matrix_from_pose(pose)[0], size, fill=-1024.0)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, atol=0.02, rtol=0.0)

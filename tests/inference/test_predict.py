@@ -95,7 +95,7 @@ def test_every_storage_gives_the_same_labels_in_the_world(
 def test_arrays_in_files_change_nothing(model, supine, tmp_path, monkeypatch) -> None:
     write_image(stored_otherwise(supine.volume, (2, 0, 1), (True, False, True)), tmp_path / "scan.nii.gz")
     whole = predict(model, read_volume(tmp_path / "scan.nii.gz"), probabilities=True)
-    monkeypatch.setattr("isopose.scratch.LARGE", 1)
+    monkeypatch.setattr("isopose.scratch.MEMORY_MAP_BYTES", 1)
     read = read_volume(tmp_path / "scan.nii.gz")
     found = predict(model, read, probabilities=True)
     for array in (read.array, found.labels.array, found.probabilities, found.prepared.image):

@@ -74,7 +74,8 @@ def test_links_in_an_archive_lead_nowhere_and_are_no_slices(tmp_path, name):
         np.testing.assert_array_equal(read_volume(path).array, raw_slices().astype(int) - 1024)
     else:
         with pytest.raises(
-            InputError, match=r"5 images, but broken links or no files lie beside them \(1, e\.g\. 101\)"
+            InputError,
+            match=r"5 images, but broken links, pipes or devices lie beside them \(1, e\.g\. 101\)",
         ):
             read_volume(path)
 

@@ -130,7 +130,7 @@ def test_nnunet_explicit_paths(tmp_path):
         ({"file_ending": 3}, "cannot be read"),
         ({"labels": {"background": 0, "kidney": 2, "ignore": 1}}, "expected the highest of all"),
         ({"labels": {"background": 0, "kidney": 2, "ignore": 0}}, "expected the highest of all"),
-        ({"labels": {"background": 0, "kidney": 2, "ignore": [3]}}, "no region"),
+        ({"labels": {"background": 0, "kidney": 2, "ignore": [3]}}, "not a region"),
         ({"labels": {"background": 0, "both": [1, 2], "tumor": 2}}, "'regions_class_order' to list 2"),
         ({"labels": {"both": [1, 2], "tumor": 2}, "regions_class_order": [1]}, "got [1]"),
         ({"labels": {"both": [1, 2], "tumor": 2}, "regions_class_order": [1, True]}, "got [1, True]"),
@@ -295,7 +295,7 @@ def test_manifest(tmp_path):
     [
         ("", ("column 'image'", "none")),
         ("label\nx", ("column 'image'", "got label")),
-        ("image,label,image\nx,y,z", ("'image' is there twice",)),
+        ("image,label,image\nx,y,z", ("has the column 'image' twice",)),
         ("image,label\n", ("no cases",)),
         ("image,label\nx.nii,\n,y", ("line 3", "no image")),
         ("image,label\nx.nii,y,z", ("line 2 has 3 cells",)),

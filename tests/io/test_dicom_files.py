@@ -163,7 +163,7 @@ def test_slices_that_cannot_be_recognized_are_not_left_out(tmp_path, kind, endin
             os.mkfifo(file)
         else:
             file.write_bytes(bytes(size) if kind == "zeros" else np.random.default_rng(0).bytes(size))
-    lost = "broken links or no files lie beside them (2,", "by place and size are not DICOM (2,"
+    lost = "broken links, pipes or devices lie beside them (2,", "by place and size are not DICOM (2,"
     what = lost[kind not in ("link", "pipe")]
     for place in (folder, tmp_path, next(folder.glob("003*"))):
         refused(place, "series 4 has 4 images, but ", what)
@@ -228,7 +228,7 @@ def test_an_empty_file_among_slices_is_not_left_out(tmp_path):
 def test_links_alone_that_lead_nowhere_are_said(tmp_path):
     for number in range(3):
         (tmp_path / f"IM{number}").symlink_to(tmp_path / "store" / str(number))
-    refused(tmp_path, "no DICOM image series here", "(broken links or no files: 3)")
+    refused(tmp_path, "no DICOM image series here", "(broken links, pipes or devices: 3)")
 
 
 def junk(folder):
@@ -599,7 +599,7 @@ def test_slices_packed_by_gzip_are_refused_and_not_left_out(tmp_path, packed):
         if number in packed:
             file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
             file.unlink()
-    with pytest.raises(InputError, match=r"\.gz: a DICOM file packed by gzip, which is not read; unpack it"):
+    with pytest.raises(InputError, match=r"\.gz: gzip-compressed DICOM is not supported; decompress it"):
         read_volume(folder)
 
 

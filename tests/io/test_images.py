@@ -491,5 +491,5 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, ending):
     path = tmp_path / f"scan{ending}"
     os.mkfifo(path)
     for read in (read_volume, read_labels):
-        with pytest.raises(InputError, match=r"scan.*: expected a file or a folder, found neither"):
+        with pytest.raises(InputError, match=r"scan.*: is neither a file nor a folder"):
             read(path)

@@ -7,12 +7,12 @@ import SimpleITK as sitk
 
 from isopose.errors import InputError
 from isopose.io.images import read_volume
-from isopose.io.limits import LARGEST_GB, largest_bytes
+from isopose.io.limits import DEFAULT_GB, largest_bytes
 
 
 def test_the_environment_sets_the_limit(monkeypatch):
     monkeypatch.delenv("ISOPOSE_MAX_GB", raising=False)
-    assert largest_bytes() == int(LARGEST_GB * 2**30)
+    assert largest_bytes() == int(DEFAULT_GB * 2**30)
     monkeypatch.setenv("ISOPOSE_MAX_GB", "0.5")
     assert largest_bytes() == 2**29
 

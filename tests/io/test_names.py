@@ -45,7 +45,7 @@ def test_nnunets_folders(tmp_path, one, other):
     assert (case.id, case.patient) == (NFC, "P")
     assert check_dataset(dataset) == []
     (tmp_path / "imagesTr" / f"{other}_0000.nii.gz").write_bytes(b"")
-    with pytest.raises(InputError, match="another file beside it has the name"):
+    with pytest.raises(InputError, match="another file in its folder is also named"):
         open_dataset(tmp_path)
 
 

@@ -161,7 +161,7 @@ def test_bytes_behind_a_packed_volume_are_refused_and_not_quoted(header, junk):
         with pytest.raises(InputError) as caught:
             read_volume(packed)
         assert str(caught.value) == (
-            f"{packed}: truncated or corrupt (bytes that are not gzip's follow its packed data); "
+            f"{packed}: truncated or corrupt (bytes that are not gzip's follow its compressed data); "
             "copy or download it again"
         )
 

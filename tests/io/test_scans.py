@@ -7,7 +7,7 @@ import pytest
 from io_helpers import dicom_slice, raw_slices, save, write_series
 from isopose.errors import InputError
 from isopose.io.images import read_volume
-from isopose.io.scans import Scan, check_apart, find_scans
+from isopose.io.scans import Scan, check_output_apart, find_scans
 
 
 def touch(path: Path) -> Path:
@@ -98,7 +98,7 @@ def test_results_are_kept_apart_from_scans(tmp_path):
     series = touch(tmp_path / "series" / "0001.dcm").parent
     for inputs, output in (([volumes], volumes), ([volumes, series], series / "out")):
         with pytest.raises(InputError, match="where the next run would take results for scans"):
-            check_apart(inputs, output)
+            check_output_apart(inputs, output)
     # A folder of volumes is not looked into below its files.
-    check_apart([volumes, series], volumes / "out")
-    check_apart([volumes / "a.nii.gz"], volumes)
+    check_output_apart([volumes, series], volumes / "out")
+    check_output_apart([volumes / "a.nii.gz"], volumes)

@@ -11,7 +11,7 @@ import pytest
 from bright import bright_model, scene
 from io_helpers import upright
 from isopose.data.check import check_dataset
-from isopose.data.doubts import doubts
+from isopose.data.doubts import scan_warnings
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -169,20 +169,20 @@ def test_a_case_of_wrong_unit_does_not_hide_the_others_problems(tmp_path, isopos
 def test_lines_for_what_is_too_large():
     def said(spacing, shape):
         array = np.broadcast_to(np.int16(0), shape)
-        return list(doubts(Volume(array, np.diag([*spacing, 1.0])), (300.0, 200.0)))
+        return list(scan_warnings(Volume(array, np.diag([*spacing, 1.0])), (300.0, 200.0)))
 
     assert said((1, 1, 5), (100, 300, 300)) == []
     assert "fit into no scanner" in said((5, 5, 5), (100, 300, 300))[-1]
     assert "longer than any table" in said((1, 1, 10), (300, 300, 300))[-1]
     assert "leave gaps" in said((1, 1, 25), (20, 300, 300))[-1]
-    (line,) = doubts(Volume(np.broadcast_to(np.int16(0), (9, 300, 300))), (950.0, 500.0))
+    (line,) = scan_warnings(Volume(np.broadcast_to(np.int16(0), (9, 300, 300))), (950.0, 500.0))
     assert "a body of 950 x 500 mm" in line
 
 
 @pytest.mark.parametrize(("width", "fine"), [(55, False), (65, True), (180, True), (880, True), (920, False)])
 def test_newborns_and_the_heaviest_adults_are_patients(width, fine):
     here = Volume(np.broadcast_to(np.int16(0), (9, 300, 300)), np.diag([3.2, 3.2, 5, 1]))
-    assert (list(doubts(here, (float(width), 0.7 * width))) == []) == fine
+    assert (list(scan_warnings(here, (float(width), 0.7 * width))) == []) == fine
 
 
 def test_a_body_too_small_to_be_found_is_said_to_be_so(tmp_path):

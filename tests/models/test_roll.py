@@ -25,7 +25,7 @@ from isopose.models.roll import (
     roll_input_of,
     views_of_slices,
 )
-from isopose.models.shipped import compact, load_shipped
+from isopose.models.shipped import compact_state, load_shipped
 from isopose.phantom import render, sample_case, texture_generator
 from isopose.phantom.mr import SEQUENCES, drawn_for_mr, sample_mr
 from isopose.phantom.randomized import roll_of, sample_slab
@@ -185,7 +185,7 @@ def test_calibration_is_a_power_law_and_alike_slices_are_worth_little():
 
 
 def test_a_network_saved_without_odds_gets_those_of_the_former_one(network):
-    old = {name: value.float() for name, value in compact(network).items()}
+    old = {name: value.float() for name, value in compact_state(network).items()}
     old["calibration"] = torch.tensor([0.001, 2.0, 0.6])
     again = RollNetwork()
     again.load_state_dict(old)
@@ -193,7 +193,7 @@ def test_a_network_saved_without_odds_gets_those_of_the_former_one(network):
 
 
 def test_what_is_shipped_is_small_and_loads_as_it_was_saved(network):
-    stored = compact(network)
+    stored = compact_state(network)
     assert sum(value.numel() * value.element_size() for value in stored.values()) < 4e6
     again = RollNetwork()
     again.load_state_dict({name: value.float() for name, value in stored.items()}, strict=False)

@@ -13,7 +13,7 @@ from isopose.models.pose import PoseTransformer
 from isopose.models.roll import SOFT_TISSUE_HU
 from isopose.models.shipped import load_shipped
 from isopose.phantom.randomized import sample_slab
-from isopose.scan.poses import FIRST, scan_poses, slice_poses
+from isopose.scan.poses import INITIAL_SLICES, scan_poses, slice_poses
 from isopose.settings import PoseConfig
 
 #: A cohort that the network did not learn from.
@@ -107,7 +107,7 @@ def test_a_few_slices_are_read_first_and_never_the_outermost(patients) -> None:
     slice_poses(transformer(), reading, [np.arange(0, 6), np.arange(6, 12)], 0.8)
     first, *rest = reading.read
     assert first == [1, 3, 6, 8, 10]
-    assert len(first) == FIRST
+    assert len(first) == INITIAL_SLICES
     assert rest == [list(range(6)), list(range(6, 12))]
     alone = Reading(image, mask)
     slice_poses(transformer("slice"), alone, [np.arange(12)], 0.8)

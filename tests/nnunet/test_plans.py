@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from isopose.errors import InputError
-from isopose.nnunet.plans import LOWEST_HU, SEEN, keeping_fat, write_plans
+from isopose.nnunet.plans import LOWEST_HU, SEEN_FROM_KEY, keeping_fat, write_plans
 
 PLANS = {
     "plans_name": "nnUNetPlans",
@@ -36,7 +36,7 @@ def test_fat_is_kept_and_nothing_else_changes():
         "3d_cascade": {"inherits_from": "3d_fullres"},
     }
     assert kept["foreground_intensity_properties_per_channel"]["0"] == {
-        "mean": 97.0, "percentile_00_5": LOWEST_HU, "percentile_99_5": 225.0, SEEN: 6.0
+        "mean": 97.0, "percentile_00_5": LOWEST_HU, "percentile_99_5": 225.0, SEEN_FROM_KEY: 6.0
     }  # fmt: skip
     assert PLANS["plans_name"] == "nnUNetPlans"
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isopose.scan import aggregate
-from isopose.scan.aggregate import common_values, median, pooled, smooth_values
+from isopose.scan.aggregate import common_values, median, pooled_evidence, smooth_values
 
 Z_MM = torch.arange(21) * 5.0
 
@@ -25,8 +25,8 @@ def angle_of(vectors: torch.Tensor) -> torch.Tensor:
 @given(middle=st.floats(-math.pi, math.pi), shift=st.floats(-3.0, 3.0))
 def test_pooling_has_no_jump_at_half_a_turn(middle, shift):
     spread = torch.linspace(-0.3, 0.3, 21)
-    mean, _ = pooled(evidence(middle + spread), Z_MM, math.inf)
-    turned, _ = pooled(evidence(middle + spread + shift), Z_MM, math.inf)
+    mean, _ = pooled_evidence(evidence(middle + spread), Z_MM, math.inf)
+    turned, _ = pooled_evidence(evidence(middle + spread + shift), Z_MM, math.inf)
     assert torch.cos(angle_of(mean) - middle).min() > 1 - 1e-6
     assert torch.cos(angle_of(turned) - middle - shift).min() > 1 - 1e-6
 
@@ -34,21 +34,21 @@ def test_pooling_has_no_jump_at_half_a_turn(middle, shift):
 def test_a_sure_slice_outweighs_unsure_ones():
     angle, sure = torch.full((21,), 2.0), torch.full((21,), 0.1)
     angle[10], sure[10] = 0.2, 100.0
-    mean, count = pooled(evidence(angle, sure), Z_MM, math.inf)
+    mean, count = pooled_evidence(evidence(angle, sure), Z_MM, math.inf)
     assert angle_of(mean)[0].item() == pytest.approx(0.2, abs=0.03)
     assert count.tolist() == pytest.approx([21.0] * 21)
 
 
 def test_contradicting_slices_cancel_out():
     angle = torch.cat([torch.zeros(10), torch.full((10,), math.pi)])
-    mean, _ = pooled(evidence(angle, 50.0), Z_MM[:20], math.inf)
+    mean, _ = pooled_evidence(evidence(angle, 50.0), Z_MM[:20], math.inf)
     assert mean.norm(dim=1).max() < 1e-4
 
 
 def test_neighbors_count_by_their_distance():
     angle = torch.zeros(21)
     angle[:5] = 1.0
-    mean, count = pooled(evidence(angle), Z_MM, 5.0)
+    mean, count = pooled_evidence(evidence(angle), Z_MM, 5.0)
     assert angle_of(mean)[0] > 0.95
     assert angle_of(mean)[20] < 1e-6
     # A Gaussian of one slice's width is worth 2 sqrt(pi) slices, half of it at the end.
@@ -92,8 +92,8 @@ def test_one_slice_and_slices_at_one_place_keep_their_mean():
 def test_long_scans_go_in_pieces_with_the_same_result(pairs, monkeypatch):
     torch.manual_seed(0)
     values, weight = torch.randn(21, 3), torch.rand(21)
-    whole = smooth_values(values, weight, Z_MM, 15.0), *pooled(values[:, :2], Z_MM, 15.0)
-    monkeypatch.setattr(aggregate, "PAIRS", pairs)
-    parts = smooth_values(values, weight, Z_MM, 15.0), *pooled(values[:, :2], Z_MM, 15.0)
+    whole = smooth_values(values, weight, Z_MM, 15.0), *pooled_evidence(values[:, :2], Z_MM, 15.0)
+    monkeypatch.setattr(aggregate, "PAIRS_PER_CHUNK", pairs)
+    parts = smooth_values(values, weight, Z_MM, 15.0), *pooled_evidence(values[:, :2], Z_MM, 15.0)
     for one, other in zip(whole, parts, strict=True):
         assert torch.allclose(one, other, atol=1e-6)

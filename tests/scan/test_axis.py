@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isopose.phantom.pose import Pose
-from isopose.scan.axis import CENTROID_SD, MAX_TILT, TILT_SD, line_through, tilt_of
+from isopose.scan.axis import CENTROID_SD, MAX_TILT, TILT_SD, fit_line, tilt_of
 
 Z = torch.linspace(-0.4, 0.4, 20)
 EVEN = torch.ones(20)
@@ -17,7 +17,7 @@ def centers(at_zero, slope, z=Z):
 
 
 def test_a_straight_line_is_found_at_the_middle_of_the_scan():
-    at_zero, slope = line_through(centers((0.1, -0.2), (0.05, -0.12)), EVEN, Z)
+    at_zero, slope = fit_line(centers((0.1, -0.2), (0.05, -0.12)), EVEN, Z)
     assert at_zero.tolist() == pytest.approx([0.1, -0.2], abs=1e-5)
     # The prior draws the slope toward none by what it says against 20 slices.
     expected = 1 / (1 + (CENTROID_SD / math.tan(TILT_SD)) ** 2 / float((Z**2).sum()))
@@ -27,7 +27,7 @@ def test_a_straight_line_is_found_at_the_middle_of_the_scan():
 
 def test_places_need_not_lie_around_the_middle():
     z = Z + 0.6
-    at_zero, slope = line_through(centers((0.1, -0.2), (0.05, -0.12), z), EVEN, z)
+    at_zero, slope = fit_line(centers((0.1, -0.2), (0.05, -0.12), z), EVEN, z)
     assert at_zero.tolist() == pytest.approx([0.1, -0.2], abs=0.002)
     assert slope.tolist() == pytest.approx([0.05, -0.12], abs=0.003)
 
@@ -38,7 +38,7 @@ def test_slices_with_an_arm_do_not_tilt_the_line(weight_of_bad):
     points, weight = centers((0.0, 0.0), (0.05, 0.0)), EVEN.clone()
     points[15:, 0] += 0.15
     weight[15:] = weight_of_bad
-    _, slope = line_through(points, weight, Z)
+    _, slope = fit_line(points, weight, Z)
     plain = ((Z - Z.mean()) @ (points - points.mean(dim=0)) / (Z - Z.mean()).square().sum())[0]
     assert abs(float(plain) - 0.05) > 0.1
     assert slope[0].item() == pytest.approx(0.05, abs=0.01)
@@ -46,9 +46,9 @@ def test_slices_with_an_arm_do_not_tilt_the_line(weight_of_bad):
 
 def test_few_slices_close_together_say_little():
     z = torch.tensor([-0.01, 0.01])
-    _, slope = line_through(torch.tensor([[0.0, 0.0], [0.02, 0.0]]), torch.ones(2), z)
+    _, slope = fit_line(torch.tensor([[0.0, 0.0], [0.02, 0.0]]), torch.ones(2), z)
     assert abs(slope[0].item()) < 0.02
-    at_zero, slope = line_through(torch.tensor([[0.3, 0.1]]), torch.ones(1), torch.tensor([0.0]))
+    at_zero, slope = fit_line(torch.tensor([[0.3, 0.1]]), torch.ones(1), torch.tensor([0.0]))
     assert at_zero.tolist() == pytest.approx([0.3, 0.1])
     assert slope.tolist() == [0.0, 0.0]
 
@@ -64,7 +64,7 @@ def test_tilt_is_that_of_the_phantoms(roll, pitch, yaw):
 
 def test_slices_at_one_place_have_no_slope():
     centers = torch.tensor([[0.1, 0.2], [0.3, 0.0], [0.2, 0.4]])
-    at_middle, slope = line_through(centers, torch.ones(3), torch.full((3,), 0.5))
+    at_middle, slope = fit_line(centers, torch.ones(3), torch.full((3,), 0.5))
     torch.testing.assert_close(slope, torch.zeros(2))
     assert at_middle.isfinite().all()
 
@@ -74,7 +74,7 @@ def test_of_many_slices_some_are_enough(count):
     """Beyond 128 slices not all are paired."""
     z = torch.linspace(-1.0, 1.0, count)
     centers = torch.stack([0.1 + 0.05 * z, -0.2 - 0.03 * z], dim=1)
-    at_middle, slope = line_through(centers, torch.ones(count), z)
+    at_middle, slope = fit_line(centers, torch.ones(count), z)
     torch.testing.assert_close(at_middle, torch.tensor([0.1, -0.2]), atol=1e-4, rtol=0)
     if count > 2:
         torch.testing.assert_close(slope, torch.tensor([0.05, -0.03]), atol=1e-3, rtol=0)

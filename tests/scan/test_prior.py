@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from scipy.special import ive
 from scipy.stats import vonmises
 
-from isopose.scan.prior import RIGHT, TURNED_SD, WIDE_SD, ScanRoll, log_i0, mass_within, scan_roll
+from isopose.scan.prior import (
+    CORRECT_WITHIN,
+    TURNED_SD,
+    WIDE_SD,
+    ScanRoll,
+    log_i0,
+    probability_within,
+    scan_roll,
+)
 from isopose.settings import PoseConfig
 
 CONFIG = PoseConfig()
@@ -50,7 +58,7 @@ def test_the_posterior_is_that_of_the_integral(degrees: float, length: float) ->
     posterior = odds * shows / (shows.sum() * step) + prior
     posterior /= posterior.sum() * step
     off = np.angle(np.exp(1j * (grid - float(found.angle))))
-    expected = posterior[np.abs(off) <= RIGHT].sum() * step
+    expected = posterior[np.abs(off) <= CORRECT_WITHIN].sum() * step
     assert float(found.probability) == pytest.approx(expected, abs=0.01)
     direction = np.angle((shows * np.exp(1j * grid)).sum())
     if length > 2.0:
@@ -62,22 +70,22 @@ def test_the_posterior_is_that_of_the_integral(degrees: float, length: float) ->
 def test_a_roll_that_is_believed_is_what_the_slices_show(degrees: float) -> None:
     """The header, which decides whether it is believed, draws it nowhere."""
     found = roll(degrees, 200.0)
-    assert found.believed
+    assert found.overrides_header
     assert math.degrees(float(found.angle)) == pytest.approx(degrees, abs=1e-3)
     assert math.degrees(float(found.mean)) != pytest.approx(degrees, abs=0.1)
 
 
 def test_the_normal_distribution_stands_for_that_of_angles() -> None:
     for concentration, offset in ((WIDE_SD**-2, 0.3), (30.0, -0.1), (800.0, 0.05)):
-        expected = np.diff(vonmises.cdf([-RIGHT, RIGHT], concentration, loc=offset))[0]
-        found = mass_within(torch.tensor([offset]), torch.tensor([concentration]))
+        expected = np.diff(vonmises.cdf([-CORRECT_WITHIN, CORRECT_WITHIN], concentration, loc=offset))[0]
+        found = probability_within(torch.tensor([offset]), torch.tensor([concentration]))
         assert float(found) == pytest.approx(expected, abs=0.01)
 
 
 def test_what_shows_nothing_is_left_as_the_header_says() -> None:
     for degrees in (20.0, 60.0, -125.0, 180.0):
         weak = roll(degrees, 5.0)
-        assert not weak.believed
+        assert not weak.overrides_header
         assert float(weak.angle) == 0.0
         assert float(weak.probability) < 0.5
 
@@ -85,7 +93,7 @@ def test_what_shows_nothing_is_left_as_the_header_says() -> None:
 @pytest.mark.parametrize("degrees", [-180.0, -90.0, -33.0, 0.0, 12.0, 58.0, 90.0, 175.0])
 def test_what_the_slices_clearly_show_is_believed(degrees: float) -> None:
     strong = roll(degrees, 400.0)
-    assert strong.believed
+    assert strong.overrides_header
     away = math.degrees(float(strong.angle)) - degrees
     assert abs((away + 180.0) % 360.0 - 180.0) < 0.5
     assert float(strong.probability) > 0.95
@@ -94,10 +102,10 @@ def test_what_the_slices_clearly_show_is_believed(degrees: float) -> None:
 def test_without_an_outline_only_the_prior_is_left() -> None:
     cut = roll(90.0, 400.0, filled=1.0)
     assert not cut.outline_visible
-    assert not cut.believed
+    assert not cut.overrides_header
     assert float(cut.angle) == 0.0
     assert float(cut.probability) == pytest.approx(float(roll(180.0, 0.0).probability), abs=0.1)
-    assert roll(90.0, 400.0, filled=0.94).believed
+    assert roll(90.0, 400.0, filled=0.94).overrides_header
 
 
 def test_a_turn_against_the_header_needs_more_than_a_roll_near_it() -> None:
@@ -109,5 +117,5 @@ def test_mirrored_evidence_gives_the_mirrored_roll(degrees: float, length: float
     one, other = roll(degrees, length, count), roll(-degrees, length, count)
     assert float(one.odds) == pytest.approx(float(other.odds), rel=1e-3)
     assert 0.0 <= float(one.probability) <= 1.0 + 1e-5
-    if abs(float(one.shown)) < math.pi - 1e-3:
-        assert float(one.shown) == pytest.approx(-float(other.shown), abs=1e-4)
+    if abs(float(one.slices_angle)) < math.pi - 1e-3:
+        assert float(one.slices_angle) == pytest.approx(-float(other.slices_angle), abs=1e-4)

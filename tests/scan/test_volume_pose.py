@@ -10,7 +10,7 @@ from isopose.geometry.moments import moments
 from isopose.geometry.pose import LOG_SCALES, PITCH, ROLL, SHIFTS, YAW, matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.pose import PoseTransformer, SlicePoses
-from isopose.scan.volume import places, volume_pose
+from isopose.scan.volume import slice_positions, volume_pose
 from isopose.settings import PoseConfig
 
 REFERENCE = ellipse(96, (0.86, 0.6))
@@ -23,7 +23,7 @@ def transformer(**changes) -> PoseTransformer:
 
 def stack(pose: torch.Tensor, slices: int = 16, depth: float = 0.8) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks ``(slices, 1, 96, 96)`` of the reference's outline along z, posed, and the slices' places."""
-    z = places(range(slices), slices, torch.diag(torch.tensor([1.0, 1.0, 1.0 / depth, 1.0])))
+    z = slice_positions(range(slices), slices, torch.diag(torch.tensor([1.0, 1.0, 1.0 / depth, 1.0])))
     line = (torch.arange(96) + 0.5) / 48 - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     masks = []
@@ -98,7 +98,7 @@ def test_the_roll_is_what_sure_slices_say_together():
 def test_places_are_in_half_sides_of_the_frame():
     """Four slices of 10 mm in a frame of 100 mm: 15 and 5 mm from the middle, in units of 50 mm."""
     stack_from_frame = torch.diag(torch.tensor([1.0, 1.0, 100.0 / 40.0, 1.0]))
-    assert places(range(4), 4, stack_from_frame).tolist() == pytest.approx([-0.3, -0.1, 0.1, 0.3])
+    assert slice_positions(range(4), 4, stack_from_frame).tolist() == pytest.approx([-0.3, -0.1, 0.1, 0.3])
 
 
 def test_an_off_center_reference_is_carried_through_the_pose():

@@ -104,7 +104,7 @@ def test_all_maps_of_a_case_lie_on_the_patients_axes(folders, tmp_path):
 
 
 def test_only_the_last_cases_lie_ready(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("isopose.serve.cohort.KEPT", 1)
+    monkeypatch.setattr("isopose.serve.cohort.MAX_CACHED_CASES", 1)
     cohort = opened(folders, tmp_path)
     case_view(cohort, 0)
     case_view(cohort, 1)
@@ -163,7 +163,7 @@ def test_another_file_is_not_taken_for_decisions_nor_overwritten(tmp_path, text)
 
 
 def test_fewer_voxels_lie_where_they_lay(tmp_path, monkeypatch):
-    monkeypatch.setattr("isopose.serve.viewing.FEW", 5000)
+    monkeypatch.setattr("isopose.serve.viewing.MAX_SHOWN_VOXELS", 5000)
     shape = (30, 40, 20)
     x, y, z = reduction(shape)
     assert (x, y, z) != (1, 1, 1)

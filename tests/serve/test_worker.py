@@ -122,7 +122,7 @@ def test_a_scan_that_kills_the_process_is_reported_and_the_next_is_done(
     queue, model_folder, expected, monkeypatch
 ):
     monkeypatch.setattr(worker_module, "_work", work_that_dies)
-    monkeypatch.setattr(worker_module, "AGAIN", 0.1)
+    monkeypatch.setattr(worker_module, "RETRY_SECONDS", 0.1)
     finish, full = queue.finish, [sqlite3.OperationalError("database or disk is full")]
 
     def finish_later(*args, **kwargs):

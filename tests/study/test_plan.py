@@ -29,7 +29,7 @@ from isopose.study.plan import (
     measure_widths,
     notes_of_length,
     patients_of,
-    settle,
+    settle_epochs,
 )
 
 
@@ -307,7 +307,7 @@ def test_a_study_whose_budget_shortened_the_stns_too_says_so(options: Options, t
     path = tmp_path / "study" / "study.json"
     write_json(path, read_json(path) | {"scale": 0.25})
     assert "shortened STN1 and STN2 as well" in " ".join(notes_of_length(tmp_path / "study"))
-    settle(tmp_path / "study", replace(options, scale=0.25))
+    settle_epochs(tmp_path / "study", replace(options, scale=0.25))
     assert notes_of_length(tmp_path / "study") == ()
 
 
@@ -327,7 +327,7 @@ def test_a_folder_is_one_studys_and_keeps_its_length(options: Options, tmp_path:
     assert claim_study(tmp_path / "study", options) == (options, False)
     # Broken off before its length was settled.
     assert claim_study(tmp_path / "study", options) == (options, False)
-    settle(tmp_path / "study", replace(options, scale=0.25))
+    settle_epochs(tmp_path / "study", replace(options, scale=0.25))
     again, settled = claim_study(tmp_path / "study", replace(options, seeds=(0, 1, 2), presets=("default",)))
     assert (again.scale, settled) == (0.25, True)
     # The same patients elsewhere are the same; others under the same names are not.

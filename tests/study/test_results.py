@@ -9,19 +9,19 @@ from scipy import stats
 
 from isopose.evaluation.evaluate import CaseScores, Evaluation
 from isopose.evaluation.metrics import Scores
-from isopose.study.arms import BY_NAME, FURTHER
+from isopose.study.arms import BY_NAME, FURTHER_COMPARISONS
 from isopose.study.figures import band_of
 from isopose.study.pace import pace_table, time_table
-from isopose.study.protocol import GOALS, primary, rise, roll_strata
+from isopose.study.protocol import GOALS, curve_rise, primary, roll_strata
 from isopose.study.report import _make_primary_section, _note_machines, _note_uneven_runs
 from isopose.study.results import (
     ArmResult,
     StudyRun,
-    against,
     differences,
     goals,
     load_results,
-    steady,
+    pairs_with_baseline,
+    smoothed,
     times_to,
 )
 from isopose.study.strata import group_tables
@@ -265,8 +265,8 @@ def test_scores_at_equal_steps_at_equal_time_and_at_the_end() -> None:
     table = pace_table({"augmented": base, "nnunet": peer}, ["kidney"], "augmented")
     assert table.rows[1][1:4] == ("0.700", "0.700", "0.700")
     assert "equal steps: after 10 epochs" in table.notes[0]
-    assert rise(history_curve([0.1 * n for n in range(10)])) == pytest.approx(0.2)
-    assert rise(history_curve([0.5] * 9)) is None
+    assert curve_rise(history_curve([0.1 * n for n in range(10)])) == pytest.approx(0.2)
+    assert curve_rise(history_curve([0.5] * 9)) is None
 
 
 def history_curve(values: list[float]) -> list[tuple[float, float]]:
@@ -332,7 +332,7 @@ def test_arms_are_compared_with_others_than_the_baseline_and_in_surface_dice() -
         "pose": arm("pose", run({"a": 0.8, "b": 0.6})),
         "moments": arm("moments", run({"a": 0.5, "b": 0.7})),
     }
-    assert against(results, "moments") == [("pose", "moments")]
+    assert pairs_with_baseline(results, "moments") == [("pose", "moments")]
     pairs = [("pose", "moments"), ("moments", "pose"), ("pose", "nnunet")]
     first, second = differences(results, pairs, metric="surface_dice")
     assert (first.arm, first.against, first.better) == ("pose", "moments", 1)
@@ -340,13 +340,19 @@ def test_arms_are_compared_with_others_than_the_baseline_and_in_surface_dice() -
     table = difference_table([first, second], "both")
     assert [column.name for column in table.columns][:3] == ["Arm", "Against", "Target"]
     assert [row[:2] for row in table.rows] == [("pose", "moments"), ("moments", "pose")]
-    assert set(sum(FURTHER, ())) <= set(BY_NAME)
+    assert set(sum(FURTHER_COMPARISONS, ())) <= set(BY_NAME)
 
 
 def test_time_to_a_score_counts_pose_and_crop_and_leaves_validation_out() -> None:
     values = [0.0, 0.3, 0.6, 0.6, 0.9]
     plain = arm("augmented", run({"a": 1.0}, history=history(values)))
-    assert [round(s, 3) for _, s in steady(plain.runs[0].curve("dice kidney"))] == [0.0, 0.15, 0.3, 0.5, 0.7]
+    assert [round(s, 3) for _, s in smoothed(plain.runs[0].curve("dice kidney"))] == [
+        0.0,
+        0.15,
+        0.3,
+        0.5,
+        0.7,
+    ]
     assert goals(plain, "dice kidney") == {(0, 0): pytest.approx(0.7)}
     wanted = {(0, 0): 0.45, (1, 0): 0.45}
     assert times_to(plain, "dice kidney", wanted) == {(0, 0): pytest.approx(40.0)}

@@ -93,7 +93,9 @@ def batch_of(turning: Turning, model: Model, rows: list[int] | None = None) -> B
 
 def crops_of(model: Model, batch: Batch, noise: Tensor) -> Tensor:
     objective = SegmentationObjective(model.pipeline, LABELS)
-    return objective._cut(batch, objective._disturbed(batch, noise), *objective._shift(noise))
+    return objective._crop_input(
+        batch, objective._jittered(batch, noise), *objective._draw_displacements(noise)
+    )
 
 
 def noises(count: int) -> Tensor:
@@ -135,7 +137,7 @@ def test_jitter_mirroring_and_deformation_are_those_of_the_slice_in_every_channe
     assert batch.channel_pose is not None
     seen = crops_of(model, replace(batch, channel_pose=batch.channel_pose[:, 1:2].expand(-1, 3, -1)), noise)
     alone = SegmentationObjective(model_of(0, unet=model.config.unet.model_dump()).pipeline, LABELS)
-    theta, shift = alone._disturbed(batch, noise), alone._shift(noise)[0]
+    theta, shift = alone._jittered(batch, noise), alone._draw_displacements(noise)[0]
     for channel in range(3):
         image = batch.image[:, channel, None]
         expected = warp(image, theta, (128, 128), fill=model.pipeline.air, displacement=shift)
@@ -154,7 +156,7 @@ def test_prediction_shows_the_network_what_training_does(turning: Turning) -> No
     model = model_of(2, unet={"pose_jitter": 0.0}, predict={"precision": "32-true"})
     batch = batch_of(turning, model)
     objective = SegmentationObjective(model.pipeline, LABELS)
-    expected = objective._cut(batch, objective._theta(batch))
+    expected = objective._crop_input(batch, objective._theta(batch))
     predict(model, turning.volume)
     seen = model.pipeline.unet.seen[0]
     assert seen.shape == expected.shape == (5, 5, 128, 128)

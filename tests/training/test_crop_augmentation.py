@@ -11,17 +11,17 @@ from isopose.geometry.warp import warp
 from isopose.presets import load_config
 from isopose.settings import IntensityConfig
 from isopose.training.crop_augmentation import (
-    BLUR,
-    ELASTIC,
-    FACTOR,
-    changed,
-    coarsened,
-    contrasted,
+    BLUR_SIGMA,
+    CONTRAST_FACTOR,
+    MAX_DISPLACEMENT,
+    augmented_intensities,
     displacements,
     each_changed,
-    raised,
     randomly_convolved,
     seeds_of,
+    with_contrast,
+    with_gamma,
+    with_resolution,
 )
 
 AIR = -2.0
@@ -44,17 +44,17 @@ def test_gamma_is_that_of_monai(gamma: float) -> None:
     for image in images():
         plain = AdjustContrast(gamma, retain_stats=True)(image)
         inverted = AdjustContrast(gamma, invert_image=True, retain_stats=True)(image)
-        torch.testing.assert_close(raised(image[None], torch.tensor([gamma]))[0], torch.as_tensor(plain))
-        own = -raised(-image[None], torch.tensor([gamma]))[0]
+        torch.testing.assert_close(with_gamma(image[None], torch.tensor([gamma]))[0], torch.as_tensor(plain))
+        own = -with_gamma(-image[None], torch.tensor([gamma]))[0]
         torch.testing.assert_close(own, torch.as_tensor(inverted), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("factor", FACTOR)
+@pytest.mark.parametrize("factor", CONTRAST_FACTOR)
 def test_contrast_is_that_of_monai(factor: float) -> None:
     for image in images():
         expected = ScaleIntensityFixedMean(factor - 1.0, preserve_range=True)(image)
         torch.testing.assert_close(
-            contrasted(image[None], torch.tensor([factor]))[0],
+            with_contrast(image[None], torch.tensor([factor]))[0],
             torch.as_tensor(expected),
             atol=1e-4,
             rtol=1e-4,
@@ -66,14 +66,16 @@ def test_blur_and_brightness_are_within_their_ranges() -> None:
     inside = (..., slice(6, -6), slice(6, -6))
     spread = [
         float(torch.as_tensor(GaussianSmooth(sigma, approx="sampled")(image[0]))[inside].std())
-        for sigma in BLUR
+        for sigma in BLUR_SIGMA
     ]
-    after = changed(image[:1].repeat(16, 1, 1, 1), range(16), only("blur"), AIR)
+    after = augmented_intensities(image[:1].repeat(16, 1, 1, 1), range(16), only("blur"), AIR)
     for one in after:
         assert spread[1] - 1e-2 <= float(one[inside].std()) <= spread[0] + 1e-2
-    factors = changed(image, range(8), only("brightness"), AIR).flatten(1).std(1) / image.flatten(1).std(1)
+    factors = augmented_intensities(image, range(8), only("brightness"), AIR).flatten(1).std(
+        1
+    ) / image.flatten(1).std(1)
     assert len({round(value, 4) for value in factors.tolist()}) == 8
-    assert all(FACTOR[0] <= value <= FACTOR[1] for value in factors.tolist())
+    assert all(CONTRAST_FACTOR[0] <= value <= CONTRAST_FACTOR[1] for value in factors.tolist())
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (8, 16, 16)])
@@ -83,30 +85,30 @@ def test_each_change_is_made_alone_keeps_the_input_and_is_the_same_by_seed(
 ) -> None:
     image = images(4, shape)
     before = image.clone()
-    out = changed(image, [1, 2, 3, 4], only(name), AIR)
+    out = augmented_intensities(image, [1, 2, 3, 4], only(name), AIR)
     torch.testing.assert_close(image, before, rtol=0, atol=0)
     assert out.isfinite().all()
     assert all(not torch.equal(one, other) for one, other in zip(out, image, strict=True))
     # A sample's change depends on its seed alone, not on its place or its neighbors.
-    again = changed(image[[2, 0]], [3, 1], only(name), AIR)
+    again = augmented_intensities(image[[2, 0]], [3, 1], only(name), AIR)
     torch.testing.assert_close(again, out[[2, 0]])
 
 
 def test_the_configured_parts_are_changed_and_none_means_none() -> None:
     image = images(1).repeat(400, 1, 1, 1)
-    off = changed(image, range(400), IntensityConfig(**OFF), AIR)
+    off = augmented_intensities(image, range(400), IntensityConfig(**OFF), AIR)
     torch.testing.assert_close(off, image, rtol=0, atol=0)
-    some = changed(image, range(400), IntensityConfig(**{**OFF, "gamma": 0.3}), AIR)
+    some = augmented_intensities(image, range(400), IntensityConfig(**{**OFF, "gamma": 0.3}), AIR)
     part = float((some != image).flatten(1).any(dim=1).float().mean())
     assert 0.22 < part < 0.38
 
 
 def test_a_lower_resolution_keeps_what_is_coarse() -> None:
     ramp = torch.linspace(-1.0, 1.0, 64).expand(1, 1, 64, 64)
-    out = coarsened(ramp, torch.tensor([0.5]))
+    out = with_resolution(ramp, torch.tensor([0.5]))
     torch.testing.assert_close(out[..., 4:-4, 4:-4], ramp[..., 4:-4, 4:-4], atol=0.03, rtol=0)
     fine = torch.tensor([1.0, -1.0]).repeat(32).expand(1, 1, 64, 64)
-    assert float(coarsened(fine, torch.tensor([0.5]))[..., 4:-4].std()) < 0.2
+    assert float(with_resolution(fine, torch.tensor([0.5]))[..., 4:-4].std()) < 0.2
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (8, 16, 16)])
@@ -145,7 +147,7 @@ def test_displacements_are_smooth_small_and_of_the_chosen_part(shape: tuple[int,
     assert moved.shape == (200, *shape, len(shape))
     touched = moved.flatten(1).any(dim=1)
     assert 0.1 < float(touched.float().mean()) < 0.3
-    assert float(moved.abs().max()) < 1.5 * ELASTIC
+    assert float(moved.abs().max()) < 1.5 * MAX_DISPLACEMENT
     # Less than the distance of neighboring pixels: nothing is folded.
     steps = moved.diff(dim=-2).abs().max()
     assert float(steps) < 2.0 / shape[-1]
@@ -184,11 +186,12 @@ def test_channels_are_changed_apart_and_neighbors_alike() -> None:
     image = torch.randn(40, 6, 24, 24, generator=torch.Generator().manual_seed(1))
     out = each_changed(image, seeds, config, airs)
     assert torch.equal(
-        each_changed(image[:, :3], seeds, config, airs[:1]), changed(image[:, :3], seeds, config, -2.0)
+        each_changed(image[:, :3], seeds, config, airs[:1]),
+        augmented_intensities(image[:, :3], seeds, config, -2.0),
     )
     for number, air in enumerate(airs):
         own = slice(3 * number, 3 * number + 3)
-        expected = changed(image[:, own], [2 * seed + number for seed in seeds], config, air)
+        expected = augmented_intensities(image[:, own], [2 * seed + number for seed in seeds], config, air)
         assert torch.equal(out[:, own], expected)
     touched = (out != image).flatten(2).any(dim=2)
     assert torch.equal(touched[:, 0], touched[:, 2])

@@ -41,7 +41,7 @@ from isopose.models.shipped import load_shipped
 from isopose.phantom import write_cohort
 from isopose.progress import Silent
 from isopose.report.steps import write_steps
-from isopose.training.fit import _against, fit
+from isopose.training.fit import _angles_to_reference, fit
 from isopose.training.mirroring import check_mirroring
 from isopose.training.transforms import poses_of, transforms_of
 from reporters import Listening
@@ -299,8 +299,8 @@ def test_of_phantoms_the_true_roll_is_known_against_the_reference(tiny, tmp_path
 def test_a_reference_that_was_turned_upright_is_no_longer_where_it_lay(lean: float, expected: float) -> None:
     """One that lay at 0.3 and was turned by 0.2 is shown at 0.1."""
     reference = SimpleNamespace(case="a", lean=lean)
-    assert _against({"a": 0.3, "b": 0.8}, reference)["b"] == pytest.approx(expected)
-    assert _against({"b": 0.8}, reference) == {}
+    assert _angles_to_reference({"a": 0.3, "b": 0.8}, reference)["b"] == pytest.approx(expected)
+    assert _angles_to_reference({"b": 0.8}, reference) == {}
 
 
 @pytest.fixture(scope="module")
@@ -728,7 +728,7 @@ def test_a_dataset_labeled_in_part_trains_and_no_voxel_is_predicted_to_ignore(sp
     cases = open_store(next(path.parent for path in store.rglob("store.json"))).cases
     slices = Slices(cases)
     assert all(case.record.undrawn == (0, 2, 5) for case in cases)
-    assert sorted(set(slices.known().rows[:, 1])) == [1, 3, 4]
+    assert sorted(set(slices.annotated().rows[:, 1])) == [1, 3, 4]
     assert set(np.unique(cases[0].read([0])[2])) == {255}
     scan = Scan("one", sparse / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
     (outcome,) = predict_scans(model, [scan], tmp_path / "out", probabilities=False, reporter=Silent())

@@ -9,7 +9,7 @@ import pytest
 from isopose.config import Config
 from isopose.errors import InputError
 from isopose.presets import load_config
-from isopose.training.memory import PROCESS, fitted, parse_bytes, training_bytes
+from isopose.training.memory import PROCESS_BYTES, fitted, parse_bytes, training_bytes
 
 SMALL = ("data.size=128", "unet.input=full", "unet.base_features=16", "train.precision=32-true")
 
@@ -27,7 +27,7 @@ def test_bytes_are_read() -> None:
 
 def test_what_is_kept_grows_with_pixels_and_slices_and_less_is_kept_with_recompute_or_parts() -> None:
     def of(*settings: str) -> float:
-        return training_bytes(small(*settings), 3, "cpu") - PROCESS
+        return training_bytes(small(*settings), 3, "cpu") - PROCESS_BYTES
 
     one, two = of("unet.optimizer.batch_size=6"), of()
     weights = 2 * one - two
@@ -55,19 +55,19 @@ def test_the_first_that_fits_is_taken() -> None:
     assert (again.unet.recompute, again.unet.optimizer.parts, again.unet.input) == (True, 1, "full")
     in_parts = fitted(config, 3, training_bytes(again, 3, "cpu") - 1, "cpu")
     assert (in_parts.unet.optimizer.parts, in_parts.unet.input) == (2, "full")
-    least = fitted(config, 3, PROCESS + 60e6, "cpu")
+    least = fitted(config, 3, PROCESS_BYTES + 60e6, "cpu")
     assert least.unet.input in ("half", "quarter")
-    assert training_bytes(least, 3, "cpu") <= PROCESS + 60e6
-    kept = fitted(config, 3, PROCESS + 280e6, "cpu", shrink=False)
+    assert training_bytes(least, 3, "cpu") <= PROCESS_BYTES + 60e6
+    kept = fitted(config, 3, PROCESS_BYTES + 280e6, "cpu", shrink=False)
     assert (kept.unet.input, kept.unet.recompute) == ("full", True)
     assert kept.unet.optimizer.parts > 3
     # Without a crop the input is the whole frame, and the parts grow smaller instead.
     whole_frame = small("data.size=256", "crop.enabled=false")
-    parts = fitted(whole_frame, 3, PROCESS + 280e6, "cpu")
+    parts = fitted(whole_frame, 3, PROCESS_BYTES + 280e6, "cpu")
     assert parts.unet.input == "full"
     assert parts.unet.optimizer.parts > 3
     with pytest.raises(InputError, match=r"1\.00 GB are not enough .* at least 1\.2\d GB"):
-        fitted(whole_frame, 3, PROCESS, "cpu")
+        fitted(whole_frame, 3, PROCESS_BYTES, "cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system tells no peak of memory")
@@ -78,7 +78,7 @@ import torch
 from isopose.presets import load_config
 from isopose.data.samples import Batch
 from isopose.models.pipeline import Networks
-from isopose.training.memory import PROCESS, training_bytes
+from isopose.training.memory import PROCESS_BYTES, training_bytes
 from isopose.training.objectives import noise_size
 from isopose.training.segmentation import SegmentationObjective
 from isopose.study.measure import MB, peak_memory, reset_peak
@@ -95,7 +95,7 @@ for _ in range(2):
     optimizer.zero_grad()
     objective(batch, torch.zeros(12, noise_size(2))).backward()
     optimizer.step()
-print((peak_memory() - before) * MB, training_bytes(config, 3, "cpu") - PROCESS)
+print((peak_memory() - before) * MB, training_bytes(config, 3, "cpu") - PROCESS_BYTES)
 """
     # Large blocks outside the heap, whose fragmentation changes from run to run by a sixth of the peak: it is
     # part of what is foreseen, and of what benchmarks/memory.py measures.

@@ -184,7 +184,7 @@ def test_the_gradient_reaches_all_nine_outputs_and_eq_2_moves_no_pose() -> None:
     # Without labels the pose alone; where every outline is the reference's already, the crop alone.
     assert reached(replace(batch, labels=torch.zeros_like(batch.labels))) == [True] * 5 + [False] * 4
     objective = joint()
-    pose, _, target, _ = objective._seen(batch)
+    pose, _, target, _ = objective._pose_and_crop(batch)
     assert not target.requires_grad
     objective.reference = warp(batch.mask, matrix_from_pose(pose.detach()), (SIZE, SIZE))
     loss = objective(batch, STILL)

@@ -36,7 +36,7 @@ from isopose.labels import IGNORED, Labels
 from isopose.models.pipeline import Networks
 from isopose.models.restore import restore
 from isopose.presets import load_config
-from isopose.training.crop_augmentation import changed, displacements, seeds_of
+from isopose.training.crop_augmentation import augmented_intensities, displacements, seeds_of
 from isopose.training.losses import one_hot, segmentation_loss
 from isopose.training.objectives import CropObjective, PoseObjective, noise_size
 from isopose.training.segmentation import POSE_JITTER, SegmentationObjective, patient_dice, warped_target
@@ -103,19 +103,19 @@ def test_noise_disturbs_pose_and_crop_as_configured() -> None:
     batch = batch_of(poses(), theta2)
     settings = load_config(base=PLAIN, settings=["unet.pose_jitter=0.5", "crop.jitter_shift=0.2"])
     objective = SegmentationObjective(pipeline_of(settings))
-    moved = objective._disturbed(batch, noise)
+    moved = objective._jittered(batch, noise)
     pose = add_residual(batch.pose, noise[:, :5] * 0.5 * torch.tensor(POSE_JITTER[2]))
     crop = jittered(theta2, noise[:, 5:8], shift=0.2, scale=settings.crop.jitter_scale)
     assert torch.allclose(moved, matrix_from_pose(pose) @ crop, atol=1e-6)
     assert not torch.allclose(moved, objective._theta(batch), atol=0.05)
     still = SegmentationObjective(pipeline_of(config()))
-    assert torch.allclose(still._disturbed(batch, noise), still._theta(batch), atol=1e-6)
+    assert torch.allclose(still._jittered(batch, noise), still._theta(batch), atol=1e-6)
     # Where no crop is configured its noise does nothing.
     whole = SegmentationObjective(
         pipeline_of(load_config(base=PLAIN, settings=["crop.enabled=false", "unet.pose_jitter=0.5"]))
     )
     without = replace(batch, theta2=torch.eye(3).expand(6, 3, 3))
-    assert torch.allclose(whole._disturbed(without, noise), matrix_from_pose(pose), atol=1e-6)
+    assert torch.allclose(whole._jittered(without, noise), matrix_from_pose(pose), atol=1e-6)
 
 
 def test_one_scale_is_jittered_as_one() -> None:
@@ -124,7 +124,7 @@ def test_one_scale_is_jittered_as_one() -> None:
     batch = batch_of(identity_pose(6))
     for scales in (1, 2):
         settings = config("unet.pose_jitter=1", "crop.enabled=false", f"pose.scales={scales}")
-        theta = SegmentationObjective(pipeline_of(settings))._disturbed(batch, noise)
+        theta = SegmentationObjective(pipeline_of(settings))._jittered(batch, noise)
         stretch = (theta[:, :2, 0].norm(dim=1) / theta[:, :2, 1].norm(dim=1)).log()
         size = theta[:, :2, 0].norm(dim=1) * theta[:, :2, 1].norm(dim=1)
         assert torch.allclose(size.log(), 0.1 * noise[:, 1:3].sum(dim=1), atol=1e-5)
@@ -171,7 +171,7 @@ def test_the_loss_in_the_mirror_is_that_of_the_flipped_crop_and_the_swapped_targ
     objective = sided_objective(f"unet.loss_space={space}", "unet.mirror=1", *jitter)
     plain = sided_objective(f"unet.loss_space={space}", "unet.mirror=0", *jitter)
     noise = random_noise()
-    theta = plain._disturbed(batch, noise)
+    theta = plain._jittered(batch, noise)
     flipped = warp(batch.image, theta, (SIZE, SIZE), fill=AIR).flip(3)
     swapped = one_hot(batch.labels, 4)[:, SWAPPED]
     expected = 0.0
@@ -222,7 +222,7 @@ def test_slices_are_mirrored_with_the_given_probability() -> None:
         assert torch.allclose(seen[:count], cut[:count].flip(3), atol=1e-3)
         assert torch.allclose(seen[count:], cut[count:], atol=1e-3)
     drawn = torch.rand(20000, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    share = sided_objective("unet.mirror=0.3")._in_mirror(drawn).float().mean().item()
+    share = sided_objective("unet.mirror=0.3")._draw_mirrored(drawn).float().mean().item()
     assert share == pytest.approx(0.3, abs=0.015)
 
 
@@ -327,12 +327,12 @@ def test_the_augmented_loss_is_that_of_the_changed_crop_and_the_deformed_target(
     objective = sided_objective("unet.augmentation=homogenized", "unet.elastic=1")
     noise = random_noise()
     settings, seeds = objective.config.unet, seeds_of(noise[:, -1])
-    theta, moved = objective._disturbed(batch, noise), displacements(seeds, 1.0, (SIZE, SIZE))
+    theta, moved = objective._jittered(batch, noise), displacements(seeds, 1.0, (SIZE, SIZE))
     crop = warp(batch.image, theta, (SIZE, SIZE), fill=AIR, displacement=moved)
     goal = warped_target(one_hot(batch.labels, 4), theta, (SIZE, SIZE), displacement=moved)
     expected = 0.0
     for level, logits in enumerate(
-        copy.deepcopy(objective.unet)(changed(crop, seeds, settings.intensity, AIR), deep=True)
+        copy.deepcopy(objective.unet)(augmented_intensities(crop, seeds, settings.intensity, AIR), deep=True)
     ):
         expected += (
             0.5**level

@@ -17,7 +17,7 @@ def slices_of(*sizes: int) -> SimpleNamespace:
 
 @pytest.mark.parametrize(("sizes", "expected"), [((64,), 32), ((256,), 32), ((256, 512), 8), ((4096,), 1)])
 def test_no_more_pixels_are_held_at_once_than_32_slices_of_256_have(sizes, expected) -> None:
-    assert transforms.batch_of(slices_of(*sizes)) == expected
+    assert transforms.batch_size_of(slices_of(*sizes)) == expected
 
 
 def test_poses_are_found_in_such_batches(monkeypatch: pytest.MonkeyPatch) -> None:

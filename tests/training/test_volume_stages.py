@@ -18,7 +18,7 @@ from isopose.training import losses as losses_module
 from isopose.training.losses import one_hot
 from isopose.training.objectives import CropObjective, noise_size
 from isopose.training.segmentation import SegmentationObjective
-from isopose.training.targets import crop_targets, homogenizing
+from isopose.training.targets import crop_targets, homogenizing_matrix
 
 SIDE, DEPTH = 64, 10
 #: The stack is 0.8 frames deep: slices are longer than pixels by a factor of 5.
@@ -61,7 +61,7 @@ def case(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def targets_of(networks: Networks, samples: VolumeBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    return crop_targets(samples.labels, homogenizing(networks, samples), networks.config.crop)
+    return crop_targets(samples.labels, homogenizing_matrix(networks, samples), networks.config.crop)
 
 
 def batch(*poses: torch.Tensor) -> VolumeBatch:
@@ -161,18 +161,18 @@ def test_a_perfect_network_scores_nearly_one_in_the_frame():
 def test_jitter_disturbs_pose_and_crop_within_their_bounds(place, limit):
     objective = SegmentationObjective(pipeline("unet.pose_jitter=0.5"), named("a", "b"))
     made, examples = objective.networks[0], batch(STRAIGHT)
-    assert torch.allclose(objective._disturbed(examples, STILL[:1]), objective._theta(examples))
+    assert torch.allclose(objective._jittered(examples, STILL[:1]), objective._theta(examples))
     noise = torch.zeros(1, noise_size(3))
     noise[0, place] = 1.0
     pose = torch.zeros(1, 9)
     pose[0, place] = 0.5 * limit
     expected = made.input_from_homogenized(pose, STACK_FROM_FRAME) @ examples.theta2
-    assert torch.allclose(objective._disturbed(examples, noise), expected, atol=1e-6)
+    assert torch.allclose(objective._jittered(examples, noise), expected, atol=1e-6)
     still = pipeline("unet.pose_jitter=0.5", "crop.enabled=false")
     noise = torch.zeros(1, noise_size(3))
     noise[0, 9:] = 1.0
     objective = SegmentationObjective(still, named("a", "b"))
-    assert torch.allclose(objective._disturbed(examples, noise), objective._theta(examples))
+    assert torch.allclose(objective._jittered(examples, noise), objective._theta(examples))
 
 
 def test_gradients_reach_the_image_through_pose_crop_and_network():

@@ -50,13 +50,13 @@ class ScanSegmenter(nn.Module):
                 "LoadImaged"
             )
         affines = image.affine if image.affine.ndim == 3 else image.affine.expand(len(image), 4, 4)
-        made = []
+        volumes = []
         for scan, affine in zip(image.as_tensor(), affines, strict=True):
-            found = self._predictor.predict(MetaTensor(scan, affine=affine), probabilities=True)
-            for warning in found.warnings:
+            result = self._predictor.predict(MetaTensor(scan, affine=affine), probabilities=True)
+            for warning in result.warnings:
                 logger.warning(warning)
-            made.append(torch.stack([found.probabilities[name].as_tensor()[0] for name in self.classes]))
-        out = MetaTensor(torch.stack(made).to(image.device))
+            volumes.append(torch.stack([result.probabilities[name].as_tensor()[0] for name in self.classes]))
+        out = MetaTensor(torch.stack(volumes).to(image.device))
         out.copy_meta_from(image)
         out.is_batch = image.is_batch
         return out

@@ -51,13 +51,14 @@ class Homogenizer:
 
     Args:
         model: folder of a trained model whose poses and reference are used; None: the package's.
-        per: one pose for a ``volume``, ``smooth`` along it, each ``slice``'s own, or ``tilted``: one for a
-            volume in three dimensions.
+        per: ``volume``, one pose for a scan; ``smooth``, a pose that varies smoothly along it; ``slice``, a
+            pose of its own for each slice; or ``tilted``, one pose in three dimensions.
         size: pixels along a side of the reference's frame.
-        crop: return only the model's crop, one for a scan.
-        reference: whose pose and size images get: ``child`` or ``adult``, shipped, or the path of a scan or
-            of a model's folder; None: the model's, without a model the child.
-        scale_z: scale the distances of slices as the slices are, in the header alone.
+        crop: return only the model's crop, the same for all slices of a scan.
+        reference: patient to whose pose and size images are brought: ``child`` or ``adult``, which are
+            shipped, or the path of a scan or of a model's folder; None: the model's, without a model the
+            child.
+        scale_z: scale the distance of the slices by the in-plane factor, in the header only.
         modality: of the images, ``ct`` or ``mr``; ``auto``: the model's, without a model ``ct``.
         plane: in which the slices were acquired, ``axial``, ``coronal`` or ``sagittal``; None: the model's,
             without a model axial.
@@ -68,9 +69,9 @@ class Homogenizer:
 
     Example:
         >>> homogenizer = Homogenizer(size=256)
-        >>> upright = homogenizer.transform("scan.nii.gz")  # doctest: +SKIP
-        >>> answer = segment(upright.image)  # doctest: +SKIP
-        >>> homogenizer.inverse_transform(answer, upright)  # doctest: +SKIP
+        >>> homogenized = homogenizer.transform("scan.nii.gz")  # doctest: +SKIP
+        >>> labels = segment(homogenized.image)  # doctest: +SKIP
+        >>> homogenizer.inverse_transform(labels, homogenized)  # doctest: +SKIP
     """
 
     def __init__(
@@ -127,8 +128,8 @@ class Homogenizer:
             y: not used.
 
         Raises:
-            InputError: no image, an image without a body, or a homogenizer whose reference is fixed: one that
-                was named, or that of a trained model.
+            InputError: no image, an image without a body, or a homogenizer that has a reference already:
+                a named one, or that of a trained model.
         """
         if self.model is not None:
             raise InputError("fit: a trained model has its own reference; leave model out")
@@ -152,31 +153,32 @@ class Homogenizer:
         Args:
             image: CT in HU, or MR, any size, spacing and orientation.
             labels: whole numbers from 0 to 255 on the image's grid.
-            mask: the body on the image's grid, every value except 0; None: it is found automatically.
+            mask: on the image's grid, every value except 0 is body; None: the body is found automatically.
 
         Raises:
             InputError: no body, values that are not finite, labels or mask on another grid.
         """
         volume = as_volume(image)
-        marked, body = (None if one is None else as_labels(one) for one in (labels, mask))
-        for name, one in (("labels do", marked), ("mask does", body)):
-            if one is not None and not one.same_grid(volume):
+        label_map = None if labels is None else as_labels(labels)
+        body = None if mask is None else as_labels(mask)
+        for name, marked in (("labels do", label_map), ("mask does", body)):
+            if marked is not None and not marked.same_grid(volume):
                 raise InputError(f"the {name} not lie on the image's grid")
         if body is not None and not body.array.any():
             raise InputError("the mask is empty, expected the body")
-        given = None if body is None else body.array > 0
-        found = homogenize_scan(self._estimator, volume, marked, body=given)
-        made = like(image)
+        body_mask = None if body is None else body.array > 0
+        homogenized = homogenize_scan(self._estimator, volume, label_map, body=body_mask)
+        convert = like(image)
         return Homogenized(
-            made(found.image),
-            None if found.labels is None or labels is None else like(labels)(found.labels),
-            found.transform,
-            float(np.degrees(found.poses.roll)),
-            found.warnings,
+            convert(homogenized.image),
+            None if homogenized.labels is None or labels is None else like(labels)(homogenized.labels),
+            homogenized.transform,
+            float(np.degrees(homogenized.poses.roll)),
+            homogenized.warnings,
         )
 
     def fit_transform(self, images: Iterable[Image], y: object = None) -> list[Homogenized]:
-        """:meth:`fit`, then :meth:`transform` of each."""
+        """Choose the reference among images with :meth:`fit`, and return :meth:`transform` of each image."""
         images = list(images)
         self.fit(images, y)
         return [self.transform(image) for image in images]
@@ -201,8 +203,8 @@ class Homogenizer:
         transform = of.transform if isinstance(of, Homogenized) else of
         if not probability:
             return like(answer)(restored_labels(as_labels(answer), transform))
-        back = restored_share(as_volume(answer), transform)
-        return like(answer)(transform.native.with_array(transform.reorientation.undo(back)))
+        probability_map = restored_share(as_volume(answer), transform)
+        return like(answer)(transform.native.with_array(transform.reorientation.undo(probability_map)))
 
     def transform_labels(self, labels: Image, of: Homogenized | Transform) -> Any:
         """Homogenize further labels of a scan with a known transform.

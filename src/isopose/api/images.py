@@ -5,9 +5,8 @@ An image is one of
 - a path of anything that ``isopose predict`` reads,
 - a ``SimpleITK.Image`` of three dimensions,
 - a MONAI ``MetaTensor`` ``(1, x, y, z)`` or ``(x, y, z)`` with an affine in RAS,
-- a pair of array and affine in nibabel's convention: a NumPy array or PyTorch tensor ``(x, y, z)`` and ``(4,
-4)``
-  from indices to RAS millimeters,
+- a pair of array and affine in nibabel's convention: a NumPy array or PyTorch tensor ``(x, y, z)``, and a
+  matrix ``(4, 4)`` from indices to RAS millimeters,
 - a :class:`~isopose.geometry.volume.Volume`: ``(z, y, x)``, LPS.
 
 An array without an affine is refused, because its left and right are unknown.

@@ -36,13 +36,14 @@ class ReferencePose(InvertibleTransform):
 
     Args:
         model: folder of a trained model whose poses and reference are used; None: the package's.
-        per: one pose for a ``volume``, ``smooth`` along it, each ``slice``'s own, or ``tilted``: one for a
-            volume in three dimensions.
+        per: ``volume``, one pose for a scan; ``smooth``, a pose that varies smoothly along it; ``slice``, a
+            pose of its own for each slice; or ``tilted``, one pose in three dimensions.
         size: pixels along a side of the reference's frame.
-        crop: return only the model's crop, one for a scan.
-        reference: whose pose and size images get: ``child`` or ``adult``, shipped, or the path of a scan or
-            of a model's folder; None: the model's, without a model the child.
-        scale_z: scale the distances of slices as the slices are, in the affine alone.
+        crop: return only the model's crop, the same for all slices of a scan.
+        reference: patient to whose pose and size images are brought: ``child`` or ``adult``, which are
+            shipped, or the path of a scan or of a model's folder; None: the model's, without a model the
+            child.
+        scale_z: scale the distance of the slices by the in-plane factor, in the affine only.
 
     Raises:
         InputError: no such model or reference, settings out of bounds, or a crop without a model that has
@@ -69,18 +70,18 @@ class ReferencePose(InvertibleTransform):
         Raises:
             InputError: no body, several channels, or no affine.
         """
-        found = self.homogenizer.transform(_channel(data))
-        return self.record(data, as_volume(found.image), found.transform)
+        homogenized = self.homogenizer.transform(_channel(data))
+        return self.record(data, as_volume(homogenized.image), homogenized.transform)
 
-    def record(self, data: torch.Tensor, made: Volume, transform: Transform) -> torch.Tensor:
+    def record(self, data: torch.Tensor, homogenized: Volume, transform: Transform) -> torch.Tensor:
         """Return a homogenized volume as a MetaTensor that records the transform for its inverse.
 
         Args:
             data: the tensor before homogenization.
-            made: the homogenized volume.
+            homogenized: the homogenized volume.
             transform: of the scan.
         """
-        out = _meta_like(data, made)
+        out = _meta_like(data, homogenized)
         if self.tracing:
             extra = {"transform": transform.to_text()}
             self.push_transform(out, orig_size=tuple(data.shape[1:]), extra_info=extra)
@@ -159,11 +160,11 @@ class ReferencePosed(MapTransform, InvertibleTransform):
             # The union of all labels, so that the grid is large enough for each.
             union = next(iter(labels.values()))
             union = union.with_array(np.max([one.array for one in labels.values()], axis=0))
-        found = self.pose.homogenizer.transform(image, union)
-        out[self.image_key] = self.pose.record(image, as_volume(found.image), found.transform)
+        homogenized = self.pose.homogenizer.transform(image, union)
+        out[self.image_key] = self.pose.record(image, as_volume(homogenized.image), homogenized.transform)
         for key, volume in labels.items():
             out[key] = self.pose.record(
-                out[key], homogenized_labels(volume, found.transform), found.transform
+                out[key], homogenized_labels(volume, homogenized.transform), homogenized.transform
             )
         return out
 
@@ -188,11 +189,11 @@ def _channel(data: Any) -> torch.Tensor:
 
 def _meta_like(data: torch.Tensor, *channels: Volume) -> MetaTensor:
     """Return channels on one grid as a float32 MetaTensor, with metadata and transforms of ``data``."""
-    made: list[MetaTensor] = [like(data)(volume) for volume in channels]
-    values = torch.cat([one.as_tensor() for one in made]).float()
+    tensors: list[MetaTensor] = [like(data)(volume) for volume in channels]
+    values = torch.cat([one.as_tensor() for one in tensors]).float()
     return MetaTensor(
         values,
         # The affine goes into meta only: MONAI warns if it is also given as an argument.
-        meta={**data.meta, "affine": made[0].affine, "spatial_shape": np.array(values.shape[1:])},  # type: ignore[attr-defined]
+        meta={**data.meta, "affine": tensors[0].affine, "spatial_shape": np.array(values.shape[1:])},  # type: ignore[attr-defined]
         applied_operations=list(data.applied_operations),  # type: ignore[attr-defined]
     )

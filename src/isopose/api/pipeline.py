@@ -22,7 +22,7 @@ class Result:
         probabilities: images by class (background and all labels), of the same type; empty unless requested.
         volumes_ml: volume of each label and union, ml.
         warnings: one line each.
-        removed_ml: what was removed of each label that has a rule for cleaning up, ml.
+        removed_ml: volume that cleaning up removed from each label with a rule, ml.
     """
 
     labels: Any
@@ -60,8 +60,8 @@ class Pipeline:
                 such device.
         """
         folders = [folder] if isinstance(folder, Path | str) else folder
-        found = load_ensemble([Path(one) for one in folders], choose_device(device))
-        return cls(found.cleaning(clean_up))
+        ensemble = load_ensemble([Path(one) for one in folders], choose_device(device))
+        return cls(ensemble.cleaning(clean_up))
 
     @property
     def labels(self) -> dict[str, int]:
@@ -85,15 +85,15 @@ class Pipeline:
             InputError: no body is found, another number of channels than the model sees, or an image cannot
                 be read.
         """
-        volumes, made = as_volumes(image), like(image[0] if isinstance(image, list) else image)
+        volumes, convert = as_volumes(image), like(image[0] if isinstance(image, list) else image)
         volume = volumes[0]
-        found = predict(self._model, volumes, probabilities=probabilities)
-        kept = () if found.probabilities is None else found.probabilities
-        classes = ("background", *self._model.labels.names)[: len(kept)]
+        prediction = predict(self._model, volumes, probabilities=probabilities)
+        maps = () if prediction.probabilities is None else prediction.probabilities
+        classes = ("background", *self._model.labels.names)[: len(maps)]
         return Result(
-            made(found.labels),
-            {name: made(volume.with_array(values)) for name, values in zip(classes, kept, strict=True)},
-            volumes_ml(found, self._model.labels),
-            found.warnings,
-            dict(found.removed_ml),
+            convert(prediction.labels),
+            {name: convert(volume.with_array(values)) for name, values in zip(classes, maps, strict=True)},
+            volumes_ml(prediction, self._model.labels),
+            prediction.warnings,
+            dict(prediction.removed_ml),
         )

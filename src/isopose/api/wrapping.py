@@ -12,13 +12,13 @@ from isopose.api.homogenizer import Homogenized, Homogenizer
 from isopose.api.images import Image, as_volume, like
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.homogenize.restore import BACKGROUND, OFF_RANGE, restore_classes
+from isopose.homogenize.restore import BACKGROUND, PROBABILITY_TOLERANCE, restore_classes
 from isopose.io.images import on_image_grid
 from isopose.isolation import named
 
 logger = logging.getLogger("isopose")
 
-#: In place of a file's name in messages.
+#: Stands for a file's name in messages.
 _RETURNED = Path("what the function returned")
 
 #: What a segmenter returns: a label map, or the probability of each class by its name.
@@ -42,8 +42,8 @@ def wrap(
 
     Returns:
         A function of an image that returns the result on the image's own grid, as images of the type that
-        ``function`` returned. Probabilities of ``background``, last in the dictionary, are the mass missing
-        to 1.
+        ``function`` returned. In a dictionary ``background`` is added last: its probability is 1 minus the
+        sum of the others.
 
     Raises:
         InputError: no function, options together with a homogenizer, or invalid options. The returned
@@ -60,49 +60,50 @@ def wrap(
         raise InputError(f"wrap: expected a function of an image, got {type(function).__name__}")
     if homogenizer is not None and options:
         raise InputError(f"wrap: a homogenizer has its own settings; leave {', '.join(options)} out")
-    used = Homogenizer(**options) if homogenizer is None else homogenizer
+    pose_homogenizer = Homogenizer(**options) if homogenizer is None else homogenizer
 
     @wraps(function)
     def wrapped(image: Image) -> Any:
-        upright = used.transform(image)
-        for warning in upright.warnings:
+        homogenized = pose_homogenizer.transform(image)
+        for warning in homogenized.warnings:
             logger.warning(warning)
-        answer = function(upright.image)
+        answer = function(homogenized.image)
         if isinstance(answer, Mapping):
-            return _restore_classes(answer, upright)
-        return like(answer)(used.inverse_transform(_returned(answer, upright), upright))
+            return _restore_classes(answer, homogenized)
+        return like(answer)(pose_homogenizer.inverse_transform(_returned(answer, homogenized), homogenized))
 
     return wrapped
 
 
-def _returned(answer: Image, upright: Homogenized) -> Volume:
+def _returned(answer: Image, homogenized: Homogenized) -> Volume:
     """Return what a function returned in the storage order of the homogenized grid, on which it must lie."""
     try:
-        return on_image_grid(_RETURNED, as_volume(answer), upright.transform.homogenized)
+        return on_image_grid(_RETURNED, as_volume(answer), homogenized.transform.homogenized)
     except InputError as error:
         raise InputError(named(str(error), str(_RETURNED))) from None
 
 
-def _restore_classes(answer: Mapping[str, Image], upright: Homogenized) -> dict[str, Any]:
+def _restore_classes(answer: Mapping[str, Image], homogenized: Homogenized) -> dict[str, Any]:
     """Return each class's probability on the scan's own grid, background last."""
     classes = {name: values for name, values in answer.items() if name != BACKGROUND}
     if not classes:
         raise InputError("wrap: the function returned no class but the background, expected at least one")
     restored: dict[str, Any] = {}
-    some = next(iter(classes.values()))
+    first_image = next(iter(classes.values()))
 
     def write(name: str, volume: Volume) -> None:
-        restored[name] = like(classes.get(name, some))(volume)
+        restored[name] = like(classes.get(name, first_image))(volume)
 
-    read = ((name, _probability(name, _returned(values, upright))) for name, values in classes.items())
-    restore_classes(read, {}, upright.transform, write)
+    read = ((name, _probability(name, _returned(values, homogenized))) for name, values in classes.items())
+    restore_classes(read, {}, homogenized.transform, write)
     return restored
 
 
 def _probability(name: str, volume: Volume) -> Volume:
+    """Return a class's probability as float32 after checking its range."""
     low, high = float(volume.array.min()), float(volume.array.max())
     # Written so that NaN is refused.
-    if not (low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE):
+    if not (low >= -PROBABILITY_TOLERANCE and high <= 1.0 + PROBABILITY_TOLERANCE):
         raise InputError(
             f"wrap: {name}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}"
         )

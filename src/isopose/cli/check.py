@@ -10,11 +10,11 @@ from isopose.cli.options import (
     DatasetPath,
     Label,
     Masks,
-    OfModality,
-    OfPlane,
+    ModalityOption,
+    PlaneOption,
     PoseChannel,
     Workers,
-    labels_of,
+    parse_labels,
 )
 from isopose.cli.output import print_json
 from isopose.errors import counted
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def check(
     dataset: DatasetPath,
     label: Label = None,
-    modality: OfModality = None,
-    plane: OfPlane = None,
+    modality: ModalityOption = None,
+    plane: PlaneOption = None,
     pose_channel: PoseChannel = None,
     masks: Masks = None,
     workers: Workers = 0,
@@ -44,14 +44,16 @@ def check(
     from isopose.presets import load_config
     from isopose.progress import Terminal
 
-    given = {"data.modality": modality, "data.plane": plane, "data.pose_channel": pose_channel}
-    data = load_config(settings=[f"{key}={value}" for key, value in given.items() if value is not None]).data
-    opened = with_masks(open_dataset(dataset, labels_of(label)), masks)
+    options = {"data.modality": modality, "data.plane": plane, "data.pose_channel": pose_channel}
+    data = load_config(
+        settings=[f"{key}={value}" for key, value in options.items() if value is not None]
+    ).data
+    opened = with_masks(open_dataset(dataset, parse_labels(label)), masks)
     problems: list[Problem] = []
     fingerprint: Fingerprint | None = None
     ignored: dict[str, float] = {}
     planes: Counter[str] = Counter()
-    stopped: BaseException | None = None
+    stop_error: BaseException | None = None
     try:
         with Terminal().counting("check") as progress:
             check_dataset(
@@ -59,13 +61,13 @@ def check(
                 config=data,
                 workers=workers,
                 progress=progress,
-                found=problems.append,
+                on_problem=problems.append,
                 planes=planes,
             )
         fingerprint, ignored = _fingerprint(opened, data, problems, workers)
-    # Also for Ctrl-C: problems found so far are reported before the error.
+    # BaseException, so that problems found so far are reported after Ctrl-C too.
     except BaseException as error:
-        stopped = error
+        stop_error = error
     broken = {problem.case for problem in problems if problem.severity == "error"}
     if as_json:
         print_json(
@@ -77,7 +79,7 @@ def check(
                 "fingerprint": fingerprint and fingerprint.to_json(),
                 "planes": dict(planes),
                 "ignored": ignored or None,
-                "stopped": None if stopped is None else _why(stopped),
+                "stopped": None if stop_error is None else _describe_stop(stop_error),
             }
         )
     else:
@@ -86,39 +88,40 @@ def check(
         for problem in problems:
             typer.echo(f"{problem.severity}: {problem.case}: {problem.message}")
         if planes:
-            typer.echo(f"{'slices':<32} {_planes(planes, data)}")
+            typer.echo(f"{'plane':<32} {_planes(planes, data)}")
         for name, value in describe(fingerprint, data.plane) if fingerprint else []:
             typer.echo(f"{name:<32} {value}")
         if ignored:
-            part, slices, total = 100 * ignored["voxels"], ignored["slices"], ignored["of_slices"]
-            typer.echo(f"{'ignored':<32} {part:.1f} % of the voxels, {slices} of {total} slices wholly")
-        if stopped is None or broken:
+            percent, slices, total = 100 * ignored["voxels"], ignored["slices"], ignored["of_slices"]
+            typer.echo(f"{'ignored':<32} {percent:.1f} % of the voxels, {slices} of {total} slices entirely")
+        if stop_error is None or broken:
             typer.echo(
                 f"{len(broken)} of {len(opened.cases)} cases cannot be used" if broken else "no errors"
             )
-    if stopped is not None:
-        raise stopped
+    if stop_error is not None:
+        raise stop_error
     if broken:
         raise typer.Exit(2)
 
 
 def _planes(planes: "Counter[str]", data: "DataConfig") -> str:
-    """Return the planes of the scans as text, with the setting that they need."""
-    thick = {plane: count for plane, count in planes.items() if plane != "any"}
-    parts = [f"{plane} in {counted(count, 'scan')}" for plane, count in sorted(thick.items())]
+    """Return how many scans have slices in each plane, as text, and the setting for another plane."""
+    counts = {plane: count for plane, count in planes.items() if plane != "any"}
+    parts = [f"{plane} in {counted(count, 'scan')}" for plane, count in sorted(counts.items())]
     if planes["any"]:
         parts.append(f"nearly cubic voxels, for any plane, in {counted(planes['any'], 'scan')}")
-    said = ", ".join(parts)
-    other = max(thick, key=lambda plane: thick[plane]) if thick else data.plane
-    if other == data.plane:
-        return said
-    return f"{said}; give --plane {other} here and to homogenize, --set data.plane={other} to fit"
+    text = ", ".join(parts)
+    majority = max(counts, key=lambda plane: counts[plane]) if counts else data.plane
+    if majority == data.plane:
+        return text
+    return f"{text}; give --plane {majority} here and to homogenize, --set data.plane={majority} to fit"
 
 
-def _why(stopped: BaseException) -> str:
+def _describe_stop(error: BaseException) -> str:
+    """Return in one line why the check ended early."""
     from isopose.isolation import line_of
 
-    return str(line_of(stopped)) if isinstance(stopped, Exception) else "stopped by a signal"
+    return str(line_of(error)) if isinstance(error, Exception) else "stopped by a signal"
 
 
 def _fingerprint(

@@ -1,4 +1,4 @@
-"""``main``: run the command line; every expected failure becomes one line and an exit code."""
+"""The entry point of the ``isopose`` command."""
 
 import os
 import signal
@@ -11,6 +11,11 @@ from isopose.cli.commands import app
 from isopose.errors import IsoposeError
 from isopose.isolation import is_out_of_memory, line_of
 from isopose.silence import silent
+
+_OUT_OF_MEMORY = (
+    "out of memory; lower the batch size (--set unet.optimizer.batch_size=4), let fit --memory choose, "
+    "or lower data.size; predict: take --device cpu, or close other programs"
+)
 
 
 def main() -> NoReturn:
@@ -30,12 +35,6 @@ def main() -> NoReturn:
         # No traceback: an exception's message may quote a patient's name.
         _fail(_OUT_OF_MEMORY if is_out_of_memory(error) else str(line_of(error)), 1)
     sys.exit(0)
-
-
-_OUT_OF_MEMORY = (
-    "out of memory; lower the batch size (--set unet.optimizer.batch_size=4), let fit --memory choose, "
-    "or lower data.size; predict: take --device cpu, or close other programs"
-)
 
 
 class _Stopped(BaseException):

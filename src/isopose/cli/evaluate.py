@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from isopose.cli.options import AsJson, Label, Workers, labels_of
+from isopose.cli.options import AsJson, Label, Workers, parse_labels
 from isopose.cli.output import fail_if, print_json
 
 
@@ -37,7 +37,7 @@ def evaluate(
     with reporter.counting("evaluate") as progress:
         evaluation = evaluate(
             predictions,
-            *open_truth(labels, labels_of(label)),
+            *open_truth(labels, parse_labels(label)),
             tolerance_mm=tolerance,
             undrawn=undrawn,
             allow_missing=allow_missing,

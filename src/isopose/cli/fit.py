@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isopose.cli.options import ConfigFile, DatasetPath, Fold, Label, Masks, Setting, Workers, labels_of
+from isopose.cli.options import ConfigFile, DatasetPath, Fold, Label, Masks, Setting, Workers, parse_labels
 from isopose.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def fit(
     from isopose.progress import Terminal
 
     if folds not in (None, "all"):
-        raise InputError(f"--folds: expected all, got {folds!r}; --set train.folds=N says how many there are")
+        raise InputError(f"--folds: expected all, got {folds!r}; --set train.folds=N sets their number")
     if folds is not None and fold is not None:
         raise InputError(
             f"--folds all trains a model of each fold, --fold {fold} a single model; give one of them"
@@ -81,18 +81,21 @@ def fit(
 
         budget = parse_bytes(memory)
     options = {"train.fold": fold, "train.parts": train}
-    chosen = [*(settings or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
-    begun = base = None
+    overrides = [
+        *(settings or []),
+        *(f"{key}={value}" for key, value in options.items() if value is not None),
+    ]
+    source_model = base = None
     if source:
         from isopose.models.folder import load_model
         from isopose.training.transfer import fine_tuning_settings
 
-        begun = load_model(source)
-        base = fine_tuning_settings(begun)
-    if begun and preset is not None:
+        source_model = load_model(source)
+        base = fine_tuning_settings(source_model)
+    if source_model and preset is not None:
         raise InputError("--preset: fine-tuning keeps the model's own settings; leave out --preset or --from")
-    loaded = load_config(preset or "default", config, chosen, base=base)
-    opened = with_masks(open_dataset(dataset, labels_of(label)), masks)
+    loaded = load_config(preset or "default", config, overrides, base=base)
+    opened = with_masks(open_dataset(dataset, parse_labels(label)), masks)
     # Split before slow imports, so that too few patients for the folds are reported at once.
     split(opened, loaded.train)
 
@@ -104,7 +107,7 @@ def fit(
 
     reporter = Terminal()
     common: dict[str, Any] = {
-        "source": begun,
+        "source": source_model,
         "resume": resume,
         "store": store,
         "corrections": None if corrections is None else read_corrections(corrections),
@@ -117,7 +120,7 @@ def fit(
             opened.labels.classes,
             budget,
             reporter,
-            shrink=begun is None,
+            shrink=source_model is None,
             channels=len(opened.channels),
         )
     if folds is not None:
@@ -137,7 +140,7 @@ def _fit_folds(
     track: Sequence[str],
     common: dict[str, Any],
 ) -> None:
-    """Train all folds, and the last process of those that do it scores them."""
+    """Train all folds and cross-validate; of several processes, the last one to finish scores the folds."""
     from isopose.errors import BusyError
     from isopose.evaluation.crossvalidation import cross_validate
     from isopose.report.tables import markdown
@@ -152,7 +155,7 @@ def _fit_folds(
     try:
         evaluation = cross_validate(dataset, model, config, workers=common["workers"], reporter=reporter)
     except BusyError:
-        reporter.say(f"{model}: another process scores the folds")
+        reporter.say(f"{model}: another process is scoring the folds")
         return
     typer.echo(markdown(evaluation))
     typer.echo(f"model: {model}")

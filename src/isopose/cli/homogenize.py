@@ -9,15 +9,15 @@ from isopose.cli.options import (
     HomogenizedSize,
     Label,
     MasksAnywhere,
-    OfModality,
-    OfPlane,
-    OfReference,
+    ModalityOption,
+    PlaneOption,
     Ray,
+    ReferenceOption,
     ScaleZ,
     Series,
     Workers,
-    labels_of,
     local_path,
+    parse_labels,
 )
 from isopose.cli.output import fail_if, print_json
 from isopose.errors import counted
@@ -42,7 +42,7 @@ def homogenize(
     crop: Annotated[
         bool, typer.Option("--crop", help="with --model: only the model's crop, one per scan")
     ] = False,
-    reference: OfReference = None,
+    reference: ReferenceOption = None,
     pose_channel: Annotated[
         str | None,
         typer.Option(
@@ -51,8 +51,8 @@ def homogenize(
         ),
     ] = None,
     scale_z: ScaleZ = None,
-    modality: OfModality = None,
-    plane: OfPlane = None,
+    modality: ModalityOption = None,
+    plane: PlaneOption = None,
     masks: MasksAnywhere = None,
     series: Series = None,
     label: Label = None,
@@ -86,16 +86,16 @@ def homogenize(
             place_of(output),
             ray,
             config,
-            labels=labels_of(label),
+            labels=parse_labels(label),
             model=None if model is None else place_of(model),
             series=series,
             masks=None if masks is None else place_of(masks),
             reporter=Terminal(),
         )
     else:
-        own = None if masks is None else local_path(masks)
+        mask_folder = None if masks is None else local_path(masks)
         outcomes = run(
-            with_masks(open_input(local_path(dataset), labels_of(label), series), own),
+            with_masks(open_input(local_path(dataset), parse_labels(label), series), mask_folder),
             local_path(output),
             config,
             model=None if model is None else local_path(model),
@@ -112,11 +112,11 @@ def homogenize(
             ]
         )
     elif records:
-        training = sum(record.part == "Tr" for record in records)
+        training_cases = sum(record.part == "Tr" for record in records)
         grid, sizes = records[0].transform.grid, sorted({record.transform.grid.size for record in records})
         side = " to ".join(map(str, dict.fromkeys([sizes[0], sizes[-1]]))) if crop else str(grid.usual)
         typer.echo(
-            f"{output}  {counted(training, 'case')} for training, {len(records) - training} for testing, "
-            f"{side} x {side} pixels of {grid.pixel_mm:.3f} mm"
+            f"{output}  {counted(training_cases, 'case')} for training, "
+            f"{len(records) - training_cases} for testing, {side} x {side} pixels of {grid.pixel_mm:.3f} mm"
         )
     fail_if(outcome.problem for outcome in outcomes)

@@ -24,7 +24,7 @@ Formats = Annotated[
 Series = Annotated[
     str | None, typer.Option(help="series number or instance UID, if a DICOM input holds several")
 ]
-OfReference = Annotated[
+ReferenceOption = Annotated[
     str | None,
     typer.Option(
         help="reference to whose pose and size the scans are brought: child (2 years, the default) or "
@@ -62,13 +62,13 @@ PoseChannel = Annotated[
     str | None,
     typer.Option(help="number or name of the channel that shows body and pose (default: the first)"),
 ]
-OfModality = Annotated[
+ModalityOption = Annotated[
     str | None,
     typer.Option(
         "--modality", help="ct or mr, if the dataset does not state it (default: as stated, else ct)"
     ),
 ]
-OfPlane = Annotated[
+PlaneOption = Annotated[
     str | None,
     typer.Option(
         "--plane",
@@ -99,18 +99,25 @@ Fold = Annotated[
     typer.Option(help="validation fold (from 0), or all: one model of all patients, as train.fold"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 (a GPU by number), mps")]
-OfPrecision = Annotated[
+PrecisionOption = Annotated[
     str | None, typer.Option(help="precision of the U-Net, e.g. 32-true (default: predict.precision)")
 ]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeated")]
 
 
-def labels_of(given: list[str] | None, option: str = "--label") -> dict[str, int] | None:
-    """Return label values by name from ``--label NAME=VALUE``."""
-    if not given:
+def parse_labels(items: list[str] | None, option: str = "--label") -> dict[str, int] | None:
+    """Parse ``--label NAME=VALUE``, repeated.
+
+    Returns:
+        Value by name; None if the option was not used.
+
+    Raises:
+        InputError: another format, or a name that occurs twice.
+    """
+    if not items:
         return None
     labels: dict[str, int] = {}
-    for item in given:
+    for item in items:
         name, _, value = item.partition("=")
         if not name or not value.isdecimal():
             raise InputError(f"{option} {item!r}: expected NAME=VALUE, e.g. kidney=1")
@@ -120,35 +127,39 @@ def labels_of(given: list[str] | None, option: str = "--label") -> dict[str, int
     return labels
 
 
-def local_path(given: str) -> Path:
+def local_path(text: str) -> Path:
     """Return a path on this machine.
 
     Raises:
         InputError: it is a URL.
     """
-    if "://" in given:
+    if "://" in text:
         raise InputError(
-            f"{given}: a URL; it is read and written by a Ray cluster (--ray local is this machine's)"
+            f"{text}: a URL; it is read and written by a Ray cluster (--ray local is this machine's)"
         )
-    return Path(given)
+    return Path(text)
 
 
-def comma_separated(given: str) -> list[str]:
-    """Return the names of a comma-separated list."""
-    return [part.strip() for part in given.split(",") if part.strip()]
+def comma_separated(text: str) -> list[str]:
+    """Split a comma-separated list; empty entries are dropped."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def whole(option: str, text: str) -> int:
-    """Return the whole number given for ``option``."""
+def parse_whole(option: str, text: str) -> int:
+    """Parse a whole number; ``option`` is named in the InputError for any other text."""
     if not text.isdecimal():
         raise InputError(f"{option}: expected whole numbers, e.g. 0,1, got {text!r}")
     return int(text)
 
 
-def duration(text: str) -> float:
-    """Return the seconds of ``6h``, ``90m`` or ``1h30m``."""
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?", text.replace(" ", ""))
-    parts = zip(found.groups(), (3600.0, 60.0), strict=True) if found else ()
+def parse_duration(text: str) -> float:
+    """Parse ``--budget``: return the seconds of ``6h``, ``90m`` or ``1h30m``.
+
+    Raises:
+        InputError: another format, or no time.
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?", text.replace(" ", ""))
+    parts = zip(match.groups(), (3600.0, 60.0), strict=True) if match else ()
     seconds = sum(float(part) * unit for part, unit in parts if part)
     if seconds <= 0:
         raise InputError(f"--budget: expected hours and minutes, e.g. 6h or 90m, got {text!r}")

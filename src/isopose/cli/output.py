@@ -9,10 +9,10 @@ import typer
 
 def fail_if(problems: Iterable[str | None]) -> None:
     """Print problems that are not None and, if there are any, exit with code 2."""
-    found = [problem for problem in problems if problem is not None]
-    for problem in found:
+    lines = [problem for problem in problems if problem is not None]
+    for problem in lines:
         typer.echo(f"isopose: {problem}", err=True)
-    if found:
+    if lines:
         raise typer.Exit(2)
 
 

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import AsJson, Device, Formats, MasksAnywhere, OfPrecision, Ray, Series, local_path
+from isopose.cli.options import (
+    AsJson,
+    Device,
+    Formats,
+    MasksAnywhere,
+    PrecisionOption,
+    Ray,
+    Series,
+    local_path,
+)
 from isopose.cli.output import fail_if, print_json
 from isopose.errors import InputError
 
@@ -37,7 +46,7 @@ def predict(
         bool, typer.Option("--clean-up/--no-clean-up", help="apply the model's rules for cleaning up, if any")
     ] = True,
     device: Device = "auto",
-    precision: OfPrecision = None,
+    precision: PrecisionOption = None,
     ray: Ray = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +56,7 @@ def predict(
     from isopose.inference.files import DrawSteps, predict_scans
     from isopose.io.masks import check_masks, mask_path
     from isopose.io.results.formats import NIFTI, choose_formats, result_files
-    from isopose.io.scans import check_apart, find_scans
+    from isopose.io.scans import check_output_apart, find_scans
     from isopose.models.folder import with_precision
     from isopose.progress import Terminal
     from isopose.scan.correction import read_corrections
@@ -58,27 +67,29 @@ def predict(
         from isopose.report.steps import write_steps
 
         draw = write_steps
-    wanted = choose_formats(formats or [NIFTI])
-    others = [given for given in inputs if "://" not in given and is_model(Path(given))]
-    inputs = [given for given in inputs if given not in others]
+    chosen_formats = choose_formats(formats or [NIFTI])
+    more_models = [path for path in inputs if "://" not in path and is_model(Path(path))]
+    inputs = [path for path in inputs if path not in more_models]
     if not inputs:
-        raise InputError(f"{others[-1]}: a model; expected scans after the models, e.g. scan.nii.gz")
+        raise InputError(f"{more_models[-1]}: a model; expected scans after the models, e.g. scan.nii.gz")
     if masks is not None and masks.rstrip("/") == output.rstrip("/"):
         raise InputError(f"{output}: holds the masks, which results would overwrite; choose another folder")
     if ray is not None:
         if corrections is not None:
             raise InputError("--corrections: not supported with --ray; predict those scans without it")
-        if others:
-            raise InputError(f"{others[0]}: --ray predicts with one model; leave out the others, or --ray")
+        if more_models:
+            raise InputError(
+                f"{more_models[0]}: --ray predicts with one model; leave out the others, or --ray"
+            )
         from isopose.cluster.places import place_of
         from isopose.cluster.predict import predict_on_cluster
 
         outcomes = predict_on_cluster(
             place_of(model),
-            [place_of(given) for given in inputs],
+            [place_of(path) for path in inputs],
             place_of(output),
             ray,
-            formats=wanted,
+            formats=chosen_formats,
             series=series,
             probabilities=probabilities,
             steps=draw,
@@ -88,19 +99,19 @@ def predict(
             reporter=Terminal(),
         )
     else:
-        paths, folder = [local_path(given) for given in inputs], local_path(output)
-        check_apart(paths, folder)
-        found = find_scans(paths, series)
+        paths, folder = [local_path(path) for path in inputs], local_path(output)
+        check_output_apart(paths, folder)
+        scans = find_scans(paths, series)
         if masks is not None:
-            own = local_path(masks)
-            check_masks(own)
-            found = [replace(scan, mask=mask_path(own, scan.name)) for scan in found]
-        loaded = load_ensemble([local_path(given) for given in (model, *others)], choose_device(device))
+            mask_folder = local_path(masks)
+            check_masks(mask_folder)
+            scans = [replace(scan, mask=mask_path(mask_folder, scan.name)) for scan in scans]
+        loaded = load_ensemble([local_path(path) for path in (model, *more_models)], choose_device(device))
         outcomes = predict_scans(
             loaded.changed(lambda member: with_precision(member, precision)).cleaning(clean),
-            found,
+            scans,
             folder,
-            formats=wanted,
+            formats=chosen_formats,
             probabilities=probabilities,
             steps=draw,
             corrections=None if corrections is None else read_corrections(corrections),
@@ -112,6 +123,6 @@ def predict(
         for outcome in outcomes:
             if outcome.record is not None:
                 volumes = "  ".join(f"{k} {v:.1f} ml" for k, v in outcome.record["volumes_ml"].items())
-                for file in result_files(Path(), outcome.name, wanted).values():
+                for file in result_files(Path(), outcome.name, chosen_formats).values():
                     typer.echo(f"{output.rstrip('/')}/{file}  {volumes}")
     fail_if(outcome.problem for outcome in outcomes)

@@ -12,8 +12,8 @@ from isopose.cli.options import (
     Ray,
     Setting,
     Workers,
-    labels_of,
     local_path,
+    parse_labels,
 )
 from isopose.cli.output import fail_if
 
@@ -40,29 +40,29 @@ def preprocess(
         from isopose.cluster.places import place_of
         from isopose.cluster.preprocess import preprocess_on_cluster
 
-        place, outcomes = preprocess_on_cluster(
+        store_place, outcomes = preprocess_on_cluster(
             place_of(dataset),
             place_of(store),
             ray,
             loaded,
-            labels=labels_of(label),
+            labels=parse_labels(label),
             masks=None if masks is None else place_of(masks),
             reporter=Terminal(),
         )
         fail_if(outcome.problem for outcome in outcomes)
-        typer.echo(f"store: {place}")
+        typer.echo(f"store: {store_place}")
         return
-    from isopose.data.splits import measured, split
+    from isopose.data.splits import measured_cases, split
     from isopose.io.datasets import open_dataset
     from isopose.io.masks import with_masks
 
-    own = None if masks is None else local_path(masks)
-    opened = with_masks(open_dataset(local_path(dataset), labels_of(label)), own)
+    mask_folder = None if masks is None else local_path(masks)
+    opened = with_masks(open_dataset(local_path(dataset), parse_labels(label)), mask_folder)
     # Split before slow imports, so that too few patients for the folds are reported at once.
-    cases = measured(*split(opened, loaded.train), loaded.train)
+    cases = measured_cases(*split(opened, loaded.train), loaded.train)
     from isopose.training.preprocessing import preprocess as run
 
-    made, _ = run(
+    prepared_store, _ = run(
         local_path(store),
         cases,
         opened.labels,
@@ -71,4 +71,4 @@ def preprocess(
         workers=workers,
         reporter=Terminal(),
     )
-    typer.echo(f"store: {made.folder}")
+    typer.echo(f"store: {prepared_store.folder}")

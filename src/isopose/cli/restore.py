@@ -23,13 +23,18 @@ def restore(
     from isopose.homogenize.restore import restore as run
     from isopose.progress import Terminal
 
-    restored = run(
+    outcomes = run(
         predictions, homogenized, output, keep_values=keep_values, workers=workers, reporter=Terminal()
     )
     if as_json:
-        print_json([{"name": one.name, "problem": one.problem, "record": one.record} for one in restored])
+        print_json(
+            [
+                {"name": outcome.name, "problem": outcome.problem, "record": outcome.record}
+                for outcome in outcomes
+            ]
+        )
     else:
-        for one in restored:
-            for name in one.record["files"] if one.record is not None else ():
+        for outcome in outcomes:
+            for name in outcome.record["files"] if outcome.record is not None else ():
                 typer.echo(output / name)
-    fail_if(one.problem for one in restored)
+    fail_if(outcome.problem for outcome in outcomes)

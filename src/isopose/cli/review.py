@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isopose.cli.options import Browser, Host, Label, Port, Token, Workers, labels_of
+from isopose.cli.options import Browser, Host, Label, Port, Token, Workers, parse_labels
 
 if TYPE_CHECKING:
     from isopose.evaluation.evaluate import Evaluation
@@ -44,7 +44,7 @@ def review(
     from isopose.serve.launch import access_for, run_server
     from isopose.serve.review import review_app
 
-    values, reporter = labels_of(label), Terminal()
+    values, reporter = parse_labels(label), Terminal()
     access = access_for(host, port, token)
     cohort = open_cohort(
         predictions,
@@ -53,13 +53,13 @@ def review(
         images=images,
         against=against,
         labels=values,
-        scores=_scored(predictions, labels, values, workers, reporter),
-        scores_against=_scored(against, labels, values, workers, reporter),
+        scores=_score(predictions, labels, values, workers, reporter),
+        scores_against=_score(against, labels, values, workers, reporter),
     )
     run_server(lambda access: review_app(cohort, access), folder, access, reporter, browser=browser)
 
 
-def _scored(
+def _score(
     predictions: Path | None,
     labels: Path | None,
     values: Mapping[str, int] | None,

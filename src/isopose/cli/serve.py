@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from isopose.cli.options import Browser, Device, Host, OfPrecision, Port, Token
+from isopose.cli.options import Browser, Device, Host, Port, PrecisionOption, Token
 from isopose.errors import InputError
 
 
@@ -20,7 +20,7 @@ def serve(
     token: Token = None,
     browser: Browser = True,
     device: Device = "auto",
-    precision: OfPrecision = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Segment scans in the browser: drop scans, view the results, correct a pose by hand."""
     from isopose.devices import choose_device

@@ -11,9 +11,9 @@ from isopose.cli.options import (
     Setting,
     Workers,
     comma_separated,
-    duration,
-    labels_of,
-    whole,
+    parse_duration,
+    parse_labels,
+    parse_whole,
 )
 
 
@@ -61,21 +61,21 @@ def study(
 
     options = Options(
         dataset=dataset,
-        labels=labels_of(label),
+        labels=parse_labels(label),
         presets=tuple(comma_separated(presets)),
-        seeds=tuple(whole("--seeds", seed) for seed in comma_separated(seeds)),
+        seeds=tuple(parse_whole("--seeds", seed) for seed in comma_separated(seeds)),
         folds=folds,
         settings=tuple(settings or ()),
         values=read_settings(config) if config else {},
         source=source,
-        source_labels=labels_of(source_label, "--source-label"),
+        source_labels=parse_labels(source_label, "--source-label"),
         short_stns=short_stns,
     )
     report = run_study(
         output,
         options,
         arms=comma_separated(arms) if arms else None,
-        budget_s=duration(budget) if budget else None,
+        budget_s=parse_duration(budget) if budget else None,
         workers=workers,
         reporter=Terminal(),
     )

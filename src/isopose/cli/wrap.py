@@ -10,21 +10,21 @@ from isopose.cli.options import (
     HomogenizedSize,
     Label,
     MasksAnywhere,
-    OfModality,
-    OfPlane,
-    OfReference,
+    ModalityOption,
+    PlaneOption,
     Ray,
+    ReferenceOption,
     ScaleZ,
     Series,
     Workers,
-    labels_of,
     local_path,
+    parse_labels,
 )
 from isopose.cli.output import fail_if, print_json
 from isopose.errors import InputError, first_names
 
 #: Largest number of volumes that are printed for a scan.
-MOST_VOLUMES = 8
+MAX_PRINTED_VOLUMES = 8
 
 
 def wrap(
@@ -46,10 +46,10 @@ def wrap(
         str | None, typer.Option(help="volume (the default), smooth, slice or tilted, as for homogenize")
     ] = None,
     size: HomogenizedSize = None,
-    reference: OfReference = None,
+    reference: ReferenceOption = None,
     scale_z: ScaleZ = None,
-    modality: OfModality = None,
-    plane: OfPlane = None,
+    modality: ModalityOption = None,
+    plane: PlaneOption = None,
     masks: MasksAnywhere = None,
     formats: Formats = None,
     series: Series = None,
@@ -76,7 +76,7 @@ def wrap(
     config = homogenize_config(
         per=per, size=size, reference=reference, scale_z=scale_z, modality=modality, plane=plane
     )
-    chosen, named = choose_formats(formats or [NIFTI]), labels_of(label)
+    chosen_formats, label_values = choose_formats(formats or [NIFTI]), parse_labels(label)
     if ray is not None:
         if keep:
             raise InputError("--keep: not supported with --ray; leave one of the two out")
@@ -90,22 +90,22 @@ def wrap(
             ray,
             config,
             model=None if model is None else place_of(model),
-            labels=named,
-            formats=chosen,
+            labels=label_values,
+            formats=chosen_formats,
             series=series,
             masks=None if masks is None else place_of(masks),
             reporter=Terminal(),
         )
     else:
-        own = None if masks is None else local_path(masks)
+        mask_folder = None if masks is None else local_path(masks)
         outcomes = run(
-            with_masks(open_scans(local_path(scans), series), own),
+            with_masks(open_scans(local_path(scans), series), mask_folder),
             local_path(output),
             wrapped,
             config,
             model=None if model is None else local_path(model),
-            labels=named,
-            formats=chosen,
+            labels=label_values,
+            formats=chosen_formats,
             series=series,
             keep=keep,
             workers=workers,
@@ -119,10 +119,10 @@ def wrap(
             if outcome.record is not None:
                 files, volumes = [*outcome.record["files"]], outcome.record["volumes_ml"]
                 # The record lists all volumes, however many there are.
-                shown = list(volumes.items())[:MOST_VOLUMES]
-                listed = "".join(f"  {name} {ml:.1f} ml" for name, ml in shown)
+                printed = list(volumes.items())[:MAX_PRINTED_VOLUMES]
+                listed = "".join(f"  {name} {ml:.1f} ml" for name, ml in printed)
                 typer.echo(
-                    f"{folder}/{first_names(files, 1)}{listed}{'  …' if len(volumes) > len(shown) else ''}"
+                    f"{folder}/{first_names(files, 1)}{listed}{'  …' if len(volumes) > len(printed) else ''}"
                 )
     typer.echo(f"output of the command: {folder}/{LOGS}", err=True)
     # Scans that failed together have one line.

@@ -16,11 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 
-from isopose.cluster.places import Mirror, Place, bring
+from isopose.cluster.places import Mirror, Place, local_path_of
 from isopose.cluster.pool import Pool
 from isopose.errors import InputError, IsoposeError, RunError
 from isopose.files import hash_of, only_writer, output_folder
-from isopose.io.sources import files_beside
+from isopose.io.sources import companion_files
 from isopose.isolation import Failed, failure_of
 from isopose.outputs import Outcome, hashes, listed, sweep
 from isopose.progress import Reporter
@@ -29,9 +29,9 @@ Item = TypeVar("Item")
 R = TypeVar("R")
 
 #: Folder in the output for the state of the run.
-FOLDER = "cohort"
-#: Seconds between two files of finished scans, and between two lines of progress.
-FLUSH, REPORT = 10.0, 5.0
+STATE_FOLDER = "cohort"
+#: Seconds between two lists of finished scans, and between two lines of progress.
+FLUSH_SECONDS, REPORT_SECONDS = 10.0, 5.0
 
 
 class CohortWork(Protocol[Item, R]):
@@ -46,8 +46,8 @@ class CohortWork(Protocol[Item, R]):
     def sources(self, item: Item) -> list[Path]:
         """Return the scan's file or folder, and its label file and body mask if there are any."""
 
-    def moved(self, item: Item, paths: list[Path]) -> Item:
-        """Return the item with other paths to its sources."""
+    def with_paths(self, item: Item, paths: list[Path]) -> Item:
+        """Return the item with other paths to its sources, in the order of :meth:`sources`."""
 
     def record(self, item: Item) -> str:
         """Return the relative path of the record, the file that is written last."""
@@ -61,7 +61,7 @@ class CohortWork(Protocol[Item, R]):
     def work(self, item: Item, root: Path) -> Outcome[R]:
         """Process the scan in a folder that holds its earlier results; complete ones are kept."""
 
-    def short(self, record: R) -> R:
+    def without_slices(self, record: R) -> R:
         """Return a record without the parts that grow with the number of slices, which would fill memory."""
 
     def warnings(self, record: R) -> Sequence[str]:
@@ -86,8 +86,8 @@ class Cohort:
 
     def origin(self, path: Path) -> Place:
         """Return the original place of a source in one of the mirrors."""
-        found = (mirror.origin(path) for mirror in self.mirrors)
-        return next((place for place in found if place is not None), Place(str(path)))
+        origins = (mirror.origin(path) for mirror in self.mirrors)
+        return next((place for place in origins if place is not None), Place(str(path)))
 
     def sources(self, paths: Iterable[Path]) -> list["StampedSource"]:
         """Return the sources of one item.
@@ -109,8 +109,8 @@ class Cohort:
             stamps = mirror.stamp(path) if mirror else Place(str(path)).files()
             if self.origin(path).local is not None and path.is_file():
                 # The voxels of a header file may lie in another file beside it (.mhd and .raw).
-                beside = {str(one): Place(str(one)).files().get("", "") for one in files_beside(path)}
-                stamps |= {os.path.relpath(name, path): stamp for name, stamp in beside.items()}
+                companions = {str(one): Place(str(one)).files().get("", "") for one in companion_files(path)}
+                stamps |= {os.path.relpath(name, path): stamp for name, stamp in companions.items()}
         except InputError:
             raise
         except IsoposeError:  # missing; the scan's outcome will report it
@@ -129,13 +129,13 @@ class StampedSource:
     origin: Place
     stamps: dict[str, str]
 
-    def bring(self, below: Path) -> Path:
+    def local_path(self, below: Path) -> Path:
         """Return a path at which this machine can read it; files of a URL are copied below a folder."""
-        return bring(self.origin, list(self.stamps), below / Path(self.origin.url).name)
+        return local_path_of(self.origin, list(self.stamps), below / Path(self.origin.url).name)
 
 
 @contextmanager
-def held(output: Place) -> Iterator[None]:
+def locked(output: Place) -> Iterator[None]:
     """Create and lock the output folder if it is on a disk; object storage has no locks."""
     with ExitStack() as stack:
         if output.local is not None:
@@ -163,32 +163,32 @@ def run_cohort(
     """
     sources, results = _find_sources(work, items, cohort)
     names = [work.name(item) for item in items]
-    stamps = {names[number]: cohort.stamp(found) for number, found in sources.items()}
-    ledger = Ledger(cohort.output / FOLDER)
+    stamps = {names[number]: cohort.stamp(item_sources) for number, item_sources in sources.items()}
+    ledger = Ledger(cohort.output / STATE_FOLDER)
     finished = {name for name, stamp in ledger.read().items() if stamps.get(name) == stamp}
-    known = _read_known(work, items, finished, cohort.output)
-    results |= known
+    earlier = _read_finished(work, items, finished, cohort.output)
+    results |= earlier
     for result in results.values():
         _report(reporter, work, result)
-    if known:
-        reporter.say(f"{len(known)} of {len(items)} are there already, made from the same scans and settings")
-    token = _write_mark(cohort, len(items))
-    left = [number for number in range(len(items)) if number not in results]
-    tasks = [_Task(items[number], sources[number]) for number in left]
-    started = said = time.monotonic()
+    if earlier:
+        reporter.say(f"{len(earlier)} of {len(items)} are done already, with the same scans and settings")
+    token = _write_run_file(cohort, len(items))
+    pending = [number for number in range(len(items)) if number not in results]
+    tasks = [_Task(items[number], sources[number]) for number in pending]
+    started = last_report = time.monotonic()
     with reporter.counting(cohort.command) as progress:
         try:
             answers = pool.run(SetUp(work, cohort.output, token), tasks, reporter.say)
             for done, (task, answer) in enumerate(answers, start=1):
-                number = left[task]
+                number = pending[task]
                 result = _fail(names[number], answer.why) if isinstance(answer, Failed) else answer
                 results[number] = result
                 if result.problem is None:
                     ledger.add(names[number], stamps[names[number]])
                 _report(reporter, work, result)
                 now = time.monotonic()
-                if now - said > REPORT or done == len(tasks):
-                    said = now
+                if now - last_report > REPORT_SECONDS or done == len(tasks):
+                    last_report = now
                     seconds = (now - started) / done * (len(tasks) - done)
                     rest = f"  about {seconds:.0f} s left" if done < len(tasks) else ""
                     reporter.say(f"[{len(results)}/{len(items)}]{rest}")
@@ -205,24 +205,25 @@ def _find_sources(
 ) -> tuple[dict[int, list[StampedSource]], dict[int, Outcome[R]]]:
     """Return the sources of items by item number, and failed outcomes of items whose sources are missing."""
     sources: dict[int, list[StampedSource]] = {}
-    unknown: dict[int, Outcome[R]] = {}
+    failed: dict[int, Outcome[R]] = {}
     for number, item in enumerate(items):
         try:
             sources[number] = cohort.sources(work.sources(item))
         except Exception as error:
-            unknown[number] = _fail(work.name(item), str(failure_of(error)))
-    return sources, unknown
+            failed[number] = _fail(work.name(item), str(failure_of(error)))
+    return sources, failed
 
 
-def _write_mark(cohort: Cohort, scans: int) -> str:
+def _write_run_file(cohort: Cohort, scans: int) -> str:
     """Write ``run.json`` to the output; return its token, by which workers recognize the folder."""
     token = uuid.uuid4().hex
     values = {"command": cohort.command, "scans": scans, "settings_sha256": cohort.settings_sha256}
-    (cohort.output / FOLDER / "run.json").write_json({**values, "token": token})
+    (cohort.output / STATE_FOLDER / "run.json").write_json({**values, "token": token})
     return token
 
 
 def _report(reporter: Reporter, work: CohortWork[Item, R], outcome: Outcome[R]) -> None:
+    """Report the problem or the warnings of an outcome."""
     if outcome.problem is not None:
         reporter.say(f"  error: {outcome.problem}")
     for warning in () if outcome.record is None else work.warnings(outcome.record):
@@ -230,26 +231,27 @@ def _report(reporter: Reporter, work: CohortWork[Item, R], outcome: Outcome[R]) 
 
 
 def _fail(name: str, why: str) -> Outcome[R]:
+    """Return the outcome of a scan that failed."""
     return Outcome(name, None, f"{name}: {why}")
 
 
-def _read_known(
+def _read_finished(
     work: CohortWork[Item, R], items: Sequence[Item], finished: set[str], output: Place
 ) -> dict[int, Outcome[R]]:
     """Return the outcomes of items that were finished before and whose records still exist."""
     records = {n: work.record(item) for n, item in enumerate(items) if work.name(item) in finished}
-    found = output.read(list(records.values()))
-    known: dict[int, Outcome[R]] = {}
+    contents = output.read(list(records.values()))
+    finished_outcomes: dict[int, Outcome[R]] = {}
     with TemporaryDirectory(prefix="isopose-") as scratch:
         path = Path(scratch) / "record.json"
         for number, record in records.items():
-            if record in found:
-                path.write_bytes(found[record])
+            if record in contents:
+                path.write_bytes(contents[record])
                 content = _read_record(work, path)
                 if content is not None:  # otherwise damaged: the scan is processed again
                     name = work.name(items[number])
-                    known[number] = Outcome(name, work.short(content), None, made=False)
-    return known
+                    finished_outcomes[number] = Outcome(name, work.without_slices(content), None, made=False)
+    return finished_outcomes
 
 
 def _read_record(work: CohortWork[Item, R], path: Path) -> R | None:
@@ -261,7 +263,13 @@ def _read_record(work: CohortWork[Item, R], path: Path) -> R | None:
 
 @dataclass
 class Ledger:
-    """Files that list finished scans, in the order of their names; the last entry of each scan counts."""
+    """The lists of finished scans, ``done-*.jsonl``, in order of time; the last entry of a scan counts.
+
+    Args:
+        folder: where the lists are written.
+        fresh: stamp by name of the scans that are not written yet.
+        flushed: when the last list was written, in seconds of the monotonic clock.
+    """
 
     folder: Place
     fresh: dict[str, str] = field(default_factory=dict)
@@ -289,7 +297,7 @@ class Ledger:
     def add(self, name: str, stamp: str) -> None:
         """Add a finished scan; it is written within some seconds, together with others."""
         self.fresh[name] = stamp
-        if time.monotonic() - self.flushed > FLUSH:
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -332,7 +340,7 @@ class SetUp:
         Raises:
             InputError: the folder on this machine is another one.
         """
-        mark = self.output.read([f"{FOLDER}/run.json"]).get(f"{FOLDER}/run.json", b"{}")
+        mark = self.output.read([f"{STATE_FOLDER}/run.json"]).get(f"{STATE_FOLDER}/run.json", b"{}")
         if json.loads(mark).get("token") != self.token:
             raise InputError(
                 f"{self.output}: is not the same folder on every machine; choose one on a disk that all "
@@ -344,8 +352,8 @@ class SetUp:
     def do(self, task: _Task) -> Any:
         """Process one item on a worker: fetch its files, publish the results, remove the copies."""
         with TemporaryDirectory(prefix="isopose-") as scratch:
-            places = Path(scratch) / "in"
-            paths = [source.bring(places / str(number)) for number, source in enumerate(task.sources)]
+            inputs = Path(scratch) / "in"
+            paths = [source.local_path(inputs / str(number)) for number, source in enumerate(task.sources)]
 
             def renamed(text: str) -> str:
                 for path, source in zip(paths, task.sources, strict=True):
@@ -354,9 +362,9 @@ class SetUp:
 
             root = Path(scratch) / "out"
             root.mkdir()
-            item = self.work.moved(task.item, paths)
+            item = self.work.with_paths(task.item, paths)
             name, record = self.work.name(item), self.work.record(item)
-            before = _fetch_known(self.work, item, self.output, root)
+            published = _fetch_published(self.work, item, self.output, root)
             try:
                 result = self.work.work(item, root)
             except InputError as error:
@@ -364,48 +372,53 @@ class SetUp:
             except RunError as error:
                 # It concerns this machine's temporary disk, not the output; another machine may have room.
                 raise IsoposeError(f"{os.uname().nodename}: {error}") from None
-            _publish(self.output, record, root, before)
+            _publish(self.output, record, root, published)
             problem = None if result.problem is None else renamed(result.problem)
-            short = None if result.record is None else self.work.short(result.record)
-            return replace(result, record=short, problem=problem)
+            record_to_send = None if result.record is None else self.work.without_slices(result.record)
+            return replace(result, record=record_to_send, problem=problem)
 
 
-def _fetch_known(work: CohortWork[Item, R], item: Item, output: Place, root: Path) -> dict[str, str]:
-    """Copy the published results of a scan to a folder; return their hashes by relative path."""
+def _fetch_published(work: CohortWork[Item, R], item: Item, output: Place, root: Path) -> dict[str, str]:
+    """Copy the published results of a scan to a folder, so that complete ones are not made again.
+
+    Returns:
+        Hashes of the results by relative path; empty without a record.
+    """
     record = work.record(item)
     content = output.read([record]).get(record)
     if content is None:
         return {}
     (root / record).parent.mkdir(parents=True, exist_ok=True)
     (root / record).write_bytes(content)
-    known = _read_record(work, root / record)
-    for name in () if known is None else listed({"files": work.files(item, known)}):
+    published = _read_record(work, root / record)
+    for name in () if published is None else listed({"files": work.files(item, published)}):
         if (output / name).exists():
             (output / name).fetch(root / name)
     return _hash_files(root)
 
 
 def _hash_files(root: Path) -> dict[str, str]:
+    """Return the SHA-256 of all files below a folder by relative path."""
     return hashes(root, (path for path in sorted(root.rglob("*")) if path.is_file()))
 
 
-def _publish(output: Place, record: str, root: Path, before: dict[str, str]) -> None:
+def _publish(output: Place, record: str, root: Path, published: dict[str, str]) -> None:
     """Make the published results equal to those in a folder.
 
     The record is removed first and published last: where it exists, the files beside it are complete.
     """
-    after = _hash_files(root)
-    if record not in after:
+    produced = _hash_files(root)
+    if record not in produced:
         # The scan failed; files without a record are not results.
-        after = {}
-    if after == before:
+        produced = {}
+    if produced == published:
         return
-    if record in before:
+    if record in published:
         (output / record).remove()
-    for name in before.keys() - after.keys() - {record}:
+    for name in published.keys() - produced.keys() - {record}:
         (output / name).remove()
-    for name, digest in after.items():
-        if name != record and before.get(name) != digest:
+    for name, digest in produced.items():
+        if name != record and published.get(name) != digest:
             (output / name).publish(root / name)
-    if record in after:
+    if record in produced:
         (output / record).publish(root / record)

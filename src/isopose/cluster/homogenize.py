@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from isopose.choices import Modality
-from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
-from isopose.cluster.cohort import FOLDER as COHORT
-from isopose.cluster.cohort import Cohort, held, run_cohort
+from isopose.cluster.cases import CaseItems, case_with_paths, mirror_of_masks, sources_of
+from isopose.cluster.cohort import STATE_FOLDER as COHORT
+from isopose.cluster.cohort import Cohort, locked, run_cohort
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
@@ -17,19 +17,25 @@ from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.homogenize.case import HomogenizeSettings, make_case
-from isopose.homogenize.dataset import homogenize_settings, open_input, say_doubts, with_modality, with_plane
+from isopose.homogenize.dataset import (
+    homogenize_settings,
+    open_input,
+    report_warnings,
+    with_modality,
+    with_plane,
+)
 from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.head import begin, check_claim, finish, head_of
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
-from isopose.homogenize.reference import find_reference, named_case
-from isopose.io.cases import Case, check_one_channel
+from isopose.homogenize.reference import ReferenceOutline, find_reference, named_case
+from isopose.io.cases import Case, Dataset, check_one_channel
 from isopose.io.masks import with_masks
 from isopose.outputs import Outcome
 from isopose.progress import Reporter
 
 
 @dataclass
-class HomogenizeWork:
+class HomogenizeWork(CaseItems):
     """See :class:`~isopose.cluster.cohort.CohortWork`."""
 
     packed: PackedModel | None
@@ -40,15 +46,6 @@ class HomogenizeWork:
         if self.packed is not None:
             self.unpacked = self.packed.unpack()
             self.settings = replace(self.settings, model=Path(self.unpacked.name))
-
-    def name(self, item: Case) -> str:
-        return item.id
-
-    def sources(self, item: Case) -> list[Path]:
-        return sources_of(item)
-
-    def moved(self, item: Case, paths: list[Path]) -> Case:
-        return moved_case(item, paths)
 
     def record(self, item: Case) -> str:
         return f"{FOLDER}/{item.id}.json"
@@ -62,7 +59,7 @@ class HomogenizeWork:
     def work(self, item: Case, root: Path) -> Outcome[CaseRecord]:
         return make_case(item, settings=replace(self.settings, root=root), reported=InputError)
 
-    def short(self, record: CaseRecord) -> CaseRecord:
+    def without_slices(self, record: CaseRecord) -> CaseRecord:
         return replace(record, slices=())
 
     def warnings(self, record: CaseRecord) -> tuple[str, ...]:
@@ -108,15 +105,11 @@ def homogenize_on_cluster(
         mirror, where = Mirror.of_dataset(dataset, below / "in")
         opened = open_input(where, labels, series)
         check_one_channel(opened, "--ray")
-        own = mirror_of_masks(masks, below)
-        opened, mirrors = with_masks(opened, own.folder if own else None), [mirror, *([own] if own else [])]
+        mask_mirror = mirror_of_masks(masks, below)
+        opened = with_masks(opened, mask_mirror.folder if mask_mirror else None)
+        mirrors = [mirror, *([mask_mirror] if mask_mirror else [])]
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
-        # Messages and records name the user's path, not that of the unpacked copy.
-        named = model.local if model is not None and model.local is not None else folder
-        config = with_modality(with_plane(config, folder), opened, folder)
-        modality: Modality = "mr" if config.modality == "mr" else "ct"
-        here = with_reference_here(opened.cases, config, mirrors, below)
-        reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
+        config, reference = settle_reference(config, opened, model, folder, mirrors, below)
         config = config.model_copy(update={"reference": None})
         estimator = open_estimator(folder, config, reference)
         settings = homogenize_settings(opened, below / "out", config, None, reference, estimator, series)
@@ -129,9 +122,9 @@ def homogenize_on_cluster(
         if HEAD in published:
             (output / HEAD).fetch(settings.root / HEAD)
         check_claim(settings, opened)
-        stack.enter_context(held(output))
+        stack.enter_context(locked(output))
         begin(settings, head)
-        say_doubts(settings, reporter)
+        report_warnings(settings, reporter)
         (output / "dataset.json").remove()
         (output / HEAD).publish(settings.root / HEAD)
         pool = stack.enter_context(cluster(address))
@@ -146,22 +139,49 @@ def homogenize_on_cluster(
         return outcomes
 
 
-def with_reference_here(
+def settle_reference(
+    config: HomogenizeConfig,
+    dataset: Dataset,
+    model: Place | None,
+    unpacked: Path | None,
+    mirrors: Sequence[Mirror],
+    below: Path,
+) -> tuple[HomogenizeConfig, ReferenceOutline | None]:
+    """Return the configuration with its modality and plane decided, and the outline of the reference, if any.
+
+    Args:
+        config: as given by the user.
+        dataset: lists the mirrored cases.
+        model: the user's model, or None.
+        unpacked: folder with this machine's copy of the model, or None.
+        mirrors: mirrors that contain the cases.
+        below: folder for the files of a reference case, which are fetched so that this machine can read them.
+    """
+    config = with_modality(with_plane(config, unpacked), dataset, unpacked)
+    modality: Modality = "mr" if config.modality == "mr" else "ct"
+    # Messages and records name the user's path, not that of the unpacked copy.
+    named = model.local if model is not None and model.local is not None else unpacked
+    cases = _with_reference_here(dataset.cases, config, mirrors, below)
+    return config, find_reference(config.reference, named, cases, modality, config.plane or "axial")
+
+
+def _with_reference_here(
     cases: Sequence[Case], config: HomogenizeConfig, mirrors: Sequence[Mirror], below: Path
 ) -> list[Case]:
-    """Return the cases; files of the reference are fetched, so that this machine can read them."""
+    """Return the cases; the files of a reference among them are fetched to this machine."""
     case = named_case(config.reference, cases)
     if case is None:
         return [*cases]
     cohort = Cohort(mirrors, mirrors[0].place, "", "reference")
-    brought = [
-        cohort.source(path).bring(below / "reference" / str(number))
+    local_paths = [
+        cohort.source(path).local_path(below / "reference" / str(number))
         for number, path in enumerate(sources_of(case))
     ]
-    return [moved_case(one, brought) if one is case else one for one in cases]
+    return [case_with_paths(other, local_paths) if other is case else other for other in cases]
 
 
 def _list_names(output: Place) -> list[str]:
+    """Return the relative paths of the files in the output, which need not exist."""
     if output.local is not None and not output.local.exists():
         return []
     return [*output.files()]

@@ -10,7 +10,7 @@ from isopose.errors import InputError
 from isopose.models.folder import load_model
 
 #: Names of a model's files.
-NAMES = ("model.json", "weights.safetensors")
+MODEL_FILES = ("model.json", "weights.safetensors")
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,23 @@ class PackedModel:
         Raises:
             InputError: there is no model, or it is damaged.
         """
-        with ExitStack() as held:
+        with ExitStack() as stack:
             folder = place.local
             if folder is None:
-                folder = Path(held.enter_context(TemporaryDirectory(prefix="isopose-"))) / "model"
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="isopose-"))) / "model"
                 folder.mkdir()
-                for name in NAMES:
+                for name in MODEL_FILES:
                     if (place / name).exists():
                         (place / name).fetch(folder / name)
             try:
                 load_model(folder)
             except InputError as error:
                 raise InputError(str(error).replace(str(folder), str(place))) from None
-            return cls({name: (folder / name).read_bytes() for name in NAMES})
+            return cls({name: (folder / name).read_bytes() for name in MODEL_FILES})
 
     def unpack(self) -> TemporaryDirectory[str]:
         """Return a temporary folder with the model; it is removed with the returned object."""
-        place = TemporaryDirectory(prefix="isopose-")
+        folder = TemporaryDirectory(prefix="isopose-")
         for name, content in self.files.items():
-            (Path(place.name) / name).write_bytes(content)
-        return place
+            (Path(folder.name) / name).write_bytes(content)
+        return folder

@@ -47,11 +47,11 @@ class Place:
         A place that is itself a file is returned under the empty name.
         """
         with self._reach() as (system, path):
-            found = system.find(path, detail=True)
+            entries = system.find(path, detail=True)
             base = PurePosixPath(system._strip_protocol(path))
-            names = {name: PurePosixPath(name) for name, info in found.items() if info["type"] == "file"}
+            names = {name: PurePosixPath(name) for name, info in entries.items() if info["type"] == "file"}
             return {
-                "" if full == base else full.relative_to(base).as_posix(): _make_stamp(found[name])
+                "" if full == base else full.relative_to(base).as_posix(): _make_stamp(entries[name])
                 for name, full in names.items()
             }
 
@@ -93,11 +93,11 @@ class Place:
         with self._reach() as (system, path):
             full = [f"{path.rstrip('/')}/{name}" for name in names]
             # Not cat(), which interprets brackets in a name as a pattern.
-            found = system.cat_ranges(full, None, None, on_error="return")
-            for content in found:
+            contents = system.cat_ranges(full, None, None, on_error="return")
+            for content in contents:
                 if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                     raise content
-            return {n: c for n, c in zip(names, found, strict=True) if not isinstance(c, Exception)}
+            return {n: c for n, c in zip(names, contents, strict=True) if not isinstance(c, Exception)}
 
     def remove(self) -> None:
         """Remove the file if it exists."""
@@ -106,6 +106,7 @@ class Place:
 
     @contextmanager
     def _reach(self) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+        """Yield the file system and the path in it; errors of the storage become IsoposeErrors."""
         try:
             # Other machines write here too, so a cached listing would be wrong.
             system, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
@@ -208,7 +209,7 @@ class Mirror:
         return {}
 
 
-def bring(origin: Place, names: Sequence[str], target: Path) -> Path:
+def local_path_of(origin: Place, names: Sequence[str], target: Path) -> Path:
     """Return a path at which this machine can read a scan: its own on a disk, otherwise that of a copy.
 
     Args:
@@ -232,6 +233,7 @@ def bring(origin: Place, names: Sequence[str], target: Path) -> Path:
 
 
 def _make_stamp(info: dict[str, Any]) -> str:
-    known = (info.get(key) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"))
-    stamp = next((str(value) for value in known if value is not None), "")
+    """Return a hash of a file's size and of its version or time, as fsspec reports them."""
+    marks = (info.get(key) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"))
+    stamp = next((str(value) for value in marks if value is not None), "")
     return hashlib.sha256(f"{info.get('size')} {stamp}".encode()).hexdigest()[:16]

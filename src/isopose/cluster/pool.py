@@ -23,14 +23,14 @@ from isopose.version import __version__
 Item = TypeVar("Item")
 R = TypeVar("R")
 
-#: Attempts for each item. One dead worker may have another cause; three make the item the likely cause.
-TRIES = 3
+#: Attempts for each item: if three workers die with the same item, the item is the likely cause.
+MAX_TRIES = 3
 #: Consecutive failed items after which the run ends: the cause is then likely the machines or the storage.
-GIVE_UP = 20
+MAX_FAILED_ITEMS = 20
 #: Seconds without any worker after which the run ends; machines may join until then.
-PATIENCE = 300.0
+WORKER_TIMEOUT = 300.0
 #: Consecutive workers that die while starting, after which the run ends.
-STARTS = 8
+MAX_FAILED_STARTS = 8
 #: Devices of workers; with ``auto`` each has a GPU if the cluster has any.
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -93,7 +93,7 @@ class Pool:
 
         Raises:
             IsoposeError: from ``set_up``; no worker is alive; or a :class:`~isopose.errors.RunError` of an
-                item on :data:`TRIES` workers.
+                item on :data:`MAX_TRIES` workers.
         """
         return _Run(self, set_up, items, say).results()
 
@@ -101,12 +101,14 @@ class Pool:
         """Return the number of workers that the machines have room for at present."""
         import ray
 
-        there = ray.cluster_resources()
-        room = int(there.get("CPU", 0) // self.cpus)
-        return min(room, int(there.get("GPU", 0) // self.gpus)) if self.gpus else room
+        resources = ray.cluster_resources()
+        room = int(resources.get("CPU", 0) // self.cpus)
+        return min(room, int(resources.get("GPU", 0) // self.gpus)) if self.gpus else room
 
 
 class _Run(Generic[Item, R]):
+    """State of one :meth:`Pool.run`: items that wait, workers that start, work or are idle, and failures."""
+
     def __init__(
         self,
         pool: Pool,
@@ -152,13 +154,18 @@ class _Run(Generic[Item, R]):
                 ray.kill(actor)
 
     def _start_workers(self) -> None:
+        """Start as many workers as there are items and free machines.
+
+        Raises:
+            IsoposeError: no machine has had room for a worker for :data:`WORKER_TIMEOUT` seconds.
+        """
         capacity = self.pool.capacity()
         if self.busy or self.idle:
             self.last_alive = time.monotonic()
-        elif time.monotonic() - self.last_alive > PATIENCE:
+        elif time.monotonic() - self.last_alive > WORKER_TIMEOUT:
             raise IsoposeError(
-                f"for {PATIENCE:.0f} s no machine has had {self.pool.cpus} CPU and {self.pool.gpus} GPU free "
-                "for a worker; start machines and give the same command again to continue"
+                f"for {WORKER_TIMEOUT:.0f} s no machine has had {self.pool.cpus} CPU and {self.pool.gpus} "
+                "GPU free for a worker; start machines and give the same command again to continue"
             )
         alive = len(self.busy) + len(self.starting) + len(self.idle)
         for _ in range(min(capacity, len(self.waiting) + len(self.busy)) - alive):
@@ -166,6 +173,11 @@ class _Run(Generic[Item, R]):
             self.starting[actor.ready.remote()] = actor
 
     def _on_started(self, ref: Any) -> None:
+        """Add a worker that is set up to the idle ones.
+
+        Raises:
+            IsoposeError: the set-up raised it, or too many workers in a row died.
+        """
         import ray
         from ray.exceptions import RayError
 
@@ -177,13 +189,18 @@ class _Run(Generic[Item, R]):
             if isinstance(failure, IsoposeError):
                 raise failure from None
             self.died_at_start += 1
-            if self.died_at_start >= STARTS:
+            if self.died_at_start >= MAX_FAILED_STARTS:
                 raise IsoposeError(f"workers die while they start, the last one: {failure}") from None
             return
         self.died_at_start = 0
         self.idle.append(actor)
 
     def _on_answer(self, ref: Any) -> Iterator[tuple[int, R | Failed]]:
+        """Yield the result of an item; queue the item again if its worker failed and attempts are left.
+
+        Raises:
+            IsoposeError: too many items in a row failed, or the item's own :class:`RunError`.
+        """
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -192,13 +209,13 @@ class _Run(Generic[Item, R]):
             result = ray.get(ref)
         except RayError as error:
             self.tries[number] += 1
-            lives = isinstance(error, RayTaskError)
-            if lives:
+            is_alive = isinstance(error, RayTaskError)
+            if is_alive:
                 # The worker itself may be broken (a full disk, a GPU in error) and would fail every item.
                 ray.kill(actor)
             failure = _find_failure(error)
-            why = failure if lives else "the worker died"
-            if self.tries[number] < TRIES:
+            why = failure if is_alive else "the worker died"
+            if self.tries[number] < MAX_TRIES:
                 self.say(f"  item {number + 1}: {why}; trying again")
                 self.waiting.append(number)
                 return
@@ -206,16 +223,16 @@ class _Run(Generic[Item, R]):
                 raise failure from None
             hint = (
                 ""
-                if lives
+                if is_alive
                 else ", probably because memory ran out; give it more memory, or leave the item out"
             )
             self.given_up += 1
-            if self.given_up >= GIVE_UP:
+            if self.given_up >= MAX_FAILED_ITEMS:
                 raise IsoposeError(
-                    f"the last {GIVE_UP} items all failed {TRIES} times, the last one: {why}; fix that, and "
-                    "give the same command again to continue"
+                    f"the last {MAX_FAILED_ITEMS} items all failed {MAX_TRIES} times, the last one: {why}; "
+                    "fix that, and give the same command again to continue"
                 ) from None
-            yield number, Failed(f"{why}, {TRIES} times{hint}", ours=True)
+            yield number, Failed(f"{why}, {MAX_TRIES} times{hint}", internal=True)
             return
         self.given_up = 0
         self.idle.append(actor)
@@ -232,17 +249,17 @@ def _find_failure(error: Exception) -> IsoposeError | str:
 
 def _probe(address: str) -> None:
     """Check that a cluster responds; Ray itself would wait ten minutes or more."""
-    given = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    if given in ("local", "auto"):
+    resolved = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if resolved in ("local", "auto"):
         return
-    host, _, port = given.rpartition(":")
+    host, _, port = resolved.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
-        raise InputError(f"--ray {given}: expected auto, local or HOST:PORT, e.g. 10.0.0.1:6379")
+        raise InputError(f"--ray {resolved}: expected auto, local or HOST:PORT, e.g. 10.0.0.1:6379")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"--ray {given}: nothing answers there ({error}); start a cluster (ray start --head), or give "
+            f"--ray {resolved}: nothing answers there ({error}); start a cluster (ray start --head), or give "
             "local"
         ) from None
 
@@ -274,8 +291,8 @@ def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
     _probe(address)
     with ExitStack() as stack:
         # Ray reports lost machines at length on stdout, where results belong; the run reports what matters.
-        nowhere = stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(redirect_stdout(nowhere))
+        devnull = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(redirect_stdout(devnull))
         stack.callback(ray.shutdown)
         _connect(address)
         gpus = device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) >= 1
@@ -285,6 +302,11 @@ def cluster(address: str, device: str = "cpu") -> Iterator[Pool]:
 
 
 def _connect(address: str) -> None:
+    """Connect to a cluster, or start a local one, and restore the handlers of signals.
+
+    Raises:
+        InputError: there is no cluster at the address.
+    """
     import ray
 
     main = threading.current_thread() is threading.main_thread()

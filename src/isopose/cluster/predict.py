@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from isopose.cluster.cases import mirror_of_masks
-from isopose.cluster.cohort import Cohort, held, run_cohort
+from isopose.cluster.cases import JsonRecords, mirror_of_masks
+from isopose.cluster.cohort import Cohort, locked, run_cohort
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
@@ -18,17 +18,17 @@ from isopose.inference.files import DrawSteps, check_steps, predict_scan, record
 from isopose.inference.record import decisive_settings
 from isopose.io.masks import mask_path
 from isopose.io.results.formats import check_formats
-from isopose.io.scans import Scan, check_apart, find_scans
+from isopose.io.scans import Scan, check_output_apart, find_scans
 from isopose.models.folder import Model, for_prediction, load_model, with_precision
-from isopose.outputs import Outcome, earlier_record, listed
+from isopose.outputs import Outcome
 from isopose.progress import Reporter, Silent
 
 #: Entries of a record that grow with the number of slices.
-_LONG = ("slices",)
+_PER_SLICE_KEYS = ("slices",)
 
 
 @dataclass
-class PredictWork:
+class PredictWork(JsonRecords):
     """See :class:`~isopose.cluster.cohort.CohortWork`."""
 
     packed: PackedModel
@@ -50,18 +50,11 @@ class PredictWork:
     def sources(self, item: Scan) -> list[Path]:
         return [item.path] if item.mask is None else [item.path, item.mask]
 
-    def moved(self, item: Scan, paths: list[Path]) -> Scan:
+    def with_paths(self, item: Scan, paths: list[Path]) -> Scan:
         return replace(item, path=paths[0], mask=None if item.mask is None else paths[1])
 
     def record(self, item: Scan) -> str:
         return record_name(item.name)
-
-    def read(self, path: Path) -> dict[str, Any] | None:
-        record = earlier_record(path)
-        return record if record is not None and isinstance(record.get("warnings"), list) else None
-
-    def files(self, item: Scan, record: dict[str, Any]) -> set[str]:
-        return listed(record)
 
     def work(self, item: Scan, root: Path) -> Outcome[dict[str, Any]]:
         assert self.model is not None, "opened"
@@ -77,11 +70,8 @@ class PredictWork:
             reported=InputError,
         )
 
-    def short(self, record: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in record.items() if key not in _LONG}
-
-    def warnings(self, record: dict[str, Any]) -> list[str]:
-        return [*record["warnings"]]
+    def without_slices(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in record.items() if key not in _PER_SLICE_KEYS}
 
 
 def predict_on_cluster(
@@ -133,18 +123,18 @@ def predict_on_cluster(
     with TemporaryDirectory(prefix="isopose-") as below:
         mirrors = [Mirror.make(place, Path(below) / str(n)) for n, place in enumerate(inputs)]
         if output.local is not None:
-            check_apart([place.local for place in inputs if place.local is not None], output.local)
+            check_output_apart([place.local for place in inputs if place.local is not None], output.local)
         scans = find_scans([mirror.folder for mirror in mirrors], series)
         if output.local is not None and any(output.local == scan.path.parent for scan in scans):
             raise InputError(
                 f"{output}: holds the scans, which results might overwrite; choose another folder"
             )
-        own = mirror_of_masks(masks, Path(below))
-        if own is not None:
-            mirrors.append(own)
-            scans = [replace(scan, mask=mask_path(own.folder, scan.name)) for scan in scans]
-        with held(output), cluster(address, device) as pool:
-            kind = "cuda" if pool.gpus else "cpu"
-            work = PredictWork(packed, tuple(formats), probabilities, steps, kind, precision)
+        mask_mirror = mirror_of_masks(masks, Path(below))
+        if mask_mirror is not None:
+            mirrors.append(mask_mirror)
+            scans = [replace(scan, mask=mask_path(mask_mirror.folder, scan.name)) for scan in scans]
+        with locked(output), cluster(address, device) as pool:
+            device_type = "cuda" if pool.gpus else "cpu"
+            work = PredictWork(packed, tuple(formats), probabilities, steps, device_type, precision)
             cohort = Cohort(mirrors, output, settings, "predict")
             return run_cohort(pool, work, scans, cohort, reporter)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
-from isopose.cluster.cohort import Cohort, StampedSource, held, run_cohort
+from isopose.cluster.cases import CaseItems, case_with_paths, mirror_of_masks, sources_of
+from isopose.cluster.cohort import Cohort, StampedSource, locked, run_cohort
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import Pool, cluster
 from isopose.config import Config
 from isopose.data.fingerprint import CaseFacts, Fingerprint, case_facts, reduce_facts
 from isopose.data.record import Record, read_stored_record
-from isopose.data.splits import measured, split
+from isopose.data.splits import measured_cases, split
 from isopose.data.store import folder_name, store_head, write_case
 from isopose.errors import InputError
 from isopose.files import hash_of
@@ -23,14 +23,14 @@ from isopose.io.masks import with_masks
 from isopose.isolation import Failed, failure_of
 from isopose.labels import Labels
 from isopose.outputs import Outcome
-from isopose.parallel import together
+from isopose.parallel import joint_failure
 from isopose.progress import Reporter
 from isopose.settings import DataConfig
 from isopose.training.preprocessing import fingerprint_path
 
 
 @dataclass
-class PreprocessWork:
+class PreprocessWork(CaseItems):
     """See :class:`~isopose.cluster.cohort.CohortWork`."""
 
     fingerprint: Fingerprint
@@ -39,15 +39,6 @@ class PreprocessWork:
 
     def open(self) -> None:
         """Do nothing: preprocessing needs no model."""
-
-    def name(self, item: Case) -> str:
-        return item.id
-
-    def sources(self, item: Case) -> list[Path]:
-        return sources_of(item)
-
-    def moved(self, item: Case, paths: list[Path]) -> Case:
-        return moved_case(item, paths)
 
     def record(self, item: Case) -> str:
         return f"cases/{folder_name(item.id)}/record.json"
@@ -62,7 +53,7 @@ class PreprocessWork:
         write_case(item, root=root, fingerprint=self.fingerprint, labels=self.labels, config=self.config)
         return Outcome(item.id, self.read(root / self.record(item)), None)
 
-    def short(self, record: Record) -> Record:
+    def without_slices(self, record: Record) -> Record:
         return replace(record, presence=(), body_fraction=(), undrawn=())
 
     def warnings(self, record: Record) -> tuple[str, ...]:
@@ -84,9 +75,9 @@ class _Measure:
         """Fetch and measure one case; a case that cannot be used is returned as Failed, nothing is raised."""
         case, sources = task
         with TemporaryDirectory(prefix="isopose-") as scratch:
-            paths = [source.bring(Path(scratch) / str(n)) for n, source in enumerate(sources)]
+            paths = [source.local_path(Path(scratch) / str(n)) for n, source in enumerate(sources)]
             try:
-                return case_facts(moved_case(case, paths), self.labels, self.config, self.channels)
+                return case_facts(case_with_paths(case, paths), self.labels, self.config, self.channels)
             except InputError as error:
                 message = str(error)
                 for path, source in zip(paths, sources, strict=True):
@@ -126,13 +117,14 @@ def preprocess_on_cluster(
         mirror, where = Mirror.of_dataset(dataset, Path(below))
         opened = open_dataset(where, labels)
         check_one_channel(opened, "--ray")
-        own = mirror_of_masks(masks, Path(below))
-        opened, mirrors = with_masks(opened, own.folder if own else None), [mirror, *([own] if own else [])]
-        training, validation = measured(*split(opened, config.train), config.train)
+        mask_mirror = mirror_of_masks(masks, Path(below))
+        opened = with_masks(opened, mask_mirror.folder if mask_mirror else None)
+        mirrors = [mirror, *([mask_mirror] if mask_mirror else [])]
+        training, validation = measured_cases(*split(opened, config.train), config.train)
         unlabeled = next((case.id for case in (*training, *validation) if case.label is None), None)
         if unlabeled is not None:
             raise InputError(f"{unlabeled}: expected a label file for a training case, got none")
-        with held(store), cluster(address) as pool:
+        with locked(store), cluster(address) as pool:
             fingerprint = _measure_fingerprint(pool, training, opened, config.data, mirrors, store, reporter)
             head = store_head(fingerprint, opened.labels, config.data)
             key = hash_of(head)
@@ -162,24 +154,26 @@ def _measure_fingerprint(
     sources: dict[int, list[StampedSource]] = {}
     failed: list[Failed] = []
 
-    def fail(number: int, why: str, *, ours: bool) -> None:
-        failed.append(Failed(f"{training[number].id}: {why}", ours))
+    def fail(number: int, why: str, *, internal: bool) -> None:
+        failed.append(Failed(f"{training[number].id}: {why}", internal))
         reporter.say(f"  error: {failed[-1].why}")
 
     for number, case in enumerate(training):
         try:
             sources[number] = cohort.sources(sources_of(case))
         except Exception as error:
-            fail(number, str(failure_of(error)), ours=True)
+            fail(number, str(failure_of(error)), internal=True)
     if all(mirror.place.local is not None for mirror in mirrors):
         name = fingerprint_path(Path(), tuple(training), labels, config, channels).name
     else:
-        stamps = [[training[number].id, cohort.stamp(found)] for number, found in sources.items()]
+        stamps = [
+            [training[number].id, cohort.stamp(case_sources)] for number, case_sources in sources.items()
+        ]
         key = hash_of([stamps, config.model_dump(mode="json"), labels.stored, list(channels)])
         name = f"fingerprint-{key[:12]}.json"
-    known = store.read([name]).get(name)
-    if known is not None and not failed:
-        return Fingerprint.from_json(json.loads(known), str(store / name))
+    stored = store.read([name]).get(name)
+    if stored is not None and not failed:
+        return Fingerprint.from_json(json.loads(stored), str(store / name))
     numbers = list(sources)
     tasks = [(training[number], sources[number]) for number in numbers]
     facts: dict[int, CaseFacts] = {}
@@ -187,12 +181,12 @@ def _measure_fingerprint(
         answers = pool.run(_Measure(labels, config, channels), tasks, reporter.say)
         for done, (task, answer) in enumerate(answers, start=1):
             if isinstance(answer, Failed):
-                fail(numbers[task], answer.why, ours=answer.ours)
+                fail(numbers[task], answer.why, internal=answer.internal)
             else:
                 facts[numbers[task]] = answer
             progress(done, len(tasks))
     if failed:
-        raise together(failed, len(training))
+        raise joint_failure(failed, len(training))
     fingerprint = reduce_facts([facts[n] for n in range(len(training))], labels, config, channels)
     (store / name).write_json(fingerprint.to_json())
     return fingerprint

@@ -9,10 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from isopose.choices import Modality
-from isopose.cluster.cases import mirror_of_masks, moved_case, sources_of
-from isopose.cluster.cohort import Cohort, held, run_cohort
-from isopose.cluster.homogenize import with_reference_here
+from isopose.cluster.cases import CaseItems, JsonRecords, mirror_of_masks
+from isopose.cluster.cohort import Cohort, locked, run_cohort
+from isopose.cluster.homogenize import settle_reference
 from isopose.cluster.model import PackedModel
 from isopose.cluster.places import Mirror, Place
 from isopose.cluster.pool import cluster
@@ -20,8 +19,7 @@ from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.homogenize.command import Command
-from isopose.homogenize.dataset import say_doubts, with_modality, with_plane
-from isopose.homogenize.reference import find_reference
+from isopose.homogenize.dataset import report_warnings
 from isopose.homogenize.wrap import Wrapped, check_output, open_scans, wrap_scan, wrap_settings
 from isopose.homogenize.wrapped import LOGS, WrapSettings, wrap_provenance
 from isopose.inference.files import record_name
@@ -29,12 +27,11 @@ from isopose.io.cases import Case
 from isopose.io.masks import with_masks
 from isopose.io.results.formats import NIFTI, check_formats
 from isopose.labels import Labels
-from isopose.outputs import earlier_record, listed
 from isopose.progress import Reporter
 
 
 @dataclass
-class WrapWork:
+class WrapWork(CaseItems, JsonRecords):
     """See :class:`~isopose.cluster.cohort.CohortWork`.
 
     Args:
@@ -54,24 +51,8 @@ class WrapWork:
             homogenizing = replace(self.settings.homogenizing, model=Path(self.unpacked.name))
             self.settings = replace(self.settings, homogenizing=homogenizing)
 
-    def name(self, item: Case) -> str:
-        return item.id
-
-    def sources(self, item: Case) -> list[Path]:
-        return sources_of(item)
-
-    def moved(self, item: Case, paths: list[Path]) -> Case:
-        return moved_case(item, paths)
-
     def record(self, item: Case) -> str:
         return record_name(item.id)
-
-    def read(self, path: Path) -> dict[str, Any] | None:
-        record = earlier_record(path)
-        return record if record is not None and isinstance(record.get("warnings"), list) else None
-
-    def files(self, item: Case, record: dict[str, Any]) -> set[str]:
-        return listed(record)
 
     def work(self, item: Case, root: Path) -> Wrapped:
         program = self.settings.command.words[0]
@@ -94,11 +75,8 @@ class WrapWork:
         problem = outcome.problem and outcome.problem.replace(str(root), str(self.output))
         return replace(outcome, problem=problem)
 
-    def short(self, record: dict[str, Any]) -> dict[str, Any]:
+    def without_slices(self, record: dict[str, Any]) -> dict[str, Any]:
         return record
-
-    def warnings(self, record: dict[str, Any]) -> list[str]:
-        return [*record["warnings"]]
 
 
 def wrap_on_cluster(
@@ -152,25 +130,21 @@ def wrap_on_cluster(
     with ExitStack() as stack:
         below = Path(stack.enter_context(TemporaryDirectory(prefix="isopose-")))
         mirror, where = Mirror.of_dataset(scans, below / "in")
-        own = mirror_of_masks(masks, below)
-        opened = with_masks(open_scans(where, series), own.folder if own else None)
-        mirrors = [mirror, *([own] if own else [])]
+        mask_mirror = mirror_of_masks(masks, below)
+        opened = with_masks(open_scans(where, series), mask_mirror.folder if mask_mirror else None)
+        mirrors = [mirror, *([mask_mirror] if mask_mirror else [])]
         if output.local is not None and scans.local is not None:
             check_output(opened, output.local, formats, names)
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
-        named = model.local if model is not None and model.local is not None else folder
-        config = with_modality(with_plane(config, folder), opened, folder)
-        modality: Modality = "mr" if config.modality == "mr" else "ct"
-        here = with_reference_here(opened.cases, config, mirrors, below)
-        reference = find_reference(config.reference, named, here, modality, config.plane or "axial")
+        config, reference = settle_reference(config, opened, model, folder, mirrors, below)
         settings = wrap_settings(
             opened, below / "out", command, config, folder, reference, names, formats, series, keep=False
         )
         # Each worker unpacks its own copy of the model.
         settings = replace(settings, homogenizing=replace(settings.homogenizing, model=None))
-        stack.enter_context(held(output))
-        say_doubts(settings.homogenizing, reporter)
+        stack.enter_context(locked(output))
+        report_warnings(settings.homogenizing, reporter)
         pool = stack.enter_context(cluster(address, "auto"))
-        decides = hash_of([wrap_provenance(settings, "", None), series])
-        cohort = Cohort(mirrors, output, decides, "wrap")
+        settings_hash = hash_of([wrap_provenance(settings, "", None), series])
+        cohort = Cohort(mirrors, output, settings_hash, "wrap")
         return run_cohort(pool, WrapWork(packed, settings, output), opened.cases, cohort, reporter)

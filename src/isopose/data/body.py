@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from scipy.spatial import ConvexHull
 
 from isopose import scratch
-from isopose.data.morphology import dilated, eroded, met, opened
-from isopose.data.runs import Runs, mapped, merged, parts_of
+from isopose.data.morphology import dilated, eroded, grow_until_meeting, opened
+from isopose.data.runs import Runs, map_masks, merge, slice_chunks
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -28,21 +28,21 @@ from isopose.geometry.volume import Volume
 PIXEL_MM = (1.0, 2.0)
 #: Half the thickness up to which a structure counts as table or cloth, as a fraction of the body's diameter,
 #: and its bounds in mm. A newborn's chest wall is about 6 mm thick, a table's shell up to 8.
-THIN, THIN_MM = 0.02, (2.0, 4.0)
+THIN_FRACTION, THIN_MM = 0.02, (2.0, 4.0)
 #: Half the width of a neck at which an arm is cut off, as a fraction of the body's diameter.
-NECK = 0.06
+NECK_FRACTION = 0.06
 #: Smallest area of a further piece of trunk, as a fraction of the slice's largest: thighs pass, arms do not.
-PIECE = 0.5
+MIN_PIECE_AREA = 0.5
 #: Fraction of a pocket of air that must lie in the trunk's convex hull, or in the trunk of nearby slices, to
 #: count as gas.
-WITHIN = 0.8
+MIN_GAS_INSIDE = 0.8
 #: Distance along z up to which slices count as nearby, as a fraction of the body's diameter; at least one
 #: slice.
-NEARBY = 0.1
+NEARBY_FRACTION = 0.1
 #: A trunk smaller than this fraction of the body with all its gas has lost its lungs.
-LOST = 0.5
+MIN_TRUNK_AREA = 0.5
 #: Fraction of voxels at the minimum from which a volume counts as clipped from below.
-CLIPPED = 0.02
+CLIPPED_FRACTION = 0.02
 #: Differences to the threshold are clipped to this when a boundary is placed between pixels.
 SOFT_HU = 400.0
 
@@ -64,7 +64,7 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
     """
     threshold = _threshold(volume.array, threshold_hu)
     size, pixel = working_grid(volume)
-    dense = (coarse(volume.array[part], size) > threshold for part in parts_of(volume.array.shape))
+    dense = (coarse(volume.array[part], size) > threshold for part in slice_chunks(volume.array.shape))
     tissue = Runs.of(dense, (len(volume.array), *size))
     if not len(tissue.starts):
         raise InputError(f"no body found above {threshold_hu:g} HU; is it a CT in Hounsfield units?")
@@ -75,7 +75,7 @@ def body_mask(volume: Volume, threshold_hu: float) -> np.ndarray:
             f"no body found above {threshold_hu:g} HU, only thin structures; is it a CT in Hounsfield units?"
         )
     rows, columns = trunk.box()[1:]
-    level_of = partial(_soft, trunk, tissue, volume.array, threshold, rows, columns)
+    level_of = partial(_excess_hu, trunk, tissue, volume.array, threshold, rows, columns)
     return fine(level_of, volume.array.shape, size, rows, columns)
 
 
@@ -83,7 +83,7 @@ def _threshold(array: np.ndarray, threshold_hu: float) -> float:
     """Return the threshold, raised where air was clipped to a higher value; see :func:`body_mask`."""
     lowest = float(array.min())
     # "not >" instead of "<=": NaN passes here and is reported by the code that checks the values.
-    if not lowest > 2.0 * threshold_hu or np.mean(array == lowest) < CLIPPED:
+    if not lowest > 2.0 * threshold_hu or np.mean(array == lowest) < CLIPPED_FRACTION:
         return threshold_hu
     if lowest > -50.0:
         raise InputError(
@@ -149,7 +149,7 @@ def _windows(pixels: int, size: int, wanted: slice) -> tuple[torch.Tensor, torch
     return covered.clamp(max=pixels - 1), (covered < last).float()
 
 
-def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK) -> Runs:
+def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK_FRACTION) -> Runs:
     """Find the trunk in tissue on the working grid.
 
     Args:
@@ -159,23 +159,23 @@ def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK) ->
         neck: half the width of a neck at which an arm is cut off, as a fraction of the body's diameter.
     """
     diameter = _diameter(filled(_largest(tissue)), pixel)
-    thin = _steps(float(np.clip(THIN * diameter, *THIN_MM)), pixel)
+    thin = _steps(float(np.clip(THIN_FRACTION * diameter, *THIN_MM)), pixel)
     # The opening dilates by one step more than it eroded: this restores the skin's corners and at most a stub
     # of table.
-    body = filled(_largest(_opened(tissue, thin)))
+    body = filled(_largest(_open_slices(tissue, thin)))
     if not len(body.starts):
         return body
-    wall = _opened(tissue, max(1, thin // 3))
-    air = mapped(lambda whole, dense: whole & ~dense, filled(_largest(wall)), tissue)
+    wall = _open_slices(tissue, max(1, thin // 3))
+    air = map_masks(lambda whole, dense: whole & ~dense, filled(_largest(wall)), tissue)
     trunk = _without_arms(body, pixel, neck)
-    nearby = _steps(NEARBY * diameter, distance)
+    nearby = _steps(NEARBY_FRACTION * diameter, distance)
     # If both lungs were lost under a thin chest wall, the rest is a small part of the body with its gas.
     whole = _with_gas(body, air, wall, thin, nearby)
-    lost = trunk.areas < LOST * whole.areas
-    if lost.any():
+    lost_lungs = trunk.areas < MIN_TRUNK_AREA * whole.areas
+    if lost_lungs.any():
         again = _without_arms(whole, pixel, neck)
-        trunk = merged(trunk.only(~lost[trunk.slices]), again.only(lost[again.slices]))
-    return _with_gas(filled(_opened(trunk, thin)), air, wall, thin, nearby)
+        trunk = merge(trunk.only(~lost_lungs[trunk.slices]), again.only(lost_lungs[again.slices]))
+    return _with_gas(filled(_open_slices(trunk, thin)), air, wall, thin, nearby)
 
 
 def _without_arms(body: Runs, pixel: float, part: float) -> Runs:
@@ -187,38 +187,38 @@ def _without_arms(body: Runs, pixel: float, part: float) -> Runs:
         part: half the neck's width as a part of the body's diameter.
     """
     neck = _steps(part * _diameter(body, pixel), pixel)
-    core = mapped(partial(eroded, steps=neck), body)
+    core = map_masks(partial(eroded, steps=neck), body)
     if not len(core.starts):
         return body
     # An opening takes 0.41 of the radius off a square corner; further steps restore it.
     steps = neck + round(0.4 * neck) + 1
-    return mapped(partial(met, steps=steps), _kept(core), core, body)
+    return map_masks(partial(grow_until_meeting, steps=steps), _trunk_cores(core), core, body)
 
 
 def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Runs:
     """Add gas under a wall that was removed as thin, together with that wall."""
-    gas = _gas(trunk, air, nearby)
+    gas = _enclosed_gas(trunk, air, nearby)
     if not len(gas.starts):
         return trunk
-    together = mapped(
+    together = map_masks(
         lambda trunk, gas, wall: trunk | dilated(gas, 2 * thin + 2, within=gas | wall),
         *(trunk, gas, wall),
     )
     return filled(together)
 
 
-def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
+def _enclosed_gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
     """Return enclosed air that belongs to the trunk although the wall over it is as thin as a table.
 
     Gas under a child's belly wall lies within the convex hull of the trunk, or, where a broad pocket took the
     whole front with it, within the trunk of one of the ``nearby`` slices on each side. Air between back and
     table lies in neither.
     """
-    gas = mapped(lambda air, trunk: air & ~trunk, air, trunk)
+    gas = map_masks(lambda air, trunk: air & ~trunk, air, trunk)
     if not len(gas.starts):
         return gas
     slices, within = gas.slices, np.zeros(len(gas.starts))
-    for part in parts_of(trunk.shape):
+    for part in slice_chunks(trunk.shape):
         first, last = np.searchsorted(slices, (part.start, part.stop))
         if first == last:
             continue
@@ -226,16 +226,16 @@ def _gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
         marked = trunk.mask(around)
         packed = np.packbits(marked, axis=2)
         for z in np.unique(slices[first:last]):
-            runs, own = slice(*np.searchsorted(slices, (z, z + 1))), z - around.start
-            near = np.bitwise_or.reduce(packed[max(own - nearby, 0) : own + nearby + 1], axis=0)
-            nearby_trunk = np.unpackbits(near, axis=1, count=marked.shape[2]).view(bool)
-            within[runs] = _within(gas, runs, marked[own], nearby_trunk)
+            runs, index = slice(*np.searchsorted(slices, (z, z + 1))), z - around.start
+            nearby_trunks = np.bitwise_or.reduce(packed[max(index - nearby, 0) : index + nearby + 1], axis=0)
+            nearby_trunk = np.unpackbits(nearby_trunks, axis=1, count=marked.shape[2]).view(bool)
+            within[runs] = _count_inside(gas, runs, marked[index], nearby_trunk)
     numbers = gas.components(in_plane=True)
     parts = np.bincount(numbers, within) / np.maximum(np.bincount(numbers, gas.lengths), 1)
-    return gas.only(parts[numbers] >= WITHIN)
+    return gas.only(parts[numbers] >= MIN_GAS_INSIDE)
 
 
-def _within(gas: Runs, runs: slice, trunk: np.ndarray, nearby_trunk: np.ndarray) -> np.ndarray:
+def _count_inside(gas: Runs, runs: slice, trunk: np.ndarray, nearby_trunk: np.ndarray) -> np.ndarray:
     """Count, for runs of one slice, the voxels within the trunk's convex hull or within the nearby trunk.
 
     Args:
@@ -255,19 +255,19 @@ def _within(gas: Runs, runs: slice, trunk: np.ndarray, nearby_trunk: np.ndarray)
     return np.add.reduceat(inside, np.cumsum(lengths) - lengths, dtype=np.float64)
 
 
-def _kept(core: Runs) -> Runs:
+def _trunk_cores(core: Runs) -> Runs:
     """Return the trunk's cores: in the largest 3D component, each slice's largest piece and similar ones."""
     largest = _largest(core)
     numbers, slices = largest.components(in_plane=True), largest.slices
     areas = np.bincount(numbers, largest.lengths)[numbers]
     most = np.zeros(core.shape[0])
     np.maximum.at(most, slices, areas)
-    return largest.only(areas >= PIECE * most[slices])
+    return largest.only(areas >= MIN_PIECE_AREA * most[slices])
 
 
-def _opened(runs: Runs, steps: int) -> Runs:
+def _open_slices(runs: Runs, steps: int) -> Runs:
     """Remove what is at most twice ``steps`` wide, slice by slice."""
-    return mapped(partial(opened, steps=steps), runs)
+    return map_masks(partial(opened, steps=steps), runs)
 
 
 def _largest(runs: Runs) -> Runs:
@@ -280,7 +280,7 @@ def _largest(runs: Runs) -> Runs:
 
 def filled(runs: Runs) -> Runs:
     """Fill holes slice by slice, including those that the image's border closes."""
-    return mapped(_filled_slices, runs)
+    return map_masks(_filled_slices, runs)
 
 
 def _filled_slices(mask: np.ndarray) -> np.ndarray:
@@ -313,7 +313,7 @@ def _steps(radius_mm: float, pixel: float) -> int:
     return max(1, round(radius_mm / pixel))
 
 
-def _soft(
+def _excess_hu(
     trunk: Runs,
     tissue: Runs,
     array: np.ndarray,
@@ -358,10 +358,10 @@ def fine(
     """
     out = scratch.zeros(shape, bool)
     (y, pairs_y, shares_y), (x, pairs_x, shares_x) = (
-        _between(*axis) for axis in zip(shape[1:], size, (rows, columns), strict=True)
+        _pixels_between(*axis) for axis in zip(shape[1:], size, (rows, columns), strict=True)
     )
     (left, right), share = pairs_x.T.contiguous(), shares_x[:, 1]
-    for part in parts_of(shape) if len(pairs_y) and len(pairs_x) else ():
+    for part in slice_chunks(shape) if len(pairs_y) and len(pairs_x) else ():
         for level, target in zip(torch.from_numpy(level_of(part)), out[part, y, x], strict=True):
             wide = torch.lerp(level.index_select(1, left), level.index_select(1, right), share)
             finer = F.embedding_bag(pairs_y, wide, mode="sum", per_sample_weights=shares_y)
@@ -369,7 +369,7 @@ def fine(
     return out
 
 
-def _between(pixels: int, size: int, wanted: slice) -> tuple[slice, torch.Tensor, torch.Tensor]:
+def _pixels_between(pixels: int, size: int, wanted: slice) -> tuple[slice, torch.Tensor, torch.Tensor]:
     """Return which pixels of an axis lie between working pixels of a part of it, and where.
 
     Args:
@@ -387,9 +387,9 @@ def _between(pixels: int, size: int, wanted: slice) -> tuple[slice, torch.Tensor
     before = place.floor().long()
     pair = torch.stack([before, (before + 1).clamp(max=size - 1)], dim=1)
     within = ((pair[:, 0] >= start) & (pair[:, 1] < stop)).nonzero()
-    some = slice(int(within[0]), int(within[-1]) + 1) if len(within) else slice(0, 0)
-    to_next = (place - before)[some]
-    return some, pair[some] - start, torch.stack([1.0 - to_next, to_next], dim=1)
+    inside = slice(int(within[0]), int(within[-1]) + 1) if len(within) else slice(0, 0)
+    to_next = (place - before)[inside]
+    return inside, pair[inside] - start, torch.stack([1.0 - to_next, to_next], dim=1)
 
 
 def body_box(mask: np.ndarray, spacing: np.ndarray) -> tuple[float, float, float, float]:

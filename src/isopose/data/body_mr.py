@@ -17,41 +17,41 @@ from scipy import ndimage
 
 from isopose.data.body import coarse, filled, fine, trunk_in, working_grid
 from isopose.data.morphology import dilated, eroded
-from isopose.data.runs import Runs, parts_of
+from isopose.data.runs import Runs, slice_chunks
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 
 #: Standard deviation of the smoothing before thresholds, in working pixels or the scan's own, the larger
 #: ones. It makes noise a narrow peak.
-SMOOTH = 0.7
+SMOOTHING_SIGMA = 0.7
 #: How far above the noise's level body begins, in standard deviations of the smoothed noise.
-SIGMAS = 3.5
+NOISE_SIGMAS = 3.5
 #: The same at most, as a factor.
-ABOVE_NOISE = 1.6
+MAX_NOISE_FACTOR = 1.6
 #: Least brightness of body, as a part of the tissue nearby. Suppressed fat is a tenth of it and more.
-OF_TISSUE = 0.08
+MIN_TISSUE_FRACTION = 0.08
 #: Half the width of a neck at which an arm is cut off, as a fraction of the body's diameter: more than in CT,
 #: as smoothing fills the wedge between arm and trunk.
-NECK = 0.08
+NECK_FRACTION = 0.08
 #: Standard deviation of "nearby", mm.
 NEARBY_MM = 40.0
 #: Values below this part of the brightest are one level when the noise is looked for.
-FLOOR = 1e-3
+FLOOR_FRACTION = 1e-3
 #: Width of the rim inside the body by whose brightness the boundary is placed, and how far inside the
 #: boundary may lie, in working pixels.
-RIM, BAND = 4, 2
+RIM_PIXELS, BAND_PIXELS = 4, 2
 #: Width of the widest gap between arm and trunk that smoothing may have closed, in working pixels.
-GAP = 7
+GAP_PIXELS = 7
 #: How far such gaps are followed from the outside, in working pixels.
-DEEP = 60
+GAP_DEPTH_PIXELS = 60
 #: These gaps are searched only where halfway from air to the rim is above this multiple of the noise.
-CLEAR = 3.0
+MIN_CONTRAST = 3.0
 #: Distance from the bright part, as a part of the body's diameter, from which the rest is air.
-AWAY = 0.12
+AIR_DISTANCE = 0.12
 #: Neighborhood in a slice.
 CROSS = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], bool)
 #: Least part of the air that must hold values for them to be noise, where the scanner set the rest to 0.
-HELD = 0.1
+MIN_NOISE_SHARE = 0.1
 
 
 def mr_body_mask(volume: Volume) -> np.ndarray:
@@ -67,34 +67,34 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
         InputError: all values are the same, or nothing but thin structures is brighter than the noise.
     """
     size, pixel = working_grid(volume)
-    parts = parts_of(volume.array.shape)
+    parts = slice_chunks(volume.array.shape)
     level = np.concatenate([coarse(volume.array[part], size) for part in parts])
     level -= min(float(level.min()), 0.0)
     # Noise does not become less by pixels finer than the scan's.
-    sigma = [SMOOTH * max(1.0, float(side) / pixel) for side in volume.spacing[1::-1]]
+    sigma = [SMOOTHING_SIGMA * max(1.0, float(side) / pixel) for side in volume.spacing[1::-1]]
     smooth = ndimage.gaussian_filter(level, (0.0, *sigma))
     top = float(np.percentile(smooth, 99.0))
     if not top > 0.0 or level.min() == level.max():
         raise InputError(f"no body found: nearly all values are {level.min():g}; export the scan again")
     spacing = (float(volume.spacing[2]), pixel, pixel)
     # What the scanner set to 0 would be a third class beside noise and tissue.
-    held = level > 0
-    bright = smooth > _otsu_of_logarithms(smooth[held], top)
+    has_value = level > 0
+    bright = smooth > _otsu_of_logarithms(smooth[has_value], top)
     areas = bright.sum(axis=(1, 2))
-    noise, edge = _noise(smooth, held, bright, float(np.sqrt(np.median(areas[areas > 0]))))
-    tissue = np.maximum(_nearby(smooth, bright, spacing), 0.0)
-    found = smooth > np.maximum(edge, OF_TISSUE * tissue)
-    found &= ~_gaps(level, found, noise)
-    runs = Runs.of([found], found.shape)
-    trunk = trunk_in(runs, pixel, spacing[0], NECK)
+    noise, edge = _noise(smooth, has_value, bright, float(np.sqrt(np.median(areas[areas > 0]))))
+    tissue = np.maximum(_nearby_brightness(smooth, bright, spacing), 0.0)
+    tissue_mask = smooth > np.maximum(edge, MIN_TISSUE_FRACTION * tissue)
+    tissue_mask &= ~_gaps(level, tissue_mask, noise)
+    runs = Runs.of([tissue_mask], tissue_mask.shape)
+    trunk = trunk_in(runs, pixel, spacing[0], NECK_FRACTION)
     if not len(trunk.starts):
         raise InputError("no body found, only thin structures are brighter than the noise; is it a trunk?")
-    return fine(partial(_soft, level, trunk, noise), volume.array.shape, size)
+    return fine(partial(_relative_brightness, level, trunk, noise), volume.array.shape, size)
 
 
 def _otsu_of_logarithms(values: np.ndarray, top: float) -> float:
     """Return Otsu's threshold of the logarithms, where bright and dark tissue differ less than from air."""
-    values = np.log(np.maximum(values, FLOOR * top))
+    values = np.log(np.maximum(values, FLOOR_FRACTION * top))
     counts, edges = np.histogram(values, 256)
     middles = 0.5 * (edges[1:] + edges[:-1])
     below = np.cumsum(counts)
@@ -105,12 +105,14 @@ def _otsu_of_logarithms(values: np.ndarray, top: float) -> float:
     return float(np.exp(edges[1 + int(np.nanargmax(between))]))
 
 
-def _noise(smooth: np.ndarray, held: np.ndarray, bright: np.ndarray, diameter: float) -> tuple[float, float]:
+def _noise(
+    smooth: np.ndarray, has_value: np.ndarray, bright: np.ndarray, diameter: float
+) -> tuple[float, float]:
     """Return the level of the air around the bright part, and the least level above the noise.
 
     Args:
         smooth: brightness ``(z, h, w)``.
-        held: where the scan holds values above 0, the same shape.
+        has_value: where the scan holds values above 0, the same shape.
         bright: the bright part, the same shape.
         diameter: of the body, in working pixels.
 
@@ -118,17 +120,19 @@ def _noise(smooth: np.ndarray, held: np.ndarray, bright: np.ndarray, diameter: f
         Both 0 where the scanner has set the air to 0.
     """
     runs = Runs.of([ndimage.binary_opening(bright, CROSS)], bright.shape)
-    air = ~dilated(filled(runs).mask(slice(None)), round(AWAY * diameter))
+    air = ~dilated(filled(runs).mask(slice(None)), round(AIR_DISTANCE * diameter))
     if not air.any():
         air = ~bright
-    values = smooth[air & held]
-    if len(values) <= HELD * np.count_nonzero(air):
+    values = smooth[air & has_value]
+    if len(values) <= MIN_NOISE_SHARE * np.count_nonzero(air):
         return 0.0, 0.0
     low, middle = np.percentile(values, (16.0, 50.0))
-    return float(middle), float(min(middle + SIGMAS * (middle - low), ABOVE_NOISE * middle))
+    return float(middle), float(min(middle + NOISE_SIGMAS * (middle - low), MAX_NOISE_FACTOR * middle))
 
 
-def _nearby(smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+def _nearby_brightness(
+    smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float, float]
+) -> np.ndarray:
     """Return the mean brightness of the bright part near each pixel, which follows the bias field."""
     shrink = (1, 4, 4)
     sigma = [NEARBY_MM / (side * step) for side, step in zip(spacing, shrink, strict=True)]
@@ -142,24 +146,24 @@ def _nearby(smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float,
     return mean[:, rows[:, None], columns]
 
 
-def _gaps(smooth: np.ndarray, found: np.ndarray, noise: float) -> np.ndarray:
+def _gaps(smooth: np.ndarray, tissue_mask: np.ndarray, noise: float) -> np.ndarray:
     """Mark narrow valleys from the outside inward: air between arm and trunk, not muscle under bright fat."""
-    half = _half(smooth, found, noise)
-    valley = ndimage.grey_closing(smooth, (1, GAP, GAP)) > 2.0 * smooth
-    gaps = valley & (smooth < half) & (half > CLEAR * noise)
-    outside = ~filled(Runs.of([found], found.shape)).mask(slice(None))
-    return dilated(dilated(outside, 2) & gaps, DEEP, within=gaps)
+    half = _half_brightness(smooth, tissue_mask, noise)
+    valley = ndimage.grey_closing(smooth, (1, GAP_PIXELS, GAP_PIXELS)) > 2.0 * smooth
+    gaps = valley & (smooth < half) & (half > MIN_CONTRAST * noise)
+    outside = ~filled(Runs.of([tissue_mask], tissue_mask.shape)).mask(slice(None))
+    return dilated(dilated(outside, 2) & gaps, GAP_DEPTH_PIXELS, within=gaps)
 
 
-def _half(level: np.ndarray, body: np.ndarray, noise: float) -> np.ndarray:
+def _half_brightness(level: np.ndarray, body: np.ndarray, noise: float) -> np.ndarray:
     """Return the brightness halfway from air to that of the body's rim nearby."""
-    rim = body & ~eroded(body, RIM)
-    weight = ndimage.gaussian_filter(rim.astype(np.float32), (0.0, RIM, RIM))
-    mean = ndimage.gaussian_filter(np.where(rim, level, 0.0), (0.0, RIM, RIM))
+    rim = body & ~eroded(body, RIM_PIXELS)
+    weight = ndimage.gaussian_filter(rim.astype(np.float32), (0.0, RIM_PIXELS, RIM_PIXELS))
+    mean = ndimage.gaussian_filter(np.where(rim, level, 0.0), (0.0, RIM_PIXELS, RIM_PIXELS))
     return 0.5 * (noise + mean / np.maximum(weight, 1e-6))
 
 
-def _soft(level: np.ndarray, trunk: Runs, noise: float, part: slice) -> np.ndarray:
+def _relative_brightness(level: np.ndarray, trunk: Runs, noise: float, part: slice) -> np.ndarray:
     """Return how far working pixels lie above halfway from air to the rim nearby, from -1 to 1.
 
     Args:
@@ -169,8 +173,8 @@ def _soft(level: np.ndarray, trunk: Runs, noise: float, part: slice) -> np.ndarr
         part: the slices.
     """
     body = trunk.mask(part)
-    deep = eroded(body, BAND)
-    half = _half(level[part], body, noise)
+    deep = eroded(body, BAND_PIXELS)
+    half = _half_brightness(level[part], body, noise)
     soft = ((level[part] - half) / np.maximum(half - noise, 1e-6)).clip(-1.0, 1.0).astype(np.float32)
     # Only the boundary moves, and only by a pixel: dark tissue inside and noise outside stay where they are.
     soft[deep] = 1.0

@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 
 from isopose.choices import Modality, Plane
-from isopose.data.doubts import check_values, doubts
-from isopose.data.drawn import undrawn_doubt
+from isopose.data.doubts import check_values, scan_warnings
+from isopose.data.drawn import undrawn_warning
 from isopose.data.modality import modality_of
 from isopose.data.normalization import pose_channel_of
-from isopose.data.plane import carried, check_plane, outline_doubts, plane_of
-from isopose.data.preprocess import trunk
+from isopose.data.plane import check_plane, mask_in_plane, outline_warnings, plane_of
+from isopose.data.preprocess import find_trunk
 from isopose.data.splits import check_sides
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
@@ -32,11 +32,11 @@ from isopose.settings import DataConfig
 
 #: Voxel sizes (x, y, z) that differ from the cohort's median by more than these factors are outliers; slices
 #: of 0.5 to 5 mm are common.
-_OUTLIER = (3.0, 3.0, 10.0)
+_OUTLIER_FACTORS = (3.0, 3.0, 10.0)
 #: Smallest number of slices of a case.
-_FEWEST_SLICES = 3
+_MIN_SLICES = 3
 #: Fewest cases for which a median voxel size is meaningful.
-_FEW = 5
+_MIN_CASES = 5
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def check_dataset(
     config: DataConfig | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    found: Callable[[Problem], None] | None = None,
+    on_problem: Callable[[Problem], None] | None = None,
     planes: Counter[str] | None = None,
 ) -> list[Problem]:
     """Read every case of a dataset and return all problems, without stopping at the first.
@@ -82,7 +82,8 @@ def check_dataset(
             defaults.
         workers: processes; 0 reads in this one. The result does not depend on it.
         progress: called with the numbers of cases done and of all cases.
-        found: called with each problem as soon as it is known, so that an interrupted check still reports.
+        on_problem: called with each problem as soon as it is known, so that an interrupted check still
+            reports.
         planes: counts the scans by the plane of their thick slices, or ``any`` where voxels are nearly cubes.
 
     Returns:
@@ -94,8 +95,8 @@ def check_dataset(
     def note(new: Iterable[Problem]) -> None:
         for problem in new:
             problems.append(problem)
-            if found:
-                found(problem)
+            if on_problem:
+                on_problem(problem)
 
     config = config or DataConfig()
     modality = modality_of(config, dataset.channels)
@@ -112,7 +113,7 @@ def check_dataset(
         if planes is not None and answer.spacing is not None:
             planes[answer.plane or "any"] += 1
         note(answer.problems)
-    note(_between(dataset, reports))
+    note(_compare_cases(dataset, reports))
     return problems
 
 
@@ -132,34 +133,34 @@ def _inspect(
             "test",
         )
     image: Volume | None = None
-    shown = pose_channel_of(config, channels)
+    pose_channel = pose_channel_of(config, channels)
     digest, spacing, plane = None, None, None
     try:
-        image = read_volume(case.images[shown], modality=modality)
-        upright, plane = image.reoriented(), plane_of(image)
+        image = read_volume(case.images[pose_channel], modality=modality)
+        reoriented, plane = image.reoriented(), plane_of(image)
         errors = list(_image_errors(image, modality, config.plane))
-        shape_doubts: Iterable[str] = ()
+        shape_warnings: Iterable[str] = ()
         body_mm = None
         if not errors:
             try:
-                check_extent(upright)
-                check_values(upright, modality, config.plane)
+                check_extent(reoriented)
+                check_values(reoriented, modality, config.plane)
                 change = image.reorientation()
-                given = None if case.mask is None else change.apply(read_mask(case.mask, image))
-                body, body_mm = trunk(upright, config, modality, given)
-                shape_doubts = outline_doubts(carried(body, image, config.plane), config.plane)
+                own_mask = None if case.mask is None else change.apply(read_mask(case.mask, image))
+                body, body_mm = find_trunk(reoriented, config, modality, own_mask)
+                shape_warnings = outline_warnings(mask_in_plane(body, image, config.plane), config.plane)
             except InputError as error:
                 errors.append(f"image: {error}")
         for message in errors:
             note("error", message)
-        for message in (*doubts(upright, body_mm, modality, config.plane), *shape_doubts):
+        for message in (*scan_warnings(reoriented, body_mm, modality, config.plane), *shape_warnings):
             if not any(message in error for error in errors):
                 note("warning", f"image: {message}")
-        x, y, z = (float(s) for s in upright.spacing)
-        digest, spacing = _digest(upright), (x, y, z)
+        x, y, z = (float(s) for s in reoriented.spacing)
+        digest, spacing = _digest(reoriented), (x, y, z)
     except Exception as error:
         note("error", f"image: {failure_of(error)}")
-    for message in _errors_of_others(case, channels, shown, image):
+    for message in _errors_of_others(case, channels, pose_channel, image):
         note("error", message)
     # The label is checked even if the image is unusable, so that the user learns of both at once.
     values: frozenset[int] = frozenset()
@@ -171,25 +172,25 @@ def _inspect(
 
 
 def _errors_of_others(
-    case: Case, channels: tuple[str, ...], shown: int, image: Volume | None
+    case: Case, channels: tuple[str, ...], pose_channel: int, image: Volume | None
 ) -> Iterable[str]:
     """Yield the errors of the images of the channels that do not show the body.
 
     Args:
         case: whose images they are.
         channels: names of all channels.
-        shown: number of the channel that shows the body.
+        pose_channel: number of the channel that shows the body.
         image: of that channel; None where it is unusable.
     """
     for number, (path, name) in enumerate(zip(case.images, channels, strict=True)):
-        if number == shown:
+        if number == pose_channel:
             continue
         try:
             volume = read_volume(path)
             if volume.array.min() == volume.array.max():
                 yield f"channel {name}: every voxel is {volume.array.min()}, it is empty; export it again"
             if image is not None:
-                check_one_grid([image, volume], [channels[shown], name])
+                check_one_grid([image, volume], [channels[pose_channel], name])
         except Exception as error:
             line = str(failure_of(error))
             yield line if line.startswith("channel ") else f"channel {name}: {line}"
@@ -205,8 +206,8 @@ def _image_errors(image: Volume, modality: Modality, plane: Plane) -> Iterable[s
             return
     stack = image.reoriented(plane)
     depth, height, width = stack.array.shape
-    if depth < _FEWEST_SLICES:
-        yield f"image: {depth} {plane} slices, expected at least {_FEWEST_SLICES}; leave the case out"
+    if depth < _MIN_SLICES:
+        yield f"image: {depth} {plane} slices, expected at least {_MIN_SLICES}; leave the case out"
     if min(height, width) < 16:
         yield (
             f"image: {plane} slices of {width} x {height} pixels are too small for a body; leave the case out"
@@ -228,60 +229,61 @@ def _label_values(
     marked = read_labels(case.label, note=lambda line: note("warning", f"label: {line}"))
     counts = voxels_of(marked.array)
     present = {int(v) for v in np.flatnonzero(counts)} - {0}
-    known = set(labels.values.values())
+    known_values = set(labels.values.values())
     ignored = present & {labels.ignore}
     present -= ignored
-    if present - known:
-        unknown = ", ".join(f"{v} ({counts[v]} voxels)" for v in sorted(present - known))
+    if present - known_values:
+        unknown = ", ".join(f"{v} ({counts[v]} voxels)" for v in sorted(present - known_values))
         note(
             "error",
-            f"label: unknown value {unknown}, expected 0 or one of {sorted(known)}; name it or remove it",
+            f"label: unknown value {unknown}, expected 0 or one of {sorted(known_values)}; name it or "
+            "remove it",
         )
     if not present:
-        what = "background or ignored" if ignored else "background"
-        note("error", f"label: every voxel is {what}; mark the case as test, or leave it out")
+        filling = "background or ignored" if ignored else "background"
+        note("error", f"label: every voxel is {filling}; mark the case as test, or leave it out")
     elif counts[0] == 0 and not ignored:
         note("warning", "label: no voxel is background; is it the image?")
-    if not present - known:
-        doubt = undrawn_doubt(labels.to_classes(marked.reoriented(plane).array))
-        if doubt is not None:
-            note("warning", f"label: {doubt}")
+    if not present - known_values:
+        warning = undrawn_warning(labels.to_classes(marked.reoriented(plane).array))
+        if warning is not None:
+            note("warning", f"label: {warning}")
     if image is not None:
         try:
             on_image_grid(case.label, marked, image)
         except InputError as error:
             note("error", f"label: {error}")
-    return frozenset(present & known)
+    return frozenset(present & known_values)
 
 
-def _digest(upright: Volume) -> str:
+def _digest(volume: Volume) -> str:
     """Return a hash of the voxels that does not depend on file format, storage order or dtype."""
-    digest = sha256(str(upright.array.shape).encode())
-    for plane in upright.array:
+    digest = sha256(str(volume.array.shape).encode())
+    for plane in volume.array:
         digest.update(np.ascontiguousarray(plane, dtype=np.float32).tobytes())
     return digest.hexdigest()
 
 
-def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
+def _compare_cases(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
     """Yield the problems that only a comparison of cases shows."""
-    yield from _twins(dataset, reports)
+    yield from _duplicate_cases(dataset, reports)
     spacings = [r.spacing for r in reports if r.spacing is not None]
-    if len(spacings) >= _FEW:
+    if len(spacings) >= _MIN_CASES:
         usual = np.median(spacings, axis=0)
         for case, report in zip(dataset.cases, reports, strict=True):
             if report.spacing is None:
                 continue
             ratio = np.array(report.spacing) / usual
-            if (np.maximum(ratio, 1 / ratio) > _OUTLIER).any():
+            if (np.maximum(ratio, 1 / ratio) > _OUTLIER_FACTORS).any():
                 size, median = (" x ".join(f"{s:.2f}" for s in v) for v in (report.spacing, usual))
                 text = (
                     f"image: voxels of {size} mm, where {median} mm is the median; is the voxel size right?"
                 )
                 yield Problem(case.id, "warning", text)
     labeled = [r for r, c in zip(reports, dataset.cases, strict=True) if c.label is not None]
-    seen = frozenset().union(*(r.values for r in labeled))
+    values_present = frozenset().union(*(r.values for r in labeled))
     for name, value in dataset.labels.values.items():
-        if value not in seen and seen:
+        if value not in values_present and values_present:
             text = f"label {name!r} ({value}) occurs in no case, so it cannot be learned or scored; remove it"
             yield Problem(dataset.name, "warning", text)
     if not labeled:
@@ -298,7 +300,7 @@ def _between(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
         yield Problem(dataset.name, "error", str(error))
 
 
-def _twins(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
+def _duplicate_cases(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
     """Yield the cases whose image equals that of an earlier case, voxel for voxel."""
     same: dict[str, list[Case]] = defaultdict(list)
     for case, report in zip(dataset.cases, reports, strict=True):

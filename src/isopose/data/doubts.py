@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from isopose.choices import Modality, Plane
-from isopose.data.plane import THICK, THICK_MM, check_plane, plane_of
+from isopose.data.plane import THICK_MM, THICK_RATIO, check_plane, plane_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.io.sizes import size_doubts
+from isopose.io.sizes import size_warnings
 
 #: A scan without a voxel below this has no fat and no air: its values are not HU.
 _AIRLESS_HU = -10
@@ -19,19 +19,19 @@ _HIGHEST_HU = 32000
 #: Beyond this no calibration, however wrong, is CT.
 _IMPOSSIBLE_HU = 1e6
 #: MR may have negative values after interpolation, up to this part of the highest.
-_NEGATIVE = 0.2
+_MAX_NEGATIVE_SHARE = 0.2
 #: Largest usual angle in degrees between the scan's and the patient's axes.
 _OBLIQUE_DEGREES = 20.0
 
 
-def check_values(upright: Volume, modality: Modality = "ct", plane: Plane = "axial") -> None:
+def check_values(volume: Volume, modality: Modality = "ct", plane: Plane = "axial") -> None:
     """Refuse values that cannot be Hounsfield units and would distort every statistic.
 
     MR has no unit. Thick slices of another plane are refused, because they would be processed in the expected
-    one; in CT expected to be axial they get a warning instead (:func:`doubts`).
+    one; in CT expected to be axial they get a warning instead (:func:`scan_warnings`).
 
     Args:
-        upright: the scan, reoriented to the patient's axes.
+        volume: the scan, reoriented to the patient's axes.
         modality: of the scan.
         plane: in which the slices are expected.
 
@@ -39,10 +39,10 @@ def check_values(upright: Volume, modality: Modality = "ct", plane: Plane = "axi
         InputError: CT with a value beyond :data:`_IMPOSSIBLE_HU` on either side; slices of another plane.
     """
     if modality == "mr" or plane != "axial":
-        check_plane(upright, plane)
+        check_plane(volume, plane)
     if modality == "mr":
         return
-    low, high = float(upright.array.min()), float(upright.array.max())
+    low, high = float(volume.array.min()), float(volume.array.max())
     if max(-low, high) > _IMPOSSIBLE_HU:
         raise InputError(
             f"values from {low:g} to {high:g} are not HU, expected -1024 to about 32000; export the scan "
@@ -50,8 +50,8 @@ def check_values(upright: Volume, modality: Modality = "ct", plane: Plane = "axi
         )
 
 
-def doubts(
-    upright: Volume,
+def scan_warnings(
+    volume: Volume,
     body_mm: tuple[float, float] | None = None,
     modality: Modality = "ct",
     plane: Plane = "axial",
@@ -61,14 +61,14 @@ def doubts(
     None of them is proof of an error, so the scan is not refused.
 
     Args:
-        upright: the scan, reoriented to the patient's axes.
+        volume: the scan, reoriented to the patient's axes.
         body_mm: sides ``(x, y)`` of the body's box in the axial plane, mm; None where no body was found.
         modality: of the scan.
         plane: in which the slices are expected.
     """
-    low, high = float(upright.array.min()), float(upright.array.max())
+    low, high = float(volume.array.min()), float(volume.array.max())
     if modality == "mr":
-        if low < 0 and -low > _NEGATIVE * high:
+        if low < 0 and -low > _MAX_NEGATIVE_SHARE * high:
             yield f"values from {low:g} to {high:g}, but MR has none below 0; is it CT, or a computed map?"
     elif low < high:
         if high - low < _NARROW_HU:
@@ -83,15 +83,15 @@ def doubts(
             )
         elif high > _HIGHEST_HU:
             yield f"values up to {high:g} are not plausible HU; is the rescale slope missing?"
-    x, y, z = upright.spacing
-    thick = max(x, y) > THICK * min(x, y) or (max(x, y) > THICK * z and max(x, y) > THICK_MM)
+    x, y, z = volume.spacing
+    thick = max(x, y) > THICK_RATIO * min(x, y) or (max(x, y) > THICK_RATIO * z and max(x, y) > THICK_MM)
     # MR of another plane is refused.
-    if plane == "axial" and thick and not (modality == "mr" and plane_of(upright) not in (None, plane)):
+    if plane == "axial" and thick and not (modality == "mr" and plane_of(volume) not in (None, plane)):
         yield (
             f"voxels of {x:.2f} x {y:.2f} x {z:.2f} mm (left-right, front-back, head-foot) are not "
             "those of axial slices; use the axial series, or resample the scan"
         )
-    yield from size_doubts(upright, body_mm)
-    off = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(upright.direction)), 0, 1)).max()))
-    if off > _OBLIQUE_DEGREES:
-        yield f"its axes are {off:.0f} degrees off the patient's axes; expected them to be nearly parallel"
+    yield from size_warnings(volume, body_mm)
+    angle = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(volume.direction)), 0, 1)).max()))
+    if angle > _OBLIQUE_DEGREES:
+        yield f"its axes are {angle:.0f} degrees off the patient's axes; expected them to be nearly parallel"

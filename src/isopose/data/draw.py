@@ -35,21 +35,23 @@ def draw_epoch(
     """
     random = np.random.default_rng(np.random.SeedSequence(list(seed)))
     total = batch_size * iterations
-    drawn = _shuffled(np.arange(len(presence)), total, random)
+    shuffled = _shuffled(np.arange(len(presence)), total, random)
     # Positions that a label needs for its minimum; only the others may be replaced for another label.
-    kept = np.zeros(total, dtype=bool)
+    is_drawn = np.zeros(total, dtype=bool)
     for label, fraction in sorted(least.items()):
         needed = int(np.ceil(fraction * total))
         candidates = np.flatnonzero(presence[:, label])
-        showing = presence[drawn, label]
-        holding = np.concatenate([np.flatnonzero(showing & kept), np.flatnonzero(showing & ~kept)])[:needed]
-        kept[holding] = True
-        places = np.flatnonzero(~kept)[: needed - len(holding)]
+        showing = presence[shuffled, label]
+        holding = np.concatenate([np.flatnonzero(showing & is_drawn), np.flatnonzero(showing & ~is_drawn)])[
+            :needed
+        ]
+        is_drawn[holding] = True
+        places = np.flatnonzero(~is_drawn)[: needed - len(holding)]
         if len(candidates) and len(places):
-            drawn[places] = _shuffled(candidates, len(places), random)
-            kept[places] = True
-    random.shuffle(drawn)
-    return list(drawn.reshape(iterations, batch_size))
+            shuffled[places] = _shuffled(candidates, len(places), random)
+            is_drawn[places] = True
+    random.shuffle(shuffled)
+    return list(shuffled.reshape(iterations, batch_size))
 
 
 def _shuffled(candidates: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:

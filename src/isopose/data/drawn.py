@@ -6,7 +6,7 @@ from isopose.choices import Undrawn
 from isopose.labels import IGNORED, Labels
 
 #: Fewest labeled slices whose distances can be called regular.
-_FEWEST = 3
+_MIN_LABELED_SLICES = 3
 
 
 def classes_of(array: np.ndarray, labels: Labels, undrawn: Undrawn) -> np.ndarray:
@@ -29,10 +29,10 @@ def classes_of(array: np.ndarray, labels: Labels, undrawn: Undrawn) -> np.ndarra
     """
     classes = labels.to_classes(array)
     if undrawn == "ignore":
-        shown = np.asarray((classes > 0).any(axis=(1, 2)))
-        among = np.flatnonzero(shown)
-        if len(among) == 1 or (len(among) and not shown[among[0] : among[-1]].all()):
-            classes[~shown] = IGNORED
+        is_labeled = np.asarray((classes > 0).any(axis=(1, 2)))
+        labeled = np.flatnonzero(is_labeled)
+        if len(labeled) == 1 or (len(labeled) and not is_labeled[labeled[0] : labeled[-1]].all()):
+            classes[~is_labeled] = IGNORED
     return classes
 
 
@@ -41,35 +41,37 @@ def structures(classes: np.ndarray) -> np.ndarray:
     return (classes > 0) & (classes != IGNORED)
 
 
-def interval_of(shown: np.ndarray) -> int | None:
+def interval_of(is_labeled: np.ndarray) -> int | None:
     """Return n if every n-th slice is labeled and those between are not.
 
     A structure that ends and begins again leaves a gap of several intervals, so every distance must be a
     multiple of the smallest, and most must be the smallest itself.
 
     Args:
-        shown: ``(z,)`` booleans, whether a slice shows a label.
+        is_labeled: ``(z,)`` booleans, whether a slice shows a label.
 
     Returns:
         2 or more; None where labeled slices are neighbors, irregular, or fewer than three.
     """
-    apart = np.diff(np.flatnonzero(shown))
-    if len(apart) + 1 < _FEWEST or apart.min() < 2:
+    distances = np.diff(np.flatnonzero(is_labeled))
+    if len(distances) + 1 < _MIN_LABELED_SLICES or distances.min() < 2:
         return None
-    least = int(apart.min())
-    regular = not (apart % least).any() and 2 * np.count_nonzero(apart == least) > len(apart)
-    return least if regular else None
+    smallest = int(distances.min())
+    regular = not (distances % smallest).any() and 2 * np.count_nonzero(distances == smallest) > len(
+        distances
+    )
+    return smallest if regular else None
 
 
-def undrawn_doubt(classes: np.ndarray) -> str | None:
+def undrawn_warning(classes: np.ndarray) -> str | None:
     """Return a warning where every n-th slice is labeled and those between are background, else None.
 
     Args:
         classes: ``(z, y, x)`` class indices, z are the slices.
     """
-    shown = np.asarray(structures(classes).any(axis=(1, 2)))
-    interval = interval_of(shown)
-    if interval is None or (classes[~shown] == IGNORED).any():
+    is_labeled = np.asarray(structures(classes).any(axis=(1, 2)))
+    interval = interval_of(is_labeled)
+    if interval is None or (classes[~is_labeled] == IGNORED).any():
         return None
     return (
         f"only one slice in {interval} is labeled, those between are background; if these were not "

@@ -32,7 +32,7 @@ from isopose.data.normalization import (
     scale_of_scan,
     scaling_of,
 )
-from isopose.data.plane import DIRECTIONS, SIZES, carried
+from isopose.data.plane import DIRECTIONS, EXTENT_NAMES, mask_in_plane
 from isopose.data.tissue import Tissue, UsualTissue, tissue_of, usual_tissue
 from isopose.devices import one_thread
 from isopose.errors import InputError
@@ -47,7 +47,7 @@ from isopose.settings import DataConfig
 from isopose.strict import STRICT, Count, first_problem
 
 #: Margin of the frame around the largest body's box, as a fraction of the box's side.
-MARGIN = 0.04
+FRAME_MARGIN = 0.04
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -127,17 +127,17 @@ class Fingerprint:
             values = {**values, "channels": [{"name": CT[0], "scale": values["intensity"]}]}
             del values["intensity"]
         try:
-            found = _ADAPTER.validate_json(json.dumps(values))
+            fingerprint = _ADAPTER.validate_json(json.dumps(values))
         except ValidationError as error:
             raise InputError(
                 f"{where}: {first_problem(error)}; the file is damaged or of another version"
             ) from None
-        for channel in found.channels:
+        for channel in fingerprint.channels:
             scale = channel.scale
             low, high = (scale.low, scale.high) if isinstance(scale, Intensity) else (scale.air, scale.top)
             if not low <= high:
                 raise InputError(f"{where}: channel {channel.name}: low is above high; the file is damaged")
-        return found
+        return fingerprint
 
 
 _ADAPTER = TypeAdapter(Fingerprint)
@@ -221,12 +221,12 @@ def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequenc
     volumes = read_channels(case.images, channels, modality=modality)
     volume = volumes[pose_channel_of(config, channels)]
     stored = read_labels(case.label, like=volume)
-    given = None if case.mask is None else volume.reorientation().apply(read_mask(case.mask, volume))
-    upright = volume.reoriented()
+    own_mask = None if case.mask is None else volume.reorientation().apply(read_mask(case.mask, volume))
+    reoriented = volume.reoriented()
     classes = classes_of(stored.reoriented(config.plane).array, labels, config.undrawn)
-    body = find_body(upright, config, modality) if given is None else given
-    tissue = tissue_of(upright, body) if modality == "ct" else None
-    body, volume = carried(body, volume, config.plane), volume.reoriented(config.plane)
+    body = find_body(reoriented, config, modality) if own_mask is None else own_mask
+    tissue = tissue_of(reoriented, body) if modality == "ct" else None
+    body, volume = mask_in_plane(body, volume, config.plane), volume.reoriented(config.plane)
     x0, y0, x1, y1 = body_box(body, volume.spacing)
     marked = structures(classes)
     milliliter = float(np.prod(volume.spacing)) / 1000.0
@@ -270,9 +270,9 @@ def reduce_facts(
     return Fingerprint(
         cases=len(facts),
         patients=len({f.patient for f in facts}),
-        spacing_median=_three(np.median(spacing, axis=0)),
-        spacing_min=_three(spacing.min(axis=0)),
-        spacing_max=_three(spacing.max(axis=0)),
+        spacing_median=_triple(np.median(spacing, axis=0)),
+        spacing_min=_triple(spacing.min(axis=0)),
+        spacing_max=_triple(spacing.max(axis=0)),
         slices_median=float(np.median(slices)),
         slices_min=int(slices.min()),
         slices_max=int(slices.max()),
@@ -282,9 +282,9 @@ def reduce_facts(
                 zip(channels, normalizations_of(config, channels), strict=True)
             )
         ),
-        body_median_mm=_two(np.median(body, axis=0)),
-        body_max_mm=_two(body.max(axis=0)),
-        fov_mm=float(body.max() * (1.0 + MARGIN)),
+        body_median_mm=_pair(np.median(body, axis=0)),
+        body_max_mm=_pair(body.max(axis=0)),
+        fov_mm=float(body.max() * (1.0 + FRAME_MARGIN)),
         labels=tuple(_label(name, index, facts) for index, name in enumerate(labels.names)),
         tissue=usual_tissue(tissues) if tissues else None,
     )
@@ -320,11 +320,11 @@ def _label(name: str, index: int, facts: Sequence[CaseFacts]) -> LabelFacts:
     )
 
 
-def _two(values: np.ndarray) -> tuple[float, float]:
+def _pair(values: np.ndarray) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def _three(values: np.ndarray) -> tuple[float, float, float]:
+def _triple(values: np.ndarray) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])
 
 
@@ -336,14 +336,14 @@ def describe(fingerprint: Fingerprint, plane: Plane = "axial") -> list[tuple[str
         ("voxel size", f"{_by(f.spacing_median)} mm ({_by(f.spacing_min)} to {_by(f.spacing_max)})"),
         ("slices", f"{f.slices_median:g} ({f.slices_min} to {f.slices_max})"),
         (
-            f"body, {' x '.join(SIZES[direction] for direction in DIRECTIONS[plane])}",
+            f"body, {' x '.join(EXTENT_NAMES[direction] for direction in DIRECTIONS[plane])}",
             f"{_by(f.body_median_mm, 0)} mm (at most {_by(f.body_max_mm, 0)})",
         ),
         ("frame", f"{f.fov_mm:.0f} mm square holds every body"),
     ]
     for channel in f.channels:
-        which = "" if f.channels == (channel,) else f", {channel.name}"
-        rows += [(f"{name}{which}", value) for name, value in _described(channel.scale)]
+        suffix = "" if f.channels == (channel,) else f", {channel.name}"
+        rows += [(f"{name}{suffix}", value) for name, value in _described(channel.scale)]
     if f.tissue is not None:
         gas, bone = 100 * f.tissue.gas_max, 100 * f.tissue.bone_max
         rows.append(("body", f"at most {gas:.0f} % gas or lung, {bone:.0f} % bone or as bright"))

@@ -11,7 +11,7 @@ from isopose.data.body_mr import mr_body_mask
 from isopose.data.normalization import pose_channel_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.io.sizes import size_doubts
+from isopose.io.sizes import size_warnings
 from isopose.settings import DataConfig
 
 
@@ -46,11 +46,11 @@ def with_poses_of(config: Config, channels: Sequence[str]) -> Config:
     return config if pose == config.pose else config.model_copy(update={"pose": pose})
 
 
-def find_body(upright: Volume, config: DataConfig, modality: Modality) -> np.ndarray:
+def find_body(volume: Volume, config: DataConfig, modality: Modality) -> np.ndarray:
     """Return the trunk's mask ``(z, y, x)`` of a scan, not empty.
 
     Args:
-        upright: the scan, reoriented to the patient's axes.
+        volume: the scan, reoriented to the patient's axes.
         config: the body's threshold in CT.
         modality: of the scan.
 
@@ -58,6 +58,6 @@ def find_body(upright: Volume, config: DataConfig, modality: Modality) -> np.nda
         InputError: no body; where the field of view is too small for one, the message says so.
     """
     try:
-        return body_mask(upright, config.body_threshold_hu) if modality == "ct" else mr_body_mask(upright)
+        return body_mask(volume, config.body_threshold_hu) if modality == "ct" else mr_body_mask(volume)
     except InputError as error:
-        raise InputError("; ".join([str(error), *size_doubts(upright)])) from None
+        raise InputError("; ".join([str(error), *size_warnings(volume)])) from None

@@ -17,7 +17,7 @@ def dilated(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None) -
     words, width = _packed(mask), mask.shape[2]
     allowed = None if within is None else _packed(within)
     for step in range(steps):
-        words = _grown(words, step, width)
+        words = _dilate_once(words, step, width)
         if allowed is not None:
             words &= allowed
     return _unpacked(words, width)
@@ -33,7 +33,7 @@ def opened(mask: np.ndarray, steps: int) -> np.ndarray:
     return dilated(eroded(mask, steps), steps + 1, within=mask)
 
 
-def met(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> np.ndarray:
+def grow_until_meeting(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> np.ndarray:
     """Grow ``kept`` and the other cores within a body until they meet in the neck between them.
 
     Args:
@@ -48,8 +48,8 @@ def met(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> 
     width = body.shape[2]
     grown, other, body = _packed(kept), _packed(core & ~kept), _packed(body)
     for step in range(steps):
-        grown = _grown(grown, step, width) & body & ~other
-        other = _grown(other, step, width) & body & ~grown
+        grown = _dilate_once(grown, step, width) & body & ~other
+        other = _dilate_once(other, step, width) & body & ~grown
     return _unpacked(grown, width)
 
 
@@ -67,7 +67,7 @@ def _unpacked(words: np.ndarray, width: int) -> np.ndarray:
     return np.unpackbits(rows.view(np.uint8), axis=2, count=width, bitorder="little").view(bool)
 
 
-def _grown(words: np.ndarray, step: int, width: int) -> np.ndarray:
+def _dilate_once(words: np.ndarray, step: int, width: int) -> np.ndarray:
     """Dilate by one voxel: a cross in even steps, a square in odd ones, which together give an octagon."""
     rows = words.copy()
     rows[:, :, 1:] |= words[:, :, :-1]

@@ -18,11 +18,11 @@ from isopose.settings import DataConfig
 from isopose.strict import STRICT
 
 #: Names of channels, in lower case, that nnU-Net does not z-score by scan.
-_BY_NAME: dict[str, Normalization] = {"ct": "ct", "nonorm": "raw"}
+_SCHEME_BY_CHANNEL: dict[str, Normalization] = {"ct": "ct", "nonorm": "raw"}
 #: Most voxels of a body from which percentiles, mean and standard deviation are computed.
-_VOXELS = 4_000_000
+_MAX_VOXELS = 4_000_000
 #: Largest value that the store holds (float16).
-_LARGEST = float(np.finfo(np.float16).max)
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 class Scale:
@@ -160,14 +160,14 @@ def scale_of_scan(
     """
     if method == "raw":
         low, high = float(array.min()), float(array.max())
-        if max(-low, high) > _LARGEST:
+        if max(-low, high) > _FLOAT16_MAX:
             raise InputError(
                 f"values from {low:g} to {high:g} are too large to be used unchanged, expected at most "
-                f"{_LARGEST:g}; scale them, or set data.normalization=zscore"
+                f"{_FLOAT16_MAX:g}; scale them, or set data.normalization=zscore"
             )
         return Window(low, high)
     inside = array[body]
-    inside = inside[:: -(-len(inside) // _VOXELS)].astype(np.float64)
+    inside = inside[:: -(-len(inside) // _MAX_VOXELS)].astype(np.float64)
     low, high = (float(value) for value in np.percentile(inside, percentiles))
     if low == high:
         raise InputError(
@@ -273,7 +273,7 @@ def normalizations_of(config: DataConfig, channels: Sequence[str]) -> tuple[Norm
         names = list(channels)
         if config.modality != "auto":
             names[pose_channel_of(config, channels)] = config.modality
-        return tuple(_BY_NAME.get(name.casefold(), "zscore") for name in names)
+        return tuple(_SCHEME_BY_CHANNEL.get(name.casefold(), "zscore") for name in names)
     if not isinstance(wanted, tuple):
         return (wanted,) * len(channels)
     if len(wanted) != len(channels):

@@ -13,14 +13,14 @@ from isopose.errors import InputError
 from isopose.geometry.volume import Volume, axes_of
 
 #: Voxels longer than this multiple of both other sides, and than this many mm, are those of thick slices.
-THICK, THICK_MM = 1.8, 1.5
+THICK_RATIO, THICK_MM = 1.8, 1.5
 #: Part of the body's rows that reach both edges of the slices from which on its width is not seen.
-CUT = 0.5
+MAX_CUT_ROWS = 0.5
 #: Part of the body's greatest thickness along the stack, from which on a place counts for its outline: arms
 #: and the edges of a rolled trunk are left out, which the whole silhouette shows.
-HALF = 0.5
+MIN_THICKNESS = 0.5
 #: Width of that outline, as a part of the whole body's, where its section is an ellipse.
-NARROWER = 0.87
+OUTLINE_WIDTH = 0.87
 #: Directions in the patient in which the columns and the rows of a slice are counted, by its plane.
 DIRECTIONS: dict[Plane, tuple[str, str]] = {
     "axial": ("across", "front to back"),
@@ -28,9 +28,9 @@ DIRECTIONS: dict[Plane, tuple[str, str]] = {
     "sagittal": ("front to back", "head to foot"),
 }
 #: What a body's size in each direction is called.
-SIZES = {"across": "width", "front to back": "depth", "head to foot": "height"}
+EXTENT_NAMES = {"across": "width", "front to back": "depth", "head to foot": "height"}
 #: What the edges of a slice are that lie in a direction of its columns.
-_EDGES = {"across": "left and right", "front to back": "front and back"}
+_EDGE_NAMES = {"across": "left and right", "front to back": "front and back"}
 
 
 def plane_of(volume: Volume) -> Plane | None:
@@ -42,7 +42,7 @@ def plane_of(volume: Volume) -> Plane | None:
     x, y, z = (float(side) for side in volume.reoriented().spacing)
     sides: list[tuple[float, Plane]] = sorted([(x, "sagittal"), (y, "coronal"), (z, "axial")])
     thick, plane = sides[2]
-    return plane if thick >= THICK * sides[1][0] and thick >= THICK_MM else None
+    return plane if thick >= THICK_RATIO * sides[1][0] and thick >= THICK_MM else None
 
 
 def check_plane(volume: Volume, expected: Plane) -> None:
@@ -55,16 +55,16 @@ def check_plane(volume: Volume, expected: Plane) -> None:
     Raises:
         InputError: thick slices of another plane.
     """
-    found = plane_of(volume)
-    if found not in (None, expected):
+    actual = plane_of(volume)
+    if actual not in (None, expected):
         size = " x ".join(f"{side:.2f}" for side in volume.reoriented().spacing)
         raise InputError(
-            f"{found} slices (voxels of {size} mm left-right, front-back, head-foot), expected {expected} "
-            f"ones; set --plane {found} (fit: --set data.plane={found}), or use a model of {found} slices"
+            f"{actual} slices (voxels of {size} mm left-right, front-back, head-foot), expected {expected} "
+            f"ones; set --plane {actual} (fit: --set data.plane={actual}), or use a model of {actual} slices"
         )
 
 
-def carried(mask: np.ndarray, volume: Volume, plane: Plane) -> np.ndarray:
+def mask_in_plane(mask: np.ndarray, volume: Volume, plane: Plane) -> np.ndarray:
     """Return a mask of a scan's axial view in the view of another plane.
 
     Args:
@@ -81,7 +81,7 @@ def carried(mask: np.ndarray, volume: Volume, plane: Plane) -> np.ndarray:
     return np.ascontiguousarray(volume.reorientation(plane).apply(stored))
 
 
-def outlines(body: np.ndarray, plane: Plane) -> np.ndarray:
+def pose_outline(body: np.ndarray, plane: Plane) -> np.ndarray:
     """Return the outline from which the pose of each slice is taken.
 
     In axial slices it is the slice's own. In a coronal or sagittal one the slice's own depends on where it
@@ -97,12 +97,12 @@ def outlines(body: np.ndarray, plane: Plane) -> np.ndarray:
     """
     if plane == "axial":
         return body
-    thickness, shown = body.sum(axis=0), np.asarray(body.any(axis=(1, 2)))
-    thick: np.ndarray = thickness >= HALF * thickness.max()
-    return thick[None] & shown[:, None, None]
+    thickness, has_body = body.sum(axis=0), np.asarray(body.any(axis=(1, 2)))
+    thick: np.ndarray = thickness >= MIN_THICKNESS * thickness.max()
+    return thick[None] & has_body[:, None, None]
 
 
-def outline_doubts(body: np.ndarray, plane: Plane) -> Iterator[str]:
+def outline_warnings(body: np.ndarray, plane: Plane) -> Iterator[str]:
     """Yield a warning where the edges of the slices cut the body's width, from which its size is taken.
 
     Args:
@@ -114,8 +114,8 @@ def outline_doubts(body: np.ndarray, plane: Plane) -> Iterator[str]:
     silhouette = np.asarray(body.any(axis=0))
     rows = silhouette.any(axis=1)
     both = silhouette[:, :2].any(axis=1) & silhouette[:, -2:].any(axis=1)
-    if both.sum() > CUT * rows.sum():
-        edges = _EDGES[DIRECTIONS[plane][0]]
+    if both.sum() > MAX_CUT_ROWS * rows.sum():
+        edges = _EDGE_NAMES[DIRECTIONS[plane][0]]
         yield (
             f"the body reaches the edges of the slices, {edges}: its size is taken from the field of "
             "view; look at the homogenized scan"

@@ -20,14 +20,14 @@ from torch import Tensor
 from isopose import scratch
 from isopose.choices import Modality, Plane
 from isopose.data.body import body_box
-from isopose.data.doubts import check_values, doubts
-from isopose.data.drawn import classes_of, structures, undrawn_doubt
-from isopose.data.fingerprint import MARGIN, Fingerprint
+from isopose.data.doubts import check_values, scan_warnings
+from isopose.data.drawn import classes_of, structures, undrawn_warning
+from isopose.data.fingerprint import FRAME_MARGIN, Fingerprint
 from isopose.data.modality import find_body, modality_of
 from isopose.data.normalization import ByScan, Channel, Scale, pose_channel_of
-from isopose.data.plane import carried, outline_doubts, outlines
-from isopose.data.resample import FEW, chunks, warped, warped_labels
-from isopose.data.tissue import UsualTissue, tissue_of, unlike
+from isopose.data.plane import mask_in_plane, outline_warnings, pose_outline
+from isopose.data.resample import CACHED_VOXELS, chunks, warped, warped_labels
+from isopose.data.tissue import UsualTissue, composition_warnings, tissue_of
 from isopose.errors import InputError
 from isopose.geometry.frame import Frame
 from isopose.geometry.volume import Reorientation, Volume
@@ -45,7 +45,7 @@ class Prepared:
     Args:
         images: ``(C, z, N, N)`` float32, the channels, clipped and z-scored.
         mask: ``(z, N, N)`` booleans, the trunk; of coronal and sagittal slices the outline of all, see
-            :func:`isopose.data.plane.outlines`.
+            :func:`isopose.data.plane.pose_outline`.
         labels: ``(z, N, N)`` uint8 class indices, :data:`isopose.labels.IGNORED` where not annotated; None
             without labels.
         frame: the square in the plane of the reoriented volume, mm.
@@ -131,7 +131,7 @@ def prepare(
     prepared = prepare_as(
         volume,
         fingerprint.channels[pose_channel].scale,
-        usual_fov(fingerprint, config),
+        common_fov(fingerprint, config),
         config,
         tissue=fingerprint.tissue,
         channels=list(zip(volumes, fingerprint.channels, strict=True)),
@@ -152,7 +152,7 @@ def prepare(
     classes = labels_in_frame(native, prepared.frame, prepared.spacing, label_map.classes)
     # Outside the image is background, except in slices that were not annotated.
     classes[(native == IGNORED).all(axis=(1, 2))] = IGNORED
-    warnings = (*prepared.warnings, *_label_doubts(native, classes, prepared))
+    warnings = (*prepared.warnings, *_label_warnings(native, classes, prepared))
     return replace(prepared, labels=classes, warnings=warnings)
 
 
@@ -189,34 +189,34 @@ def prepare_as(
     lps, plane = volume.reoriented(), config.plane
     check_extent(lps)
     check_values(lps, modality, plane)
-    given = None if body is None else volume.reorientation().apply(body)
-    body, body_mm = trunk(lps, config, modality, given)
-    composition = () if tissue is None else tuple(unlike(tissue_of(lps, body), tissue))
-    stack, body = volume.reoriented(plane), carried(body, volume, plane)
+    own_mask = None if body is None else volume.reorientation().apply(body)
+    body, body_mm = find_trunk(lps, config, modality, own_mask)
+    composition = () if tissue is None else tuple(composition_warnings(tissue_of(lps, body), tissue))
+    stack, body = volume.reoriented(plane), mask_in_plane(body, volume, plane)
     spacing = (float(stack.spacing[0]), float(stack.spacing[1]), float(stack.spacing[2]))
-    frame, of_frame = frame_of(body, stack.spacing, fov_mm, config.size)
+    frame, frame_warnings = frame_of(body, stack.spacing, fov_mm, config.size)
     warnings = (
-        *doubts(lps, body_mm, modality, plane),
-        *outline_doubts(body, plane),
-        *of_frame,
+        *scan_warnings(lps, body_mm, modality, plane),
+        *outline_warnings(body, plane),
+        *frame_warnings,
         *composition,
     )
     matrix = frame.slice_from_frame(body.shape[1:], spacing[:2])
     scale, size = scaling.of_scan(stack.array, body), (frame.size, frame.size)
-    seen = [(volume, scale, scaling)]
+    image_scales = [(volume, scale, scaling)]
     if channels:
-        seen = [
+        image_scales = [
             (volume, scale, scaling)
             if n == pose_channel
             else (one, _scale_of(one, channel, body, plane), channel.scale)
             for n, (one, channel) in enumerate(channels)
         ]
-    images = scratch.zeros((len(seen), len(body), *size), np.float32)
-    for out, (one, of_scan, of_channel) in zip(images, seen, strict=True):
+    images = scratch.zeros((len(image_scales), len(body), *size), np.float32)
+    for out, (one, of_scan, of_channel) in zip(images, image_scales, strict=True):
         _normalize_into(out, one.reoriented(plane).array, of_scan, of_channel, matrix)
-    mask, shown = scratch.zeros(images.shape[1:], bool), outlines(body, plane)
+    mask, visible = scratch.zeros(images.shape[1:], bool), pose_outline(body, plane)
     for part in chunks(body.shape, size):
-        mask[part] = warped(shown[part], matrix, size, 0.0, "bilinear") >= 0.5
+        mask[part] = warped(visible[part], matrix, size, 0.0, "bilinear") >= 0.5
     silhouette = None
     if plane != "axial":
         silhouette = warped(np.asarray(body.any(axis=0))[None], matrix, size, 0.0, "bilinear")[0] >= 0.5
@@ -231,7 +231,7 @@ def prepare_as(
         reorientation=volume.reorientation(plane),
         native_shape=_shape(volume.array),
         native_world_from_index=volume.world_from_index,
-        scales=tuple(of_scan for _, of_scan, _ in seen),
+        scales=tuple(of_scan for _, of_scan, _ in image_scales),
         warnings=warnings,
         pose_channel=pose_channel,
         silhouette=silhouette,
@@ -281,27 +281,27 @@ def _normalize_into(
     # Cubic sampling overshoots beside metal and skin; values are clipped again, as nnU-Net does. No value of
     # a scan is below the air that surrounds it in the network's input.
     low, high = max(scale.air, scaling.air), min(scale.top, scaling.top)
-    for part in chunks(array.shape, size, FEW):
+    for part in chunks(array.shape, size, CACHED_VOXELS):
         slices = warped(scale.normalize(array[part]), slice_from_frame, size, scale.air, "bicubic")
         np.clip(slices, low, high, out=out[part])
 
 
-def trunk(
-    upright: Volume, config: DataConfig, modality: Modality, given: np.ndarray | None = None
+def find_trunk(
+    volume: Volume, config: DataConfig, modality: Modality, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """Return the body's mask ``(z, y, x)`` and the sides ``(x, y)`` in mm of its in-plane box.
 
     Args:
-        upright: the scan, reoriented to the patient's axes.
+        volume: the scan, reoriented to the patient's axes.
         config: the body's threshold in CT.
         modality: of the scan.
-        given: the mask ``(z, y, x)``, reoriented as well; None: it is found.
+        mask: the mask ``(z, y, x)``, reoriented as well; None: it is found.
 
     Raises:
         InputError: no body; where the field of view is too small for one, the message says so.
     """
-    body = find_body(upright, config, modality) if given is None else given
-    x0, y0, x1, y1 = body_box(body, upright.spacing)
+    body = find_body(volume, config, modality) if mask is None else mask
+    x0, y0, x1, y1 = body_box(body, volume.spacing)
     return body, (x1 - x0, y1 - y0)
 
 
@@ -319,10 +319,10 @@ def frame_of(
     x0, y0, x1, y1 = body_box(body, spacing)
     side = max(x1 - x0, y1 - y0)
     warnings: tuple[str, ...] = ()
-    fov = side * (1.0 + MARGIN) if usual is None else usual
+    fov = side * (1.0 + FRAME_MARGIN) if usual is None else usual
     # A tolerance, so that the largest training body, for which the frame was made, fits despite rounding.
     if usual is not None and side > usual * (1.0 + 1e-6):
-        fov = side * (1.0 + MARGIN)
+        fov = side * (1.0 + FRAME_MARGIN)
         warnings = (
             f"the body is {side:.0f} mm wide and the frame {usual:.0f} mm; "
             f"this case's frame was made {fov:.0f} mm, so its pixels are larger than those of the others",
@@ -330,7 +330,7 @@ def frame_of(
     return Frame(((x0 + x1) / 2.0, (y0 + y1) / 2.0), fov, size), warnings
 
 
-def usual_fov(fingerprint: Fingerprint, config: DataConfig) -> float:
+def common_fov(fingerprint: Fingerprint, config: DataConfig) -> float:
     """Return the side in mm of the frame that is used for all bodies that fit into it."""
     if config.pixel_mm is None:
         return fingerprint.fov_mm
@@ -356,7 +356,7 @@ def labels_in_frame(
     return warped_labels(classes, matrix, (frame.size, frame.size), (*range(1, count), IGNORED))
 
 
-def _label_doubts(native: np.ndarray, classes: np.ndarray, prepared: Prepared) -> Iterator[str]:
+def _label_warnings(native: np.ndarray, classes: np.ndarray, prepared: Prepared) -> Iterator[str]:
     """Yield a warning if nothing is labeled, or labels lie out of the frame or in slices without a body.
 
     Args:
@@ -368,9 +368,9 @@ def _label_doubts(native: np.ndarray, classes: np.ndarray, prepared: Prepared) -
     if not len(rows):
         yield "no voxel is labeled, so the case shows background only; is that intended?"
         return
-    doubt = undrawn_doubt(native)
-    if doubt is not None:
-        yield f"label: {doubt}"
+    warning = undrawn_warning(native)
+    if warning is not None:
+        yield f"label: {warning}"
     frame, spacing = prepared.frame, prepared.spacing
     across = np.abs(columns * spacing[0] - frame.center_mm[0]).max()
     along = np.abs(rows * spacing[1] - frame.center_mm[1]).max()

@@ -19,7 +19,7 @@ from isopose.labels import IGNORED, Labels
 from isopose.strict import STRICT, Hash
 
 #: Names of the arrays besides the images, uint8; each is ``NAME.b2nd`` in the case's folder.
-_MARKS = ("mask", "labels")
+_MASK_ARRAYS = ("mask", "labels")
 
 Triple = tuple[int, int, int]
 
@@ -77,7 +77,7 @@ class Record:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
-RECORD = TypeAdapter(Record)
+RECORD_ADAPTER = TypeAdapter(Record)
 
 
 def image_name(channel: int) -> str:
@@ -87,7 +87,7 @@ def image_name(channel: int) -> str:
 
 def array_names(channels: int) -> tuple[str, ...]:
     """Return the names of all arrays of a case with this number of channels."""
-    return (*map(image_name, range(channels)), *_MARKS)
+    return (*map(image_name, range(channels)), *_MASK_ARRAYS)
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,12 @@ class StoredCase:
             InputError: an array's file is missing or damaged.
             IndexError: no such slice.
         """
-        shown = range(self.record.channels) if all_channels else [self.record.pose_channel]
-        wanted = slices if images is None else images
-        each = [self._read(image_name(channel), wanted).astype(np.float32) for channel in shown]
-        image = np.stack(each) if all_channels else each[0]
+        channels = range(self.record.channels) if all_channels else [self.record.pose_channel]
+        image_slices = slices if images is None else images
+        images_read = [
+            self._read(image_name(channel), image_slices).astype(np.float32) for channel in channels
+        ]
+        image = np.stack(images_read) if all_channels else images_read[0]
         return image, self._read("mask", slices), self._read("labels", slices)
 
     def _read(self, name: str, slices: Sequence[int]) -> np.ndarray:
@@ -146,7 +148,7 @@ def record_of(
     classes = prepared.labels
     assert classes is not None, "a case of a store has labels"
     # The border of the body, where half a pixel lies outside of the image, says nothing of a slice.
-    drawn = ((classes != IGNORED) & prepared.mask).any(axis=(1, 2)) | structures(classes).any(axis=(1, 2))
+    annotated = ((classes != IGNORED) & prepared.mask).any(axis=(1, 2)) | structures(classes).any(axis=(1, 2))
     shows = [(classes == index).any(axis=(1, 2)) for index in range(1, labels.classes)]
     return Record(
         id=case.id,
@@ -167,7 +169,7 @@ def record_of(
         body_fraction=tuple(float(f) for f in prepared.mask.mean(axis=(1, 2))),
         arrays=arrays,
         sources=sources,
-        undrawn=tuple(int(z) for z in np.flatnonzero((classes == IGNORED).any(axis=(1, 2)) & ~drawn)),
+        undrawn=tuple(int(z) for z in np.flatnonzero((classes == IGNORED).any(axis=(1, 2)) & ~annotated)),
         channels=len(prepared.images),
         pose_channel=prepared.pose_channel,
     )
@@ -176,7 +178,7 @@ def record_of(
 def read_stored_record(folder: Path) -> Record | None:
     """Read the record in a case's folder; None if it is missing, of another version or damaged."""
     try:
-        record = RECORD.validate_json(read_text(folder / "record.json", "a record"))
+        record = RECORD_ADAPTER.validate_json(read_text(folder / "record.json", "a record"))
     except (InputError, ValidationError):
         return None
     depth = record.shape[0]

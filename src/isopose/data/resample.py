@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from isopose import scratch
-from isopose.data.runs import CHUNK, parts_of
-from isopose.geometry.parts import warp_slabs, window_of
+from isopose.data.runs import CHUNK, slice_chunks
+from isopose.geometry.parts import reachable_window, warp_slabs
 from isopose.geometry.volume import PixelWindow
 from isopose.geometry.warp import Mode, warp
-from isopose.geometry.weighted import warp_alike, warp_straight
+from isopose.geometry.weighted import warp_axis_aligned, warp_stack
 
 #: Voxels at a time where several arrays of their size should stay in the processor's cache.
-FEW = 1_100_000
+CACHED_VOXELS = 1_100_000
 
 
 def warped_labels(
@@ -36,21 +36,21 @@ def warped_labels(
     out = scratch.zeros((len(labels), *size), np.uint8)
     # Slices with different scales are blurred together with the widest kernel among them.
     alike = input_from_output.ndim == 2 or bool((input_from_output == input_from_output[:1]).all())
-    for part in chunks(labels.shape, size, FEW if alike else CHUNK):
+    for part in chunks(labels.shape, size, CACHED_VOXELS if alike else CHUNK):
         chunk, matrix = labels[part], input_from_output
         matrix = matrix if matrix.ndim == 2 else matrix[part]
         shares = [
-            (value, seen, partial(warped, chunk == value, matrix, size, 0.0, "bilinear", seen))
+            (value, windows, partial(warped, chunk == value, matrix, size, 0.0, "bilinear", windows))
             for value in values
-            for seen in _windows_of(chunk == value, matrix, size)
+            for windows in _windows_of(chunk == value, matrix, size)
         ]
         if len(shares) == 1:
-            value, seen, share_of = shares[0]
+            value, windows, share_of = shares[0]
             share = share_of()
-            np.copyto(out[part, *seen], np.uint8(value), where=share > 1.0 - share)
+            np.copyto(out[part, *windows], np.uint8(value), where=share > 1.0 - share)
         elif shares:
-            here = ((value, share_of(), seen) for value, seen, share_of in shares)
-            out[part] = largest_share(here, (len(chunk), *size))
+            label_shares = ((value, share_of(), windows) for value, windows, share_of in shares)
+            out[part] = largest_share(label_shares, (len(chunk), *size))
     return out
 
 
@@ -60,7 +60,7 @@ def _windows_of(mask: np.ndarray, input_from_output: Tensor, size: tuple[int, in
     if not len(rows):
         return []
     box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    return [window_of(box, input_from_output.reshape(-1, 3, 3), mask.shape[1:], size)]
+    return [reachable_window(box, input_from_output.reshape(-1, 3, 3), mask.shape[1:], size)]
 
 
 def largest_share(
@@ -79,10 +79,10 @@ def largest_share(
     out = np.zeros(shape, dtype=np.uint8)
     best, left = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
     for value, share, *windows in shares:
-        there = (..., *windows[0]) if windows else ...
-        left[there] -= share
-        np.copyto(out[there], value, where=share > best[there])
-        np.maximum(best[there], share, out=best[there])
+        window = (..., *windows[0]) if windows else ...
+        left[window] -= share
+        np.copyto(out[window], value, where=share > best[window])
+        np.maximum(best[window], share, out=best[window])
     out[left >= best] = 0
     return out
 
@@ -107,16 +107,18 @@ def warped(
     """
     source = _as_tensor(array)
     if input_from_output.ndim == 2:
-        whole = warp_straight(source[:, None], input_from_output, size, fill=fill, mode=mode)[:, 0].numpy()
+        whole = warp_axis_aligned(source[:, None], input_from_output, size, fill=fill, mode=mode)[
+            :, 0
+        ].numpy()
         return whole if window is None else whole[:, *window]
     if bool((input_from_output == input_from_output[:1]).all()):
         if mode == "bicubic" and window is None:
-            return warp_alike(source, input_from_output[0], size, fill=fill).numpy()
+            return warp_stack(source, input_from_output[0], size, fill=fill).numpy()
         # As channels of one image, slices share the coordinates of their samples, which saves time.
         matrix = input_from_output[:1]
         return warp(source[None], matrix, size, fill=fill, mode=mode, window=window)[0].numpy()
-    seen = warp(source[:, None], input_from_output, size, fill=fill, mode=mode, window=window)
-    return seen[:, 0].numpy()
+    resampled = warp(source[:, None], input_from_output, size, fill=fill, mode=mode, window=window)
+    return resampled[:, 0].numpy()
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:
@@ -154,4 +156,4 @@ def chunks(shape: tuple[int, ...], size: tuple[int, int], voxels: int = CHUNK) -
         size: ``(h, w)`` of the result.
         voxels: of a part, in the volume and in the result.
     """
-    return parts_of((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])), voxels)
+    return slice_chunks((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])), voxels)

@@ -19,7 +19,7 @@ CHUNK = 4_000_000
 
 #: Runs whose components are found at a time, since the graph of their neighbors takes many times their
 #: memory.
-TOGETHER = 250_000
+RUNS_PER_GRAPH = 250_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,13 +121,13 @@ class Runs:
     def cropped(self, box: Box) -> "Runs":
         """Return the mask cropped to a box that contains all of it."""
         shape = (box[0].stop - box[0].start, box[1].stop - box[1].start, box[2].stop - box[2].start)
-        return self._moved([-axis.start for axis in box], shape)
+        return self._shifted([-axis.start for axis in box], shape)
 
     def placed(self, box: Box, shape: tuple[int, int, int]) -> "Runs":
         """Return the mask placed at a box of a larger, empty mask; the inverse of :meth:`cropped`."""
-        return self._moved([axis.start for axis in box], shape)
+        return self._shifted([axis.start for axis in box], shape)
 
-    def _moved(self, by: list[int], shape: tuple[int, int, int]) -> "Runs":
+    def _shifted(self, by: list[int], shape: tuple[int, int, int]) -> "Runs":
         """Return the mask shifted by ``(z, y, x)`` voxels in a mask of another shape."""
         wide = np.promote_types(self.starts.dtype, _index_type(shape))
         rows = self.starts.astype(wide) // (self.shape[2] + 1)
@@ -151,7 +151,7 @@ class Runs:
         numbers, count = np.empty(len(self.starts), dtype=np.int32), 0
         parts = self._parts()
         for part in parts:
-            numbers[part] = self.only(part)._connected(in_plane=in_plane) + count
+            numbers[part] = self.only(part)._label_components(in_plane=in_plane) + count
             count = int(numbers[part].max()) + 1
         if in_plane or len(parts) < 2:
             return numbers
@@ -160,30 +160,32 @@ class Runs:
             z = int(self.starts[part.start]) // self.per_slice
             two_slices = slice(self._from_slice(z - 1), self._from_slice(z + 1))
             runs = self.only(two_slices)
-            pairs.append(numbers[two_slices][np.stack(runs._touching(self.per_slice, runs.lengths > 0))])
+            pairs.append(
+                numbers[two_slices][np.stack(runs._overlapping_runs(self.per_slice, runs.lengths > 0))]
+            )
         one, other = np.concatenate(pairs, axis=1)
-        return _joined(one, other, count)[numbers]
+        return _label_graph(one, other, count)[numbers]
 
     def _parts(self) -> list[slice]:
-        """Return parts of about :data:`TOGETHER` runs that end at the end of a slice."""
+        """Return parts of about :data:`RUNS_PER_GRAPH` runs that end at the end of a slice."""
         parts, start = [], 0
         while start < len(self.starts):
-            last = int(self.starts[min(start + TOGETHER, len(self.starts)) - 1]) // self.per_slice
+            last = int(self.starts[min(start + RUNS_PER_GRAPH, len(self.starts)) - 1]) // self.per_slice
             parts.append(slice(start, self._from_slice(last + 1)))
             start = parts[-1].stop
         return parts
 
-    def _connected(self, *, in_plane: bool) -> np.ndarray:
+    def _label_components(self, *, in_plane: bool) -> np.ndarray:
         """Label the components of all runs at once; see :meth:`components`."""
         width, count = self.shape[2] + 1, len(self.starts)
         # The row after a slice's last one is the first of the next slice: not a neighbor.
-        pairs = [self._touching(width, (self.starts // width + 1) % self.shape[1] != 0)]
+        pairs = [self._overlapping_runs(width, (self.starts // width + 1) % self.shape[1] != 0)]
         if not in_plane:
-            pairs.append(self._touching(self.per_slice, np.ones(count, dtype=bool)))
+            pairs.append(self._overlapping_runs(self.per_slice, np.ones(count, dtype=bool)))
         first, second = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
-        return _joined(first, second, count)
+        return _label_graph(first, second, count)
 
-    def _touching(self, offset: int, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _overlapping_runs(self, offset: int, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return pairs of runs that overlap when the first is moved by an offset.
 
         Args:
@@ -202,7 +204,7 @@ class Runs:
         return one, other
 
 
-def _joined(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
+def _label_graph(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
     """Label the connected components of a graph.
 
     Returns:
@@ -218,7 +220,7 @@ def _index_type(shape: tuple[int, int, int]) -> type[np.signedinteger]:
     return np.int32 if most <= np.iinfo(np.int32).max else np.int64
 
 
-def mapped(function: Callable[..., np.ndarray], *given: Runs, voxels: int = CHUNK) -> Runs:
+def map_masks(function: Callable[..., np.ndarray], *given: Runs, voxels: int = CHUNK) -> Runs:
     """Apply a function to masks, a part of the slices at a time.
 
     Args:
@@ -226,17 +228,17 @@ def mapped(function: Callable[..., np.ndarray], *given: Runs, voxels: int = CHUN
         given: masks of one shape.
         voxels: at a time.
     """
-    parts = parts_of(given[0].shape, voxels)
+    parts = slice_chunks(given[0].shape, voxels)
     return Runs.of((function(*(runs.mask(part) for runs in given)) for part in parts), given[0].shape)
 
 
-def parts_of(shape: tuple[int, ...], voxels: int = CHUNK) -> list[slice]:
+def slice_chunks(shape: tuple[int, ...], voxels: int = CHUNK) -> list[slice]:
     """Split a stack of slices ``(z, y, x)`` into parts of at most ``voxels`` voxels, or of one slice."""
     step = max(1, voxels // (shape[1] * shape[2]))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
-def merged(one: Runs, other: Runs) -> Runs:
+def merge(one: Runs, other: Runs) -> Runs:
     """Join two masks of one shape that have no slice in common."""
     starts = np.concatenate([one.starts, other.starts])
     order = np.argsort(starts, kind="stable")

@@ -153,15 +153,15 @@ class Slices:
             places = np.flatnonzero(self.rows[index, 0] == case)
             channels = self.channels[index[places]]
             # Neighbors of neighboring rows are the same slices: each is read once.
-            shown = np.unique(channels)
+            slices_read = np.unique(channels)
             arrays = self.cases[case].read(
-                self.rows[index[places], 1].tolist(), shown.tolist(), all_channels=self.all_channels
+                self.rows[index[places], 1].tolist(), slices_read.tolist(), all_channels=self.all_channels
             )
             images, *rest = map(torch.from_numpy, arrays)
             images = images if self.all_channels else images[None]
             for row, place in enumerate(places):
-                beside = torch.from_numpy(np.searchsorted(shown, channels[row]))
-                image[place] = images[:, beside].flatten(0, 1)
+                positions = torch.from_numpy(np.searchsorted(slices_read, channels[row]))
+                image[place] = images[:, positions].flatten(0, 1)
                 mask[place], labels[place] = (one[row] for one in rest)
         rows = torch.from_numpy(np.asarray(index, dtype=np.int64))
         return Batch(
@@ -187,7 +187,7 @@ class Slices:
         """Return the rows that show any label."""
         return self.subset(np.flatnonzero(self.presence.any(axis=1)))
 
-    def known(self) -> "Slices":
+    def annotated(self) -> "Slices":
         """Return the rows that were annotated, with labels or as background."""
         return self if self.drawn.all() else self.subset(np.flatnonzero(self.drawn))
 
@@ -262,7 +262,7 @@ class Volumes:
         """Return the rows that show any label."""
         return self.subset(np.flatnonzero(self.presence.any(axis=1)))
 
-    def known(self) -> "Volumes":
+    def annotated(self) -> "Volumes":
         """Return the rows with at least one annotated slice, with labels or as background."""
         drawn = [len(case.record.undrawn) < case.record.shape[0] for case in self.cases]
         return self if all(drawn) else self.subset(np.flatnonzero(drawn))

@@ -25,7 +25,7 @@ def split(dataset: Dataset, config: TrainConfig) -> tuple[tuple[Case, ...], tupl
     return split_patients(dataset, config.folds, config.fold, config.seed)
 
 
-def measured(
+def measured_cases(
     training: tuple[Case, ...], validation: tuple[Case, ...], config: TrainConfig
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Return the cases of which normalization, frame and reference are, and the others that are prepared.

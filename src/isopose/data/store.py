@@ -23,7 +23,7 @@ from isopose.data.fingerprint import Fingerprint
 from isopose.data.modality import modality_of
 from isopose.data.normalization import pose_channel_of
 from isopose.data.preprocess import prepare
-from isopose.data.record import RECORD, Record, StoredCase, image_name, read_stored_record, record_of
+from isopose.data.record import RECORD_ADAPTER, Record, StoredCase, image_name, read_stored_record, record_of
 from isopose.devices import one_thread
 from isopose.errors import InputError, IsoposeError
 from isopose.files import hash_of, only_writer, read_json, replacing, write_json
@@ -128,8 +128,8 @@ def open_store(folder: Path) -> Store:
         )
     values = read_json(where)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else "none"
-        raise InputError(f"{where}: expected format {FORMAT}, got {found}; prepare the dataset again")
+        version = values.get("format") if isinstance(values, dict) else "none"
+        raise InputError(f"{where}: expected format {FORMAT}, got {version}; prepare the dataset again")
     try:
         head = {name: values[name] for name in ("format", "config", "fingerprint", "labels")}
         key, names = values["key"], [str(name) for name in values["cases"]]
@@ -187,10 +187,10 @@ def write_case(
     sources = {"image": hash_of_channels(case.images), "label": hash_of_source(case.label)}
     if case.mask is not None:
         sources["mask"] = hash_of_source(case.mask)
-    known = read_stored_record(folder)
-    if known is not None:
-        same = (known.id, known.patient, known.age_years, known.sources)
-        if same == (case.id, case.patient, case.age_years, sources) and not damaged(folder, known.arrays):
+    earlier = read_stored_record(folder)
+    if earlier is not None:
+        same = (earlier.id, earlier.patient, earlier.age_years, earlier.sources)
+        if same == (case.id, case.patient, case.age_years, sources) and not damaged(folder, earlier.arrays):
             return
     with replacing_results(folder / "record.json", [folder], stale=[folder]):
         modality = modality_of(config, fingerprint.channel_names)
@@ -212,7 +212,7 @@ def write_case(
                 temporary.write_bytes(_compressed(array))
         arrays = hashes(folder, (folder / f"{name}.b2nd" for name in contents))
         record = record_of(case, prepared, labels, arrays, sources)
-        write_json(folder / "record.json", RECORD.dump_python(record, mode="json"))
+        write_json(folder / "record.json", RECORD_ADAPTER.dump_python(record, mode="json"))
 
 
 def _compressed(array: np.ndarray) -> bytes:

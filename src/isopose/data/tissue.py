@@ -17,17 +17,17 @@ from isopose.geometry.volume import Volume
 from isopose.strict import STRICT
 
 #: Upper HU limits of gas and lung, of fat, and of lean tissue; above are bone and contrast medium.
-_GAS, _FAT, _LEAN = -300, -30, 200
+_GAS_HU, _FAT_HU, _LEAN_HU = -300, -30, 200
 #: Slices are subsampled to pixels of about this side, mm.
 _PIXEL_MM = 3.0
 #: Fractions of gas and of bone may exceed the largest of the training scans by this much.
-_MORE_GAS, _MORE_BONE = 0.10, 0.08
+_GAS_MARGIN, _BONE_MARGIN = 0.10, 0.08
 #: Fewest slices, and shortest length in mm, for which the change along the body is measured.
-_SLICES, _LENGTH_MM = 8, 60.0
+_MIN_SLICES, _MIN_LENGTH_MM = 8, 60.0
 #: Fewest training scans for a judgment of the head's direction, and the least absolute median correlation.
-_CASES, _CLEAR = 10, 0.6
+_MIN_CASES, _MIN_CORRELATION = 10, 0.6
 #: A scan's correlation must be below that of all training scans by this much.
-_LESS = 0.2
+_CORRELATION_MARGIN = 0.2
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
@@ -71,23 +71,25 @@ class UsualTissue:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
-def tissue_of(upright: Volume, body: np.ndarray) -> Tissue:
+def tissue_of(volume: Volume, body: np.ndarray) -> Tissue:
     """Measure the composition of one scan's body.
 
     Args:
-        upright: reoriented to the patient's axes, HU.
+        volume: reoriented to the patient's axes, HU.
         body: its mask ``(z, y, x)``, not empty.
     """
-    steps = [max(1, round(_PIXEL_MM / float(side))) for side in upright.spacing[:2]]
+    steps = [max(1, round(_PIXEL_MM / float(side))) for side in volume.spacing[:2]]
     part = (slice(None), slice(None, None, steps[1]), slice(None, None, steps[0]))
-    values, inside = upright.array[part], body[part]
+    values, inside = volume.array[part], body[part]
     whole = inside.sum(axis=(1, 2))
-    below = [np.count_nonzero(inside & (values < limit), axis=(1, 2)) for limit in (_GAS, _FAT, _LEAN)]
+    below = [
+        np.count_nonzero(inside & (values < limit), axis=(1, 2)) for limit in (_GAS_HU, _FAT_HU, _LEAN_HU)
+    ]
     gas, fat, lean, bone = below[0], below[1] - below[0], below[2] - below[1], whole - below[2]
     total = max(int(whole.sum()), 1)
     rows = np.flatnonzero(lean + fat)
     rising = None
-    if len(rows) >= _SLICES and (rows[-1] - rows[0]) * float(upright.spacing[2]) >= _LENGTH_MM:
+    if len(rows) >= _MIN_SLICES and (rows[-1] - rows[0]) * float(volume.spacing[2]) >= _MIN_LENGTH_MM:
         share = lean[rows] / (lean[rows] + fat[rows])
         if share.std() > 0:
             rising = float(np.corrcoef(rows, share)[0, 1].clip(-1, 1))
@@ -108,11 +110,11 @@ def usual_tissue(scans: Sequence[Tissue]) -> UsualTissue:
     )
 
 
-def unlike(found: Tissue, usual: UsualTissue) -> Iterator[str]:
+def composition_warnings(tissue: Tissue, usual: UsualTissue) -> Iterator[str]:
     """Yield a warning for each way in which a scan's composition differs from the training scans'."""
     for name, share, most, more in (
-        ("gas or lung", found.gas, usual.gas_max, _MORE_GAS),
-        ("bone or as bright", found.bone, usual.bone_max, _MORE_BONE),
+        ("gas or lung", tissue.gas, usual.gas_max, _GAS_MARGIN),
+        ("bone or as bright", tissue.bone, usual.bone_max, _BONE_MARGIN),
     ):
         if share > most + more:
             yield (
@@ -120,12 +122,16 @@ def unlike(found: Tissue, usual: UsualTissue) -> Iterator[str]:
                 f"{100 * most:.0f} %; does the scan show another part of the body? Do not trust the "
                 "segmentation there"
             )
-    if found.rising is None or usual.rising_cases < _CASES or abs(usual.rising_median) < _CLEAR:
+    if (
+        tissue.rising is None
+        or usual.rising_cases < _MIN_CASES
+        or abs(usual.rising_median) < _MIN_CORRELATION
+    ):
         return
     # In scans of another region the lean fraction may fall toward the head; then the signs are reversed.
     sign = 1.0 if usual.rising_median > 0 else -1.0
     least = usual.rising_min if sign > 0 else -usual.rising_max
-    if sign * found.rising < min(-_CLEAR, least - _LESS):
+    if sign * tissue.rising < min(-_MIN_CORRELATION, least - _CORRELATION_MARGIN):
         yield (
             "from feet to head, the fractions of fat and lean tissue change in the opposite direction to the "
             "training scans: are feet and head exchanged in the file's header?"

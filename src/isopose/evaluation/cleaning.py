@@ -99,16 +99,16 @@ def count(
         predicted = np.isin(prediction.array, values)
         if labeled is not None:
             predicted &= labeled
-        both = int(np.count_nonzero(predicted & reference[target]))
-        voxels[target] = int(predicted.sum()), int(reference[target].sum()), both
+        overlap = int(np.count_nonzero(predicted & reference[target]))
+        voxels[target] = int(predicted.sum()), int(reference[target].sum()), overlap
     voxel_ml = float(np.prod(prediction.spacing)) / 1000.0
     parts = {name: Parts.of(prediction.array, labels.values[name]) for name in {rule.label for rule in rules}}
     removed: dict[Rule, tuple[int, Mapping[str, int]]] = {}
     for rule in rules:
-        own = parts[rule.label]
-        false = ~kept(own, rule, voxel_ml, midline)
+        label_parts = parts[rule.label]
+        removed_parts = ~kept(label_parts, rule, voxel_ml, midline)
         voxels_removed, of_truth = 0, dict.fromkeys(targets, 0)
-        for z, mask in own.in_slices(false):
+        for z, mask in label_parts.in_slices(removed_parts):
             if labeled is not None:
                 mask = mask & labeled[z]
             voxels_removed += int(np.count_nonzero(mask))
@@ -134,21 +134,21 @@ def decide(counts: Sequence[Counts], labels: Labels, *, sides: bool) -> Decision
             name for name, values in targets.items() if name != label and labels.values[label] in values
         ]
 
-        def mean(target: str, more: Sequence[Rule] = ()) -> float:
-            own = [rule for name, rule in chosen.items() if labels.values[name] in targets[target]]
-            return _mean_dice(counts, target, [*own, *more])
+        def mean(target: str, extra: Sequence[Rule] = ()) -> float:
+            rules_so_far = [rule for name, rule in chosen.items() if labels.values[name] in targets[target]]
+            return _mean_dice(counts, target, [*rules_so_far, *extra])
 
         before = {target: mean(target) for target in (label, *unions)}
-        tried = {rule: mean(label, [rule]) for rule in candidates(label, sides=sides)}
-        evidence[label] = {"none": before[label], **{str(rule): dice for rule, dice in tried.items()}}
-        helps = [
+        dice_by_rule = {rule: mean(label, [rule]) for rule in candidates(label, sides=sides)}
+        evidence[label] = {"none": before[label], **{str(rule): dice for rule, dice in dice_by_rule.items()}}
+        helpful = [
             rule
-            for rule, dice in tried.items()
+            for rule, dice in dice_by_rule.items()
             if dice > before[label] + ROUNDING
             and all(mean(union, [rule]) >= before[union] - ROUNDING for union in unions)
         ]
-        if helps:
-            chosen[label] = max(helps, key=lambda rule: tried[rule])
+        if helpful:
+            chosen[label] = max(helpful, key=lambda rule: dice_by_rule[rule])
     return Decision(tuple(chosen.values()), evidence)
 
 

@@ -68,8 +68,8 @@ def cross_validate(
         folds = range(config.train.folds)
         device = choose_device(config.train.device)
         members = [load_model(fold_folder(folder, fold), device) for fold in folds]
-        held = [split(dataset, of_fold(config, fold).train)[1] for fold in folds]
-        unseen = _predict(members, held, folder / PREDICTIONS, reporter)
+        validation_cases = [split(dataset, of_fold(config, fold).train)[1] for fold in folds]
+        unseen = _predict(members, validation_cases, folder / PREDICTIONS, reporter)
         with reporter.counting("score") as progress:
             evaluation = evaluate(
                 folder / PREDICTIONS,
@@ -89,13 +89,13 @@ def cross_validate(
 
 
 def _predict(
-    members: Sequence[Model], held: Sequence[Sequence[Case]], output: Path, reporter: Reporter
+    members: Sequence[Model], validation_cases: Sequence[Sequence[Case]], output: Path, reporter: Reporter
 ) -> list[_Unseen]:
     """Predict each fold's validation cases with its model."""
     unseen: list[_Unseen] = []
-    total = sum(map(len, held))
+    total = sum(map(len, validation_cases))
     with reporter.counting("cross-validate") as progress:
-        for member, cases in zip(members, held, strict=True):
+        for member, cases in zip(members, validation_cases, strict=True):
             fused, validated = for_prediction(member), member.info.training.validation_images_sha256
             for case in cases:
                 [outcome] = predict_scans(

@@ -19,20 +19,20 @@ from isopose.evaluation.metrics import SURFACE_TOLERANCE_MM, Scores, joint_box, 
 from isopose.files import composed, hash_of, sha256
 from isopose.geometry.volume import Volume
 from isopose.io.datasets import Dataset, open_dataset
-from isopose.io.endings import ending
+from isopose.io.endings import ending, stem
 from isopose.io.images import read_labels
-from isopose.io.layouts.table import OLDEST
+from isopose.io.layouts.table import MAX_AGE_YEARS
 from isopose.isolation import Failed, failure_of
 from isopose.labels import IGNORED, Labels
 from isopose.outputs import earlier_record
-from isopose.parallel import together
+from isopose.parallel import joint_failure
 from isopose.renamed import EVALUATION, with_present_names
 from isopose.strict import first_problem
 from isopose.version import __version__
 
 FORMAT = "isopose-evaluation/1"
 #: Largest number of cases that a message lists.
-NAMED = 10
+MAX_NAMED_CASES = 10
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ def evaluate(
     labels = labels or (truth.labels if isinstance(truth, Dataset) else None)
     if labels is None:
         raise InputError(f"{truth}: the labels are unknown; give them, e.g. --label kidney=1 --label tumor=2")
-    found = label_maps(Path(predictions))
-    known = _truths(truth, ages_years or {})
-    wanted = _wanted(known, cases)
-    missing = _missing(predictions, wanted, found, allow_missing)
-    pairs = _pairs(wanted, found, known)
+    predicted = label_maps(Path(predictions))
+    labeled = _truths(truth, ages_years or {})
+    to_score = _cases_to_score(labeled, cases)
+    missing = _missing(predictions, to_score, predicted, allow_missing)
+    pairs = _pairs(to_score, predicted, labeled)
     if note is not None:
         for line in _other_names(pairs, labels):
             note(line)
@@ -167,13 +167,13 @@ def evaluate(
     work = partial(
         _score_pair, labels=labels, undrawn=undrawn, sizes=sizes, tolerance_mm=tolerance_mm, note=note
     )
-    scored, failed = _score_all(partial(_tried, work), pairs, allow_failed, workers, progress)
+    scored, failed = _score_all(partial(_try_score, work), pairs, allow_failed, workers, progress)
     inputs = {result.case: hashes for result, hashes in scored}
     return Evaluation(
         targets=tuple(labels.targets()),
         cases=tuple(result for result, _ in scored),
         missing=missing,
-        unlabeled=tuple(sorted(set(found) - set(known))),
+        unlabeled=tuple(sorted(set(predicted) - set(labeled))),
         failed={case: result.why for case, result in failed.items()},
         tolerance_mm=float(tolerance_mm),
         provenance={
@@ -214,18 +214,17 @@ def label_maps(folder: Path) -> dict[str, Path]:
     """Return case id to file for every label map of a folder."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of label maps, found none")
-    found: dict[str, Path] = {}
+    maps: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        kind = ending(path)
-        if not kind or path.name.startswith("."):
+        if not ending(path) or path.name.startswith("."):
             continue
-        case = composed(path.name[: -len(kind)])
-        if case in found:
+        case = composed(stem(path))
+        if case in maps:
             raise InputError(
-                f"{case}: two label maps, {found[case].name} and {path.name}, in {folder}; keep one"
+                f"{case}: two label maps, {maps[case].name} and {path.name}, in {folder}; keep one"
             )
-        found[case] = path
-    return found
+        maps[case] = path
+    return maps
 
 
 def _truths(
@@ -234,7 +233,7 @@ def _truths(
     """Return case id to label file, patient group and age for every case with a label."""
     if not isinstance(truth, Dataset):
         return {case: (path, case, ages_years.get(case)) for case, path in label_maps(Path(truth)).items()}
-    ordered = sorted(truth.cases, key=lambda case: _natural(case.id))
+    ordered = sorted(truth.cases, key=lambda case: _natural_key(case.id))
     first: dict[str, str] = {}
     for case in ordered:
         first.setdefault(case.patient, case.id)
@@ -249,37 +248,39 @@ def _truths(
     }
 
 
-def _wanted(known: Collection[str], cases: Collection[str] | None) -> list[str]:
+def _cases_to_score(labeled: Collection[str], cases: Collection[str] | None) -> list[str]:
     """Return the case ids to score, in natural order."""
-    unknown = sorted(set(cases or ()) - set(known), key=_natural)
+    unknown = sorted(set(cases or ()) - set(labeled), key=_natural_key)
     if unknown:
-        raise InputError(f"no label for {first_names(unknown, NAMED)}; cases to score need one")
-    wanted = sorted(known if cases is None else set(cases), key=_natural)
-    if not wanted:
+        raise InputError(f"no label for {first_names(unknown, MAX_NAMED_CASES)}; cases to score need one")
+    to_score = sorted(labeled if cases is None else set(cases), key=_natural_key)
+    if not to_score:
         raise InputError("nothing to score: no case with a label was found")
-    return wanted
+    return to_score
 
 
 def _missing(
-    predictions: Path, wanted: Sequence[str], found: Collection[str], allowed: bool
+    predictions: Path, to_score: Sequence[str], predicted: Collection[str], allowed: bool
 ) -> tuple[str, ...]:
     """Return the wanted cases without a prediction.
 
     Raises:
         InputError: there are some and they are not allowed, or no case has a prediction.
     """
-    missing = tuple(case for case in wanted if case not in found)
-    if missing and (not allowed or len(missing) == len(wanted)):
+    missing = tuple(case for case in to_score if case not in predicted)
+    if missing and (not allowed or len(missing) == len(to_score)):
         raise InputError(
-            f"{predictions}: no prediction for {len(missing)} of {len(wanted)} cases: "
-            f"{first_names(missing, NAMED)}; predict them, give the folder of the labels that were predicted "
-            "(DATASET/labelsTs), or allow missing ones (--allow-missing)"
+            f"{predictions}: no prediction for {len(missing)} of {len(to_score)} cases: "
+            f"{first_names(missing, MAX_NAMED_CASES)}; predict them, give the folder of the labels that were "
+            "predicted (DATASET/labelsTs), or allow missing ones (--allow-missing)"
         )
     return missing
 
 
 def _pairs(
-    wanted: Sequence[str], found: Mapping[str, Path], known: Mapping[str, tuple[Path, str, float | None]]
+    to_score: Sequence[str],
+    predicted: Mapping[str, Path],
+    labeled: Mapping[str, tuple[Path, str, float | None]],
 ) -> list[_Pair]:
     """Return prediction and label of each case that has both.
 
@@ -287,14 +288,14 @@ def _pairs(
         InputError: the age of a wanted case is implausible.
     """
     pairs = []
-    for case in wanted:
-        label, patient, age = known[case]
-        if age is not None and not 0 <= age <= OLDEST:
+    for case in to_score:
+        label, patient, age = labeled[case]
+        if age is not None and not 0 <= age <= MAX_AGE_YEARS:
             raise InputError(
-                f"{case}: age of {age:g} years, expected 0 to {OLDEST}; correct it or leave it out"
+                f"{case}: age of {age:g} years, expected 0 to {MAX_AGE_YEARS}; correct it or leave it out"
             )
-        if case in found:
-            pairs.append(_Pair(case, patient, age, found[case], label))
+        if case in predicted:
+            pairs.append(_Pair(case, patient, age, predicted[case], label))
     return pairs
 
 
@@ -303,16 +304,15 @@ def _other_names(pairs: Sequence[_Pair], labels: Labels) -> list[str]:
     scored = {value: name for name, value in labels.values.items()}
     cases: dict[tuple[str, str], list[str]] = {}
     for pair in pairs:
-        stem = pair.prediction.name[: -len(ending(pair.prediction))]
-        record = earlier_record(pair.prediction.parent / f"{stem}.json") or {}
-        given = record.get("labels")
-        for label, value in given.items() if isinstance(given, dict) else ():
+        record = earlier_record(pair.prediction.parent / f"{stem(pair.prediction)}.json") or {}
+        recorded = record.get("labels")
+        for label, value in recorded.items() if isinstance(recorded, dict) else ():
             wanted = scored.get(value) if isinstance(value, int) else None
             if wanted is not None and wanted.casefold() != str(label).casefold():
                 cases.setdefault((str(label), wanted), []).append(pair.case)
     return [
-        f"{first_names(named, NAMED)}: the record says {printable(label)}, scored as {wanted}; are these the "
-        "right predictions and labels?"
+        f"{first_names(named, MAX_NAMED_CASES)}: the record says {printable(label)}, scored as {wanted}; are "
+        "these the right predictions and labels?"
         for (label, wanted), named in cases.items()
     ]
 
@@ -344,11 +344,11 @@ def _score_all(
             pool.shutdown(cancel_futures=True)
             raise
     if failed and not allow_failed:
-        raise together(list(failed.values()), len(pairs))
+        raise joint_failure(list(failed.values()), len(pairs))
     return scored, failed
 
 
-def _tried(score_one: Callable[[_Pair], _Scored], pair: _Pair) -> _Scored | Failed:
+def _try_score(score_one: Callable[[_Pair], _Scored], pair: _Pair) -> _Scored | Failed:
     """Score one scan, or say why it cannot be scored."""
     try:
         return score_one(pair)
@@ -382,23 +382,26 @@ def _score_pair(
         unlabeled = _unlabeled(pair, truth, labels, undrawn)
     # Crop to the labels' box first: most of a scan is background, and each step below is done per target.
     box = joint_box(prediction.array, truth.array) or (slice(1), slice(1), slice(1))
-    predicted, marked = prediction.array[box], truth.array[box]
+    predicted, reference = prediction.array[box], truth.array[box]
     # Predictions are ignored where the ground truth was not annotated.
-    for path, array, known in (
+    for path, array, label_set in (
         (pair.prediction, predicted, replace(labels, ignore=None)),
-        (pair.label, marked, labels),
+        (pair.label, reference, labels),
     ):
         try:
-            known.to_classes(array)
+            label_set.to_classes(array)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     partly = unlabeled is not None and bool(unlabeled.any())
     if unlabeled is not None:
-        predicted, marked = (np.where(unlabeled[box], 0, array) for array in (predicted, marked))
+        predicted, reference = (np.where(unlabeled[box], 0, array) for array in (predicted, reference))
     spacing_zyx = prediction.spacing[::-1]
     scores = {
         target: score(
-            np.isin(predicted, values), np.isin(marked, values), spacing_zyx, None if partly else tolerance_mm
+            np.isin(predicted, values),
+            np.isin(reference, values),
+            spacing_zyx,
+            None if partly else tolerance_mm,
         )
         for target, values in labels.targets().items()
     }
@@ -424,7 +427,7 @@ def _on_grid(pair: _Pair, prediction: Volume) -> Volume:
         raise InputError(f"with the prediction {pair.prediction.name} as the image: {error}") from None
 
 
-def _natural(case: str) -> list[tuple[int, int | str]]:
+def _natural_key(case: str) -> list[tuple[int, int | str]]:
     """Return a sort key that puts case_9 before case_10."""
     parts = re.split(r"(\d+)", case)
     return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts if part]

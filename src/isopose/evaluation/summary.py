@@ -21,7 +21,7 @@ AGE_STRATA: tuple[tuple[str, float, float], ...] = (
 )
 
 #: Fewest pairs for a Wilcoxon test: with five, p cannot fall below 0.06.
-FEWEST_PAIRS = 6
+MIN_PAIRS = 6
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,12 @@ def _is_infinite(scores: Scores, metric: str) -> bool:
 def _statistic(cases: Sequence[CaseScores], target: str, metric: str) -> Statistic:
     values = np.array(list(by_patient(cases, target, metric).values()))
     counted = [case for case in cases if case.scores[target].outcome != "empty"]
-    known = [
+    scored_values = [
         case
         for case in counted
         if np.isfinite(badness(case.scores[target], metric)[0]) or _is_infinite(case.scores[target], metric)
     ]
-    worst = max(known, key=lambda case: badness(case.scores[target], metric), default=None)
+    worst = max(scored_values, key=lambda case: badness(case.scores[target], metric), default=None)
     return Statistic(
         patients=len(values),
         mean=float(values.mean()) if len(values) else None,
@@ -187,7 +187,7 @@ class PairedDifference:
         sd_difference: its standard deviation (n - 1).
         better: patients for whom the second is better.
         worse: patients for whom it is worse.
-        p_value: two-sided Wilcoxon signed-rank test; ``None`` below :data:`FEWEST_PAIRS` patients.
+        p_value: two-sided Wilcoxon signed-rank test; ``None`` below :data:`MIN_PAIRS` patients.
         unpaired: patients with a value in one of the two only, such as a structure missed once.
     """
 
@@ -260,21 +260,21 @@ def _paired(a: Sequence[CaseScores], b: Sequence[CaseScores], target: str, metri
 
     pairs = list(zip(a, b, strict=True))
     # Pair scans first, so that both means of a patient cover the same scans.
-    both = [(x, y) for x, y in pairs if known(x) and known(y)]
+    complete = [(x, y) for x, y in pairs if known(x) and known(y)]
     one_sided = {x.patient for x, y in pairs if known(x) != known(y)}
-    values_a = by_patient([x for x, _ in both], target, metric)
-    values_b = by_patient([replace(y, patient=x.patient) for x, y in both], target, metric)
+    values_a = by_patient([x for x, _ in complete], target, metric)
+    values_b = by_patient([replace(y, patient=x.patient) for x, y in complete], target, metric)
     first, second = np.array(list(values_a.values())), np.array(list(values_b.values()))
     difference = second - first
     gain = -difference if METRICS[metric].lower_is_better else difference
-    some = len(first) > 0
+    any_pairs = len(first) > 0
     return PairedDifference(
         target,
         metric,
         patients=len(first),
-        mean_a=float(first.mean()) if some else None,
-        mean_b=float(second.mean()) if some else None,
-        mean_difference=float(difference.mean()) if some else None,
+        mean_a=float(first.mean()) if any_pairs else None,
+        mean_b=float(second.mean()) if any_pairs else None,
+        mean_difference=float(difference.mean()) if any_pairs else None,
         sd_difference=float(difference.std(ddof=1)) if len(first) > 1 else None,
         better=int((gain > 0).sum()),
         worse=int((gain < 0).sum()),
@@ -285,7 +285,7 @@ def _paired(a: Sequence[CaseScores], b: Sequence[CaseScores], target: str, metri
 
 def wilcoxon(difference: np.ndarray) -> float | None:
     """Return the two-sided p-value of the signed-rank test; 1 if nothing differs."""
-    if len(difference) < FEWEST_PAIRS:
+    if len(difference) < MIN_PAIRS:
         return None
     if not difference.any():
         return 1.0

@@ -14,7 +14,7 @@ from isopose.models.folder import Model
 from isopose.models.pipeline import frame_from_crop
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.models.restore import restore
-from isopose.scan.poses import FIRST, initial_roll, scan_poses, scan_transforms
+from isopose.scan.poses import INITIAL_SLICES, initial_roll, scan_poses, scan_transforms
 from isopose.scan.volume import volume_pose
 
 
@@ -159,6 +159,10 @@ def _slice_poses(
     """Estimate the poses of all slices at once; see :func:`isopose.scan.poses.slice_poses`."""
     initial = None
     if transformer.roll is not None and transformer.config.per != "slice":
-        few = (torch.arange(FIRST, device=image.device) * 2 + 1) * image.shape[0] // (2 * FIRST)
+        few = (
+            (torch.arange(INITIAL_SLICES, device=image.device) * 2 + 1)
+            * image.shape[0]
+            // (2 * INITIAL_SLICES)
+        )
         initial = initial_roll(transformer, image[few], mask[few])
     return transformer.estimate(image, mask, min_agreement, initial)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from isopose.data.normalization import Intensity
-from isopose.data.preprocess import usual_fov
+from isopose.data.preprocess import common_fov
 from isopose.errors import InputError
 from isopose.export.graphs import PoseGraph, SegmentGraph, VolumePoseGraph, VolumeSegmentGraph
 from isopose.files import output_folder, replacing, write_json
@@ -27,9 +27,9 @@ from isopose.version import __version__
 #: ONNX operator set: the first whose GridSample has PyTorch's modes.
 OPSET = 20
 #: Number of slices for tracing; the graphs take any number from 2.
-TRACED = 7
+TRACED_SLICES = 7
 #: Largest number of slices of a graph.
-MOST = 65536
+MAX_SLICES = 65536
 
 
 def export_onnx(model: Model, folder: Path) -> None:
@@ -63,14 +63,14 @@ def export_onnx(model: Model, folder: Path) -> None:
     # export.json is written last: if it exists, the graphs beside it are complete and belong to it.
     (folder / "export.json").unlink(missing_ok=True)
     size = model.config.data.size
-    values, mask = torch.zeros(TRACED, 1, size, size), torch.ones(TRACED, 1, size, size)
+    values, mask = torch.zeros(TRACED_SLICES, 1, size, size), torch.ones(TRACED_SLICES, 1, size, size)
     name = "hu" if model.modality == "ct" else "values"
     last: dict[str, Tensor] = {}
     if not isinstance(model.fingerprint.channels[0].scale, Intensity):
         last["scale"] = torch.tensor([0.0, 1.0, 0.5, 0.5])
     fast = for_prediction(model)
     if model.config.dims == 3:
-        theta, numbers = torch.eye(4)[None], torch.arange(TRACED - 2)
+        theta, numbers = torch.eye(4)[None], torch.arange(TRACED_SLICES - 2)
         _write(
             VolumePoseGraph(model),
             {name: values, "mask": mask, "shown": numbers, "apart": torch.full((1,), 0.02), **last},
@@ -86,7 +86,8 @@ def export_onnx(model: Model, folder: Path) -> None:
             ("labels", "probabilities"),
         )
     else:
-        theta, z_mm = torch.eye(3).repeat(TRACED, 1, 1), torch.arange(TRACED, dtype=torch.float32)
+        theta = torch.eye(3).repeat(TRACED_SLICES, 1, 1)
+        z_mm = torch.arange(TRACED_SLICES, dtype=torch.float32)
         _write(
             PoseGraph(model),
             {name: values, "mask": mask, "z_mm": z_mm, **last},
@@ -119,7 +120,7 @@ def description(model: Model) -> dict[str, Any]:
         else {"method": scaling.method, "percentiles": list(scaling.percentiles)},
         "frame": {
             "size": model.config.data.size,
-            "fov_mm": usual_fov(model.fingerprint, model.config.data),
+            "fov_mm": common_fov(model.fingerprint, model.config.data),
             **({"body_threshold_hu": model.config.data.body_threshold_hu} if model.modality == "ct" else {}),
         },
     }
@@ -127,7 +128,7 @@ def description(model: Model) -> dict[str, Any]:
 
 def _write(
     graph: nn.Module,
-    given: dict[str, Tensor],
+    inputs: dict[str, Tensor],
     free: tuple[str | None, ...],
     path: Path,
     outputs: tuple[str, ...],
@@ -136,22 +137,22 @@ def _write(
 
     Args:
         graph: the module to export.
-        given: example inputs, by name.
+        inputs: example inputs, by name.
         free: for the first inputs, the name of the first axis if its length is dynamic, otherwise None; the
             axes of all others are fixed.
         path: of the file.
         outputs: names of the outputs.
     """
-    free = (*free, *[None] * (len(given) - len(free)))
-    axes = {name: torch.export.Dim(name, min=2, max=MOST) for name in free if name is not None}
+    free = (*free, *[None] * (len(inputs) - len(free)))
+    axes = {name: torch.export.Dim(name, min=2, max=MAX_SLICES) for name in free if name is not None}
     with torch.no_grad(), replacing(path) as temporary, warnings.catch_warnings():
         # The exporter warns about its own internals, and about axes that share a name.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             graph.eval(),
-            tuple(given.values()),
-            input_names=list(given),
+            tuple(inputs.values()),
+            input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=tuple({} if name is None else {0: axes[name]} for name in free),
             opset_version=OPSET,

@@ -1,4 +1,4 @@
-"""The blur that a shrinking warp needs first, since sampling alone aliases."""
+"""The Gaussian prefilter of a shrinking warp, since sampling alone aliases."""
 
 import math
 from functools import reduce
@@ -14,7 +14,7 @@ from isopose.devices import one_thread
 #: blur is a Gaussian of one pixel's full width at half maximum (Cardoso et al., MICCAI 2015, eq. 2).
 SIGMA_FACTOR = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
 #: Below a fifth of a pixel the neighbors' weights are under 1e-5, and nothing is blurred.
-LEAST_SIGMA = 0.2
+MIN_SIGMA = 0.2
 #: Radius of the blur in an exported graph, in pixels: three sigma where an output pixel spans 5.6.
 GRAPH_RADIUS = 7
 
@@ -40,7 +40,7 @@ def pixels_per_step(input_from_output: Tensor, input_size: tuple[int, ...], size
 
 
 def prefilter_sigmas(matrix: Tensor, input_size: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-    """Return how wide images are blurred before they are resampled, along x, y (and z).
+    """Return the sigmas of the Gaussian prefilter along x, y (and z).
 
     Args:
         matrix: ``(N, 3, 3)`` or ``(N, 4, 4)``, normalized output to normalized input coordinates.
@@ -76,7 +76,7 @@ def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
     widest = float(sigma.max()) if len(sigma) else 0.0
     if not math.isfinite(widest):
         raise FloatingPointError("a pose or crop is not finite")
-    if widest < LEAST_SIGMA:
+    if widest < MIN_SIGMA:
         return image
     radius = min(math.ceil(3.0 * widest), image.shape[3 - axis])
     kernel = _gaussian(sigma, radius)
@@ -94,8 +94,8 @@ def _blur_along(image: Tensor, sigma: Tensor, axis: int) -> Tensor:
 def _blur_by_shifts(image: Tensor, kernels: Tensor, dim: int) -> Tensor:
     """Blur ``(N, C, H, W)`` along a dimension as a sum of shifted images, on a CPU.
 
-    A plane stays in the processor's cache meanwhile. A convolution of one channel takes ten times as long.
-    It takes one thread: several would wait for each other in steps as short as these on a busy machine.
+    Each plane stays in the processor's cache; a convolution of one channel takes ten times as long. Runs on
+    one thread: the steps are so short that on a busy machine several threads would mostly wait.
 
     Args:
         image: the images; no gradient is kept.

@@ -24,7 +24,7 @@ MIN_CROP = 0.25
 #: organ's.
 MIN_DEPTH = 0.05
 #: Quantile of the slices' box edges that a common crop may leave out on each side.
-OUTERMOST = 0.15
+EDGE_QUANTILE = 0.15
 
 
 def whole_frame(dims: int) -> Tensor:
@@ -49,12 +49,12 @@ def matrix_from_box(box: Tensor) -> Tensor:
         box = box if box.dtype == torch.float64 else box.float()
         low, high = box.chunk(2, dim=-1)
         half, center = (high - low) / 2.0, (high + low) / 2.0
-        side = within(torch.maximum(half[..., :1], half[..., 1:2]), MIN_CROP, 1.0)
-        scales = torch.cat([side, side, within(half[..., 2:], MIN_DEPTH, 1.0)], dim=-1)
+        side = clamp_keeping_gradient(torch.maximum(half[..., :1], half[..., 1:2]), MIN_CROP, 1.0)
+        scales = torch.cat([side, side, clamp_keeping_gradient(half[..., 2:], MIN_DEPTH, 1.0)], dim=-1)
         return affine(torch.diag_embed(scales), center)
 
 
-def within(value: Tensor, low: float, high: float) -> Tensor:
+def clamp_keeping_gradient(value: Tensor, low: float, high: float) -> Tensor:
     """Clamp values to bounds; outside of them, keep the gradients that lead back inside.
 
     A plain clamp has no gradient outside its bounds. The crop's size starts at one of them (the whole frame);
@@ -84,8 +84,8 @@ def _half_and_center(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return matrix.diagonal(dim1=-2, dim2=-1)[..., :-1], matrix[..., :-1, -1]
 
 
-def filled_part(mask: Tensor) -> Tensor:
-    """Return the part ``(N,)`` of its bounding box that each mask ``(N, 1, H, W)`` fills.
+def filled_fraction(mask: Tensor) -> Tensor:
+    """Return the fraction ``(N,)`` of its bounding box that each mask ``(N, 1, H, W)`` fills.
 
     A rectangle fills all of it, an ellipse pi / 4, an empty mask nothing.
     """
@@ -102,26 +102,27 @@ def box_of_mask(mask: Tensor, *, margin: float = 0.0) -> tuple[Tensor, Tensor]:
         margin: added on each side, as a fraction of the box's longer side in plane, and along z of its depth.
 
     Returns:
-        Boxes ``(N, 4)`` or ``(N, 6)``, the whole frame where a mask is empty, and ``(N,)`` booleans: which
-        masks are not empty.
+        Boxes ``(N, 4)`` or ``(N, 6)``, the whole frame where a mask is empty; and booleans ``(N,)``, whether
+        a mask is not empty.
     """
     inside = mask != 0
-    found = inside.flatten(1).any(dim=1)
+    has_box = inside.flatten(1).any(dim=1)
     axes = range(mask.ndim - 1, 0, -1)  # x first
-    low, high = [], []
+    lows, highs = [], []
     for axis in axes:
         line = inside
         for other in sorted(set(axes) - {axis}, reverse=True):
             line = line.any(dim=other)
         size, line = mask.shape[axis], line.float()
-        low.append(2.0 * line.argmax(dim=1) / size - 1.0)
-        high.append(2.0 * (size - line.flip(1).argmax(dim=1)) / size - 1.0)
-    lower, upper = torch.stack(low, dim=1), torch.stack(high, dim=1)
+        lows.append(2.0 * line.argmax(dim=1) / size - 1.0)
+        highs.append(2.0 * (size - line.flip(1).argmax(dim=1)) / size - 1.0)
+    lower, upper = torch.stack(lows, dim=1), torch.stack(highs, dim=1)
     length = upper - lower
     side = length[:, :2].amax(dim=1, keepdim=True)
-    grow = margin * torch.cat([side, side, length[:, 2:]], dim=1)
-    whole = whole_frame(mask.ndim - 1).to(mask.device)
-    return torch.where(found[:, None], torch.cat([lower - grow, upper + grow], dim=1), whole), found
+    padding = margin * torch.cat([side, side, length[:, 2:]], dim=1)
+    whole_box = whole_frame(mask.ndim - 1).to(mask.device)
+    boxes = torch.cat([lower - padding, upper + padding], dim=1)
+    return torch.where(has_box[:, None], boxes, whole_box), has_box
 
 
 def box_overlap(a: Tensor, b: Tensor) -> Tensor:
@@ -139,16 +140,16 @@ def box_overlap(a: Tensor, b: Tensor) -> Tensor:
 def common_crop(theta2: Tensor) -> Tensor:
     """Return one crop ``(3, 3)`` for a scan from the crops ``(N, 3, 3)`` of its slices.
 
-    Each edge is a quantile of the slices' edges (:data:`OUTERMOST`), so that the crop holds most slices'
+    Each edge is a quantile of the slices' edges (:data:`EDGE_QUANTILE`), so that the crop holds most slices'
     boxes and no single slice decides.
     """
     boxes = box_from_matrix(theta2)
-    low = torch.quantile(boxes[:, :2], OUTERMOST, dim=0)
-    high = torch.quantile(boxes[:, 2:], 1.0 - OUTERMOST, dim=0)
+    low = torch.quantile(boxes[:, :2], EDGE_QUANTILE, dim=0)
+    high = torch.quantile(boxes[:, 2:], 1.0 - EDGE_QUANTILE, dim=0)
     return matrix_from_box(torch.cat([low, high]))
 
 
-def carried(theta2: Tensor, input_from_old: Tensor, input_from_new: Tensor) -> Tensor:
+def transferred(theta2: Tensor, input_from_old: Tensor, input_from_new: Tensor) -> Tensor:
     """Transfer crops from one homogenized frame to another one of the same input.
 
     Center and area of each crop in the input stay exactly the same. A crop is an upright square, so the two
@@ -168,7 +169,7 @@ def carried(theta2: Tensor, input_from_old: Tensor, input_from_new: Tensor) -> T
     return matrix_from_box(torch.cat([center - half, center + half], dim=1))
 
 
-def widened(matrix: Tensor, factor: float) -> Tensor:
+def enlarged(matrix: Tensor, factor: float) -> Tensor:
     """Enlarge crops around their centers, up to the whole frame; shift them to stay inside the frame.
 
     Args:

@@ -44,46 +44,50 @@ def moments(mask: Tensor) -> Moments:
     """Compute the moments of soft or binary masks ``(N, 1, H, W)`` with H = W."""
     h, w = mask.shape[2:]
     # Runtimes of exported graphs lack some float64 operators.
-    single = mask.device.type in NO_FLOAT64 or torch.compiler.is_compiling()
-    precise = torch.float32 if single else torch.float64
+    float32_only = mask.device.type in NO_FLOAT64 or torch.compiler.is_compiling()
+    precise = torch.float32 if float32_only else torch.float64
     # Sums along one axis are short, so float32 is exact enough; copying whole masks to float64 is slow.
     weight = mask[:, 0] if mask.dtype.is_floating_point else mask[:, 0].float()
     x = (2.0 * torch.arange(w, device=mask.device, dtype=precise) + 1.0) / w - 1.0
     y = (2.0 * torch.arange(h, device=mask.device, dtype=precise) + 1.0) / h - 1.0
     columns, rows = weight.sum(dim=1).to(precise), weight.sum(dim=2).to(precise)
     with torch.autocast(mask.device.type, enabled=False):
-        mixed = (weight @ x.to(weight.dtype)).to(precise)
+        weighted_x = (weight @ x.to(weight.dtype)).to(precise)
     mass = rows.sum(dim=1)
     empty = mass <= 0
     mass = mass.clamp(min=1e-12)
     cx, cy = (columns @ x) / mass, (rows @ y) / mass
     xx = (columns @ x.square()) / mass - cx.square()
     yy = (rows @ y.square()) / mass - cy.square()
-    xy = (mixed @ y) / mass - cx * cy
+    xy = (weighted_x @ y) / mass - cx * cy
     angle = 0.5 * torch.atan2(2.0 * xy, xx - yy)
     root = ((xx - yy) / 2.0).square().add(xy.square()).sqrt()
     mean = (xx + yy) / 2.0
     radii = torch.stack([mean + root, mean - root], dim=1).clamp(min=(0.5 / w) ** 2).sqrt()
     center = torch.stack([cx, cy], dim=1)
-    blank = empty[:, None]
+    is_empty = empty[:, None]
     return Moments(
-        center=torch.where(blank, 0.0, center).float(),
+        center=torch.where(is_empty, 0.0, center).float(),
         angle=torch.where(empty, 0.0, angle).float(),
-        radii=torch.where(blank, 1.0, radii).float(),
+        radii=torch.where(is_empty, 1.0, radii).float(),
         elongation=torch.where(empty, 0.0, root / mean.clamp(min=1e-12)).float(),
         empty=empty,
     )
 
 
-def believed_angle(elongation: Tensor, angle: Tensor) -> Tensor:
-    """Shrink the angle of an axis toward upright where the outline is nearly round, so that noise dominates.
+def shrunk_angle(elongation: Tensor, angle: Tensor) -> Tensor:
+    """Shrink the angle of an axis toward 0 where the outline is nearly round and noise dominates the angle.
 
-    A change of shape of relative size s turns the axis of second moments with elongation e by about s / (2
-    e). The result is the posterior mean under that noise and a Gaussian prior of the roll (:data:`ROLL_SD`).
+    A change of shape of relative size s rotates the axis of second moments with elongation e by about
+    s / (2 e). The result is the posterior mean under that noise and a Gaussian prior of the roll
+    (:data:`ROLL_SD`).
 
     Args:
         elongation: ``(N,)``, see :class:`Moments`.
-        angle: ``(N,)`` radians.
+        angle: ``(N,)`` of the axis, radians.
+
+    Returns:
+        ``(N,)`` radians.
     """
     noise = SHAPE_SD / (2.0 * elongation.clamp(min=1e-6))
     return angle * ROLL_SD**2 / (ROLL_SD**2 + noise.square())
@@ -103,11 +107,11 @@ def transverse_angle(outline: Moments) -> Tensor:
     aspect = (outline.radii[:, 0] / outline.radii[:, 1]).log()
     other = torch.where(outline.angle > 0, outline.angle - math.pi / 2, outline.angle + math.pi / 2)
 
-    def surprise(angle: Tensor, log_aspect: Tensor) -> Tensor:
+    def penalty(angle: Tensor, log_aspect: Tensor) -> Tensor:
         return (angle / ROLL_SD).square() + ((log_aspect - ASPECT_MEAN) / ASPECT_SD).square()
 
-    deeper = surprise(other, -aspect) < surprise(outline.angle, aspect)
-    return torch.where(deeper, other, outline.angle)
+    is_deeper = penalty(other, -aspect) < penalty(outline.angle, aspect)
+    return torch.where(is_deeper, other, outline.angle)
 
 
 def pose_from_moments(outline: Moments, reference: Moments) -> Tensor:
@@ -122,8 +126,8 @@ def pose_from_moments(outline: Moments, reference: Moments) -> Tensor:
     Returns:
         ``(N, 5)``; zeros for empty masks.
     """
-    reference_angle = believed_angle(reference.elongation, transverse_angle(reference))
-    angle = believed_angle(outline.elongation, transverse_angle(outline))
+    reference_angle = shrunk_angle(reference.elongation, transverse_angle(reference))
+    angle = shrunk_angle(outline.elongation, transverse_angle(outline))
     return _pose_onto(outline, angle, reference, reference_angle)
 
 
@@ -145,7 +149,7 @@ def pose_at_angle(outline: Moments, angle: Tensor, reference: Moments, *, by_wid
     return _pose_onto(outline, angle, reference, torch.zeros_like(reference.angle), by_width=by_width)
 
 
-def spread_along(outline: Moments, angle: Tensor) -> Tensor:
+def radii_along(outline: Moments, angle: Tensor) -> Tensor:
     """Return the standard deviations ``(N, 2)`` of masks along an axis and across it.
 
     Args:
@@ -161,7 +165,7 @@ def _pose_onto(
     outline: Moments, angle: Tensor, reference: Moments, reference_angle: Tensor, *, by_width: bool = False
 ) -> Tensor:
     """Return the poses that map the reference, at its angle, onto outlines at theirs."""
-    log_scale = (spread_along(outline, angle) / spread_along(reference, reference_angle)).log()
+    log_scale = (radii_along(outline, angle) / radii_along(reference, reference_angle)).log()
     log_scale = log_scale.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
     if by_width:
         log_scale = log_scale[:, :1].expand(-1, 2)

@@ -1,4 +1,4 @@
-"""Parts of an output: slabs of a volume one by one, or the window that a part of the input reaches."""
+"""Resample a volume slab by slab, or find the window of the output that a part of the input reaches."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isopose.geometry.blur import LEAST_SIGMA, blur, prefilter_sigmas
+from isopose.geometry.blur import MIN_SIGMA, blur, prefilter_sigmas
 from isopose.geometry.volume import PixelWindow
 from isopose.geometry.warp import Size, invert, sampling_grid
 
@@ -36,18 +36,24 @@ def warp_slabs(
         last = min(first + step, depth)
         from_slab = whole_from_slab(first, last, depth).to(matrix)
         grid = sampling_grid(matrix @ from_slab, (last - first, height, width))
-        out = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        yield slice(first, last), out[0, 0] + fill
+        values = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        yield slice(first, last), values[0, 0] + fill
 
 
 def whole_from_slab(first: int, last: int, depth: int) -> Tensor:
-    """Return the ``(4, 4)`` matrix from a slab's normalized coordinates to the whole stack's."""
+    """Return the ``(4, 4)`` matrix from a slab's normalized coordinates to the whole stack's.
+
+    Args:
+        first: index of the slab's first slice.
+        last: index after its last slice.
+        depth: number of slices of the stack.
+    """
     matrix = torch.eye(4)
     matrix[2, 2], matrix[2, 3] = (last - first) / depth, (first + last) / depth - 1.0
     return matrix
 
 
-def window_of(
+def reachable_window(
     box: PixelWindow, input_from_output: Tensor, input_size: tuple[int, int], size: tuple[int, int]
 ) -> PixelWindow:
     """Return the rows and columns of the output that a part of the input can reach, linearly sampled.
@@ -60,15 +66,17 @@ def window_of(
     """
     # A sample depends on one pixel on each side, and on the pixels that the blur mixes into it.
     sigma = float(prefilter_sigmas(input_from_output, input_size, size).max())
-    reach = 1 + (math.ceil(3.0 * sigma) if sigma >= LEAST_SIGMA else 0)
+    reach = 1 + (math.ceil(3.0 * sigma) if sigma >= MIN_SIGMA else 0)
     y, x = (
         torch.tensor([part.start - reach, part.stop + reach]) * 2.0 / side - 1.0
         for part, side in zip(box, input_size, strict=True)
     )
     corners = torch.stack([x[[0, 0, 1, 1]], y[[0, 1, 0, 1]], torch.ones(4)])
-    seen = (invert(input_from_output) @ corners)[:, :2].transpose(0, 1).flatten(1)
+    output_corners = (invert(input_from_output) @ corners)[:, :2].transpose(0, 1).flatten(1)
     sides = torch.tensor([size[1], size[0]])
-    low, high = ((ends + 1.0) / 2.0 * sides for ends in (seen.amin(dim=1), seen.amax(dim=1)))
+    low, high = (
+        (ends + 1.0) / 2.0 * sides for ends in (output_corners.amin(dim=1), output_corners.amax(dim=1))
+    )
     columns, rows = (
         slice(min(max(math.floor(first) - 1, 0), side), min(max(math.ceil(last) + 1, 0), side))
         for first, last, side in zip(low.tolist(), high.tolist(), sides.tolist(), strict=True)

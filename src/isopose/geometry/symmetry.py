@@ -21,9 +21,9 @@ PEDESTAL = 0.5
 #: Pixels along a side on which symmetry is computed, and shifts in pixels by which the axis may miss the
 #: centroid.
 SIZE, SHIFTS = 96, (-4, -2, 0, 2, 4)
-#: Steps to either side that are tried, and a step in radians; between them the peak is interpolated by a
-#: parabola.
-STEPS, STEP = 15, math.radians(3)
+#: Number of tried angles on each side of 0, and the angle between two of them in radians. The peak is
+#: interpolated by a parabola.
+ANGLE_STEPS, ANGLE_STEP = 15, math.radians(3)
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,25 @@ def symmetry_axis(image: Tensor, mask: Tensor) -> Symmetry:
     low, high = (inside.min(), inside.max()) if inside.numel() else (image.min(), image.max())
     value = mask * (PEDESTAL + ((image - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0))
     center = moments(mask).center
-    angles = torch.arange(-STEPS, STEPS + 1, device=image.device) * STEP
+    angles = torch.arange(-ANGLE_STEPS, ANGLE_STEPS + 1, device=image.device) * ANGLE_STEP
     scores = []
     for angle in angles:
-        zero = torch.zeros_like(center)
-        pose = torch.cat([angle.expand(len(center), 1), zero, center], dim=1)
-        turned = warp(value, matrix_from_pose(pose), (SIZE, SIZE))
-        shifted = (turned.roll(shift, dims=3) for shift in SHIFTS)
+        no_scale = torch.zeros_like(center)
+        pose = torch.cat([angle.expand(len(center), 1), no_scale, center], dim=1)
+        rotated = warp(value, matrix_from_pose(pose), (SIZE, SIZE))
+        shifted = (rotated.roll(shift, dims=3) for shift in SHIFTS)
         # Eq. 1 between images and their mirror images about the middle column.
         scores.append(torch.stack([soft_dice(one, one.flip(3)) for one in shifted]).amax(dim=0))
-    table = torch.stack(scores)
-    peak = table.argmax(dim=0).clamp(1, len(angles) - 2)
-    rows = torch.arange(table.shape[1], device=image.device)
-    before, top, after = table[peak - 1, rows], table[peak, rows], table[peak + 1, rows]
-    bend = (before - 2.0 * top + after).clamp(max=-1e-9)
-    offset = (0.5 * (before - after) / bend).clamp(-1.0, 1.0)
+    curve = torch.stack(scores)
+    peak = curve.argmax(dim=0).clamp(1, len(angles) - 2)
+    rows = torch.arange(curve.shape[1], device=image.device)
+    before, at_peak, after = (
+        curve[peak - 1, rows],
+        curve[peak, rows],
+        curve[peak + 1, rows],
+    )
+    curvature = (before - 2.0 * at_peak + after).clamp(max=-1e-9)
+    offset = (0.5 * (before - after) / curvature).clamp(-1.0, 1.0)
     # Empty slices would be perfectly symmetric.
     has_body = mask.flatten(1).any(dim=1)
-    return Symmetry(angles[peak] + offset * STEP, torch.where(has_body, table.amax(dim=0), 0.0))
+    return Symmetry(angles[peak] + offset * ANGLE_STEP, torch.where(has_body, curve.amax(dim=0), 0.0))

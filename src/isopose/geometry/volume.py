@@ -16,8 +16,8 @@ from isopose.errors import InputError
 PixelWindow = tuple[slice, slice]
 #: Largest deviation from orthogonality (cosine) that counts as rounding in a header.
 SHEAR_TOLERANCE = 1e-3
-#: Of index axes x, y and z, the axes of an array.
-_OF_ARRAY = (-1, -2, -3)
+#: Axes of an array ``(..., z, y, x)`` that belong to the index axes x, y and z.
+_ARRAY_AXES = (-1, -2, -3)
 #: Where index axes x, y and z of a stack of slices point, as columns of LPS. Each is right-handed, so that no
 #: view is a mirror image.
 _AXES: dict[Plane, np.ndarray] = {
@@ -152,19 +152,19 @@ class Reorientation:
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Return a stored ``(..., z, y, x)`` array in the new axes, as a view."""
-        return np.flip(np.moveaxis(array, self._stored, _OF_ARRAY), self._flipped)
+        return np.flip(np.moveaxis(array, self._stored, _ARRAY_AXES), self._flipped)
 
     def undo(self, array: np.ndarray) -> np.ndarray:
         """Return an array ``(..., z, y, x)`` in the new axes in the stored order, as a view."""
-        return np.moveaxis(np.flip(array, self._flipped), _OF_ARRAY, self._stored)
+        return np.moveaxis(np.flip(array, self._flipped), _ARRAY_AXES, self._stored)
 
     @property
     def _stored(self) -> tuple[int, ...]:
-        return tuple(_OF_ARRAY[axis] for axis in self.axes)
+        return tuple(_ARRAY_AXES[axis] for axis in self.axes)
 
     @property
     def _flipped(self) -> tuple[int, ...]:
-        return tuple(_OF_ARRAY[axis] for axis in range(3) if self.flips[axis])
+        return tuple(_ARRAY_AXES[axis] for axis in range(3) if self.flips[axis])
 
     def stored_from_new(self, stored_shape: tuple[int, ...]) -> np.ndarray:
         """Return the ``(4, 4)`` matrix from new to stored indices ``(x, y, z)``.

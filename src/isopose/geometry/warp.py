@@ -59,7 +59,7 @@ def warp(
     with torch.autocast(image.device.type, enabled=False):
         axes = len(size)
         matrix = input_from_output.to(dtype).expand(image.shape[0], axes + 1, axes + 1)
-        # Without fill, two passes over the images less.
+        # Skipping a fill of 0 saves two passes over the images.
         source = image.to(dtype) - fill if fill else image.to(dtype)
         if prefilter and mode != "nearest":
             source = blur(source, prefilter_sigmas(matrix.detach(), tuple(source.shape[2:]), size))
@@ -90,11 +90,11 @@ def sampling_grid(input_from_output: Tensor, size: Size, window: PixelWindow | N
     columns = input_from_output[:, :axes].unbind(dim=2)
     grid = columns[axes].reshape(n, *[1] * axes, axes)
     # From the outermost axis to x, so that only the last sum is as large as the output.
-    for place, side in enumerate(size):
+    for position, side in enumerate(size):
         centers = (2.0 * torch.arange(side, device=grid.device, dtype=grid.dtype) + 1.0) / side - 1.0
-        centers = centers if window is None else centers[window[place]]
-        along = columns[axes - 1 - place].reshape(n, *[1] * axes, axes)
-        grid = grid + along * centers.reshape(-1, *[1] * (axes - place))
+        centers = centers if window is None else centers[window[position]]
+        along = columns[axes - 1 - position].reshape(n, *[1] * axes, axes)
+        grid = grid + along * centers.reshape(-1, *[1] * (axes - position))
     return grid
 
 

@@ -1,4 +1,4 @@
-"""Resample images as sums of weighted input pixels, in less time on a CPU than a grid of points takes.
+"""Resample images as weighted sums of input pixels, which on a CPU is faster than ``F.grid_sample``.
 
 The weights are computed once for a matrix and used for all images that are resampled through it.
 """
@@ -15,11 +15,11 @@ from isopose.geometry.blur import blur, prefilter_sigmas
 from isopose.geometry.warp import Mode, sampling_grid, warp
 
 #: Parameter of the cubic kernel (Keys, 1981) in PyTorch.
-CUBIC = -0.75
+CUBIC_A = -0.75
 
 
 @one_thread()
-def warp_straight(
+def warp_axis_aligned(
     image: Tensor,
     input_from_output: Tensor,
     size: tuple[int, int],
@@ -29,9 +29,9 @@ def warp_straight(
 ) -> Tensor:
     """Resample images through one matrix of scales and shifts, in a fraction of ``warp``'s time on a CPU.
 
-    Blur and sampling are separable and the same for all rows and all columns: rows are weighted and summed,
-    then columns. The values are those of :func:`isopose.geometry.warp.warp`. It takes one thread: several
-    would wait for each other in steps as short as these on a busy machine.
+    Blur and sampling are separable, and the same for all rows and all columns: rows are weighted and summed,
+    then columns. The values are those of :func:`isopose.geometry.warp.warp`. Runs on one thread: the steps
+    are so short that on a busy machine several threads would mostly wait.
 
     Args:
         image: ``(N, C, H, W)``.
@@ -56,7 +56,7 @@ def warp_straight(
     outside = fill * (1.0 - rows.shares.sum(dim=1)[:, None] * columns.shares.sum(dim=1))
     out = image.new_empty((n, channels, *size), dtype=torch.float32)
     with torch.autocast(image.device.type, enabled=False):
-        # Plane by plane, which then stays in the processor's cache.
+        # Plane by plane, so that each stays in the processor's cache.
         for plane, target in zip(image.flatten(0, 1), out.flatten(0, 1), strict=True):
             target.copy_(columns.summed(rows.summed(plane.float()).T.contiguous()).T)
             if fill:
@@ -69,8 +69,8 @@ class _Weights:
     """Weights of input pixels in output pixels along one axis.
 
     Args:
-        pixels: ``(output, K)`` input pixels that each output pixel sees.
-        shares: ``(output, K)`` their weights; all other input pixels have none.
+        pixels: ``(output, K)`` indices of the input pixels on which each output pixel depends.
+        shares: ``(output, K)`` their weights; all other input pixels have weight 0.
     """
 
     pixels: Tensor
@@ -87,27 +87,35 @@ class _Weights:
 
 @lru_cache(maxsize=64)
 def _weights(scale: float, shift: float, pixels: int, size: int, mode: Mode) -> _Weights:
-    """Return the weights of input pixels in output pixels along one axis."""
+    """Return the weights of input pixels in output pixels along one axis, prefilter included.
+
+    Args:
+        scale: of the matrix from normalized output to normalized input coordinates.
+        shift: of that matrix.
+        pixels: of the input along the axis.
+        size: pixels of the output along the axis.
+        mode: interpolation.
+    """
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[0, 0], matrix[0, 2] = scale, shift
-    one_each = torch.eye(pixels, dtype=torch.float64)[None, None]
-    whole = warp(one_each, matrix, (pixels, size), mode=mode)[0, 0].float().T
-    most = max(1, int((whole != 0).sum(dim=1).max()))
-    # Those with a weight before those without, in their order.
-    seen = (whole == 0).byte().argsort(dim=1, stable=True)[:, :most].contiguous()
-    return _Weights(seen, whole.gather(1, seen))
+    identity = torch.eye(pixels, dtype=torch.float64)[None, None]
+    dense = warp(identity, matrix, (pixels, size), mode=mode)[0, 0].float().T
+    count = max(1, int((dense != 0).sum(dim=1).max()))
+    # Pixels with a weight first, in their order.
+    order = (dense == 0).byte().argsort(dim=1, stable=True)[:, :count].contiguous()
+    return _Weights(order, dense.gather(1, order))
 
 
 @one_thread()
-def warp_alike(
+def warp_stack(
     images: Tensor, input_from_output: Tensor, size: tuple[int, int], *, fill: float = 0.0
 ) -> Tensor:
     """Resample images through one matrix, bicubic and prefiltered, in less time than ``warp`` on a CPU.
 
-    An output pixel is a weighted sum of the same 16 pixels in all images. These lie side by side in memory,
-    so that a sum of all images is one operation on vectors. The values are those of
-    :func:`isopose.geometry.warp.warp`. It takes one thread: several would wait for each other in its short
-    steps on a busy machine.
+    An output pixel is a weighted sum of the same 16 pixels in all images. The images' values of a pixel lie
+    side by side in memory, so that the sums of all images are one vector operation. The values are those of
+    :func:`isopose.geometry.warp.warp`. Runs on one thread: the steps are so short that on a busy machine
+    several threads would mostly wait.
 
     Args:
         images: ``(N, H, W)``; N of 16 or a multiple is fastest.
@@ -133,19 +141,19 @@ def warp_alike(
 def _cubic_weights(matrix: tuple[float, ...], input_size: tuple[int, int], size: tuple[int, int]) -> _Weights:
     """Return the weights of input pixels in output pixels, row by row, as ``F.grid_sample`` has them.
 
-    The slices of a scan are resampled a part at a time, all through the last matrix.
+    The last matrix's weights are cached: the slices of a scan are resampled in chunks through one matrix.
     """
     grid, rows_and_columns = sampling_grid(torch.tensor(matrix).reshape(1, 3, 3), size)[0], []
     for along, side in zip(grid.flip(2).unbind(dim=2), input_size, strict=True):
-        place = (along + 1.0) * (side / 2.0) - 0.5
-        pixels = place.floor()[..., None] + torch.arange(-1.0, 3.0)
-        off = (place[..., None] - pixels).abs()
-        near = ((CUBIC + 2.0) * off - (CUBIC + 3.0)) * off * off + 1.0
-        far = ((CUBIC * off - 5.0 * CUBIC) * off + 8.0 * CUBIC) * off - 4.0 * CUBIC
+        position = (along + 1.0) * (side / 2.0) - 0.5
+        pixels = position.floor()[..., None] + torch.arange(-1.0, 3.0)
+        distance = (position[..., None] - pixels).abs()
+        inner = ((CUBIC_A + 2.0) * distance - (CUBIC_A + 3.0)) * distance * distance + 1.0
+        outer = ((CUBIC_A * distance - 5.0 * CUBIC_A) * distance + 8.0 * CUBIC_A) * distance - 4.0 * CUBIC_A
         inside = (pixels >= 0) & (pixels < side)
-        shares = torch.where(off <= 1.0, near, far) * inside
+        shares = torch.where(distance <= 1.0, inner, outer) * inside
         rows_and_columns.append((pixels.clamp(0, side - 1).long(), shares))
-    (rows, of_rows), (columns, of_columns) = rows_and_columns
+    (rows, row_shares), (columns, column_shares) = rows_and_columns
     pixels = rows[..., :, None] * input_size[1] + columns[..., None, :]
-    shares = of_rows[..., :, None] * of_columns[..., None, :]
+    shares = row_shares[..., :, None] * column_shares[..., None, :]
     return _Weights(pixels.reshape(-1, 16), shares.reshape(-1, 16))

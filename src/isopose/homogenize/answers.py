@@ -10,25 +10,25 @@ import numpy as np
 from isopose.errors import InputError, first_names, printable
 from isopose.files import composed
 from isopose.geometry.volume import Volume
-from isopose.homogenize.restore import OFF_RANGE, restore_classes
+from isopose.homogenize.restore import PROBABILITY_TOLERANCE, restore_classes
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.io.endings import ending
-from isopose.io.images import ROUNDING, on_image_grid, read_labels, read_volume
-from isopose.io.sources import files_beside
+from isopose.io.images import LABEL_TOLERANCE, on_image_grid, read_labels, read_volume
+from isopose.io.sources import companion_files
 from isopose.labels import Labels, voxels_of
 from isopose.outputs import earlier_record
 
 #: Extension of nnU-Net's files of probabilities, and the array's name in its versions.
-PACKED, KEYS = ".npz", ("probabilities", "softmax")
+NPZ_EXTENSION, NPZ_KEYS = ".npz", ("probabilities", "softmax")
 #: Largest deviation of a sum of probabilities from 1 that rounding to 16 bits may cause.
-OFF_SUM = 0.02
+SUM_TOLERANCE = 0.02
 #: Fraction of the foreground in which a label map must equal the argmax, if both have the same axis order.
-AGREEING = 0.99
+MIN_ARGMAX_AGREEMENT = 0.99
 #: Number of files named in a message.
-NAMED = 5
+MAX_NAMED_FILES = 5
 #: nnU-Net's readers, by their names in its plans, that keep the axis order of a file.
-IN_FILES_AXES = ("SimpleITKIO", "NibabelIO")
+FILE_ORDER_READERS = ("SimpleITKIO", "NibabelIO")
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def visible_files(folder: Path) -> list[str]:
 def answer_of(folder: Path, names: Sequence[str]) -> Answer:
     """Sort the files of one scan by their extensions into images, packed probabilities and others."""
     images = tuple(name for name in names if ending(Path(name)))
-    packed = tuple(name for name in names if name.lower().endswith(PACKED))
+    packed = tuple(name for name in names if name.lower().endswith(NPZ_EXTENSION))
     # A data file that a header names is part of that image.
-    parts = {path.resolve() for name in images for path in files_beside(folder / name)}
+    parts = {path.resolve() for name in images for path in companion_files(folder / name)}
     others = (name for name in names if name not in images and name not in packed)
     return Answer(folder, images, packed, tuple(n for n in others if (folder / n).resolve() not in parts))
 
@@ -96,17 +96,17 @@ def sort_by_case(names: Iterable[str], cases: Iterable[str]) -> tuple[dict[str, 
     A file belongs to a case if its name, or that of a folder around it, is the case's id or begins with it
     and an underscore or a dot. If this holds for several cases, the one with the longest id is taken.
     """
-    known, strange = {case: list[str]() for case in cases}, list[str]()
+    by_case, unassigned = {case: list[str]() for case in cases}, list[str]()
     for name in names:
         parts = [composed(part) for part in PurePosixPath(name).parts]
         fitting = [
-            c for c in known if any(part == c or part.startswith((f"{c}_", f"{c}.")) for part in parts)
+            c for c in by_case if any(part == c or part.startswith((f"{c}_", f"{c}.")) for part in parts)
         ]
         if fitting:
-            known[max(fitting, key=len)].append(name)
+            by_case[max(fitting, key=len)].append(name)
         else:
-            strange.append(name)
-    return known, strange
+            unassigned.append(name)
+    return by_case, unassigned
 
 
 def restore_answer(
@@ -131,39 +131,41 @@ def restore_answer(
         InputError: nothing was written; a map is unreadable, not finite or on another grid; a label has no
             name; or two maps have the same name.
     """
-    found = RestoredAnswer()
+    result = RestoredAnswer()
     _check_apart(answer.images)
-    packed, kept = {_stem(name): name for name in answer.packed}, 0
+    packed, maps_used = {_stem(name): name for name in answer.packed}, 0
     for name in answer.images:
-        one = _read(answer, name, transform, found.notes)
-        if one is None:
+        predicted = _read(answer, name, transform, result.notes)
+        if predicted is None:
             continue
-        kept += 1
-        if one.array.dtype != np.uint8:
-            back = transform.reorientation.undo(restored_share(one, transform))
-            write_map(_stem(name), transform.native.with_array(back))
+        maps_used += 1
+        if predicted.array.dtype != np.uint8:
+            probability_map = transform.reorientation.undo(restored_share(predicted, transform))
+            write_map(_stem(name), transform.native.with_array(probability_map))
             continue
         if not answer.several:
-            _check_named(name, one, labels)
-        found.label_maps += 1
-        own = packed.pop(_stem(name), None)
+            _check_named(name, predicted, labels)
+        result.label_maps += 1
+        packed_name = packed.pop(_stem(name), None)
         restored = None
-        if own is not None:
-            restored = _from_packed(answer.folder / own, own, one, transform, labels, write_class, found)
+        if packed_name is not None:
+            restored = _from_packed(
+                answer.folder / packed_name, packed_name, predicted, transform, labels, write_class, result
+            )
         if restored is None:
-            restored = restored_labels(one, transform)
-        found.labels = restored if found.label_maps == 1 else None
-        found.volumes_ml |= _volumes(restored, labels, _stem(name) if answer.several else None)
+            restored = restored_labels(predicted, transform)
+        result.labels = restored if result.label_maps == 1 else None
+        result.volumes_ml |= _volumes(restored, labels, _stem(name) if answer.several else None)
         if answer.several:
             write_map(_stem(name), restored)
     for name in packed.values():
-        found.notes.append(f"{name}: left out: no label map beside it, by which its axes could be checked")
+        result.notes.append(f"{name}: left out: no label map beside it, by which its axes could be checked")
     if answer.others:
-        found.notes.append(f"left out, neither label maps nor probabilities: {listed_names(answer.others)}")
-    if not kept:
-        why = f" ({'; '.join(found.notes)})" if found.notes else ""
+        result.notes.append(f"left out, neither label maps nor probabilities: {listed_names(answer.others)}")
+    if not maps_used:
+        why = f" ({'; '.join(result.notes)})" if result.notes else ""
         raise InputError(f"the command wrote no label map or probabilities{why}")
-    return found
+    return result
 
 
 def _check_apart(names: Sequence[str]) -> None:
@@ -176,11 +178,11 @@ def _check_apart(names: Sequence[str]) -> None:
 
 def listed_names(names: Sequence[str]) -> str:
     """Return names of files, which may be any bytes, for a line that is printed."""
-    return first_names([printable(name) for name in names], NAMED)
+    return first_names([printable(name) for name in names], MAX_NAMED_FILES)
 
 
 def _stem(name: str) -> str:
-    suffix = ending(Path(name)) or (PACKED if name.lower().endswith(PACKED) else "")
+    suffix = ending(Path(name)) or (NPZ_EXTENSION if name.lower().endswith(NPZ_EXTENSION) else "")
     return composed(name[: len(name) - len(suffix)])
 
 
@@ -198,7 +200,7 @@ def _read(answer: Answer, name: str, transform: Transform, notes: list[str]) -> 
                 return volume.with_array(volume.array.astype(np.uint8))
         elif _are_whole(volume.array, high) and np.rint(low) >= 0 and np.rint(high) <= 255:
             return read_labels(path, like=transform.homogenized, note=notes.append)
-        elif low >= -OFF_RANGE and high <= 1.0 + OFF_RANGE:
+        elif low >= -PROBABILITY_TOLERANCE and high <= 1.0 + PROBABILITY_TOLERANCE:
             return volume
     except InputError as error:
         # The file is in a temporary folder, whose path would not help the user.
@@ -214,7 +216,7 @@ def _are_whole(array: np.ndarray, high: float) -> bool:
     """Return True if all values are whole within the tolerance for labels, and not small probabilities."""
     if np.rint(high) < 1:
         return not array.any()
-    return all(float(np.abs(plane - np.rint(plane)).max()) <= ROUNDING for plane in array)
+    return all(float(np.abs(plane - np.rint(plane)).max()) <= LABEL_TOLERANCE for plane in array)
 
 
 def _check_named(name: str, volume: Volume, labels: Labels) -> None:
@@ -244,11 +246,11 @@ def _volumes(restored: Volume, labels: Labels, file: str | None) -> dict[str, fl
 def _from_packed(
     path: Path,
     name: str,
-    beside: Volume,
+    label_map: Volume,
     transform: Transform,
     labels: Labels,
     write: Write,
-    found: RestoredAnswer,
+    restored: RestoredAnswer,
 ) -> Volume | None:
     """Restore nnU-Net's probabilities and return their label map; None, with a note, if they are not valid.
 
@@ -257,26 +259,28 @@ def _from_packed(
     left and right would be exchanged.
     """
     array = _unpacked(path)
-    if array is None or array.ndim != 4 or array.shape[1:] != beside.array.shape:
-        found.notes.append(f"{name}: left out: not nnU-Net's probabilities of each class on the scan's grid")
+    if array is None or array.ndim != 4 or array.shape[1:] != label_map.array.shape:
+        restored.notes.append(
+            f"{name}: left out: not nnU-Net's probabilities of each class on the scan's grid"
+        )
         return None
     if not _add_up_to_one(array):
-        found.notes.append(f"{name}: left out: its classes do not add up to 1 (nnU-Net's regions do not)")
+        restored.notes.append(f"{name}: left out: its classes do not add up to 1 (nnU-Net's regions do not)")
         return None
     best = array.argmax(axis=0)
     # In the file's axes, or in nibabel's, which point to the patient's right and front.
-    fits = [_agree(turned, beside.array) for turned in (best, best[:, ::-1, ::-1])]
-    if all(fits) and _reader_of(path.parent) in IN_FILES_AXES:
+    fits = [_agree(turned, label_map.array) for turned in (best, best[:, ::-1, ::-1])]
+    if all(fits) and _reader_of(path.parent) in FILE_ORDER_READERS:
         fits[1] = False
     if sum(fits) != 1:
         why = "any order of the axes fits" if all(fits) else "it shows other labels than"
-        found.notes.append(f"{name}: left out: {why} the label map beside it")
+        restored.notes.append(f"{name}: left out: {why} the label map beside it")
         return None
     array = array if fits[0] else array[:, :, ::-1, ::-1]
     named = {value: label for label, value in labels.values.items()}
     names = [named.get(value, str(value)) for value in range(1, len(array))]
     classes = (
-        (class_name, beside.with_array(np.ascontiguousarray(values, dtype=np.float32)))
+        (class_name, label_map.with_array(np.ascontiguousarray(values, dtype=np.float32)))
         for class_name, values in zip(names, array[1:], strict=True)
     )
     numbers = {class_name: value for value, class_name in enumerate(names, start=1)}
@@ -286,7 +290,7 @@ def _from_packed(
 def _agree(best: np.ndarray, labels: np.ndarray) -> bool:
     """Return True if two label maps agree within the union of their foregrounds, or both are empty."""
     marked = (best > 0) | (labels > 0)
-    return not marked.any() or bool(np.mean(best[marked] == labels[marked]) >= AGREEING)
+    return not marked.any() or bool(np.mean(best[marked] == labels[marked]) >= MIN_ARGMAX_AGREEMENT)
 
 
 def _reader_of(folder: Path) -> str | None:
@@ -300,7 +304,7 @@ def _unpacked(path: Path) -> np.ndarray | None:
     """Return the array ``(class, z, y, x)`` of an NPZ file; None if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            key = next((key for key in KEYS if key in file), None)
+            key = next((key for key in NPZ_KEYS if key in file), None)
             array = None if key is None else file[key]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
@@ -310,4 +314,4 @@ def _unpacked(path: Path) -> np.ndarray | None:
 def _add_up_to_one(array: np.ndarray) -> bool:
     """Return whether probabilities ``(class, z, y, x)`` are finite and add up to 1, slice by slice."""
     sums = (array[:, z].sum(axis=0, dtype=np.float32) for z in range(array.shape[1]))
-    return all(bool((np.abs(one - 1.0) <= OFF_SUM).all()) for one in sums)
+    return all(bool((np.abs(one - 1.0) <= SUM_TOLERANCE).all()) for one in sums)

@@ -24,7 +24,7 @@ from isopose.labels import Labels
 from isopose.outputs import Outcome, damaged, remove, replacing_results
 from isopose.version import __version__
 
-ENDING = ".nii.gz"
+IMAGE_EXTENSION = ".nii.gz"
 
 CaseOutcome = Outcome[CaseRecord]
 
@@ -92,9 +92,9 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
         sources["label"] = hash_of_source(case.label)
     if case.mask is not None:
         sources["mask"] = hash_of_source(case.mask)
-    known = _known(settings, case.id, part, sources)
-    if known is not None and not damaged(root, known.files):
-        return Outcome(case.id, known, None, made=False)
+    earlier = _earlier_record(settings, case.id, part, sources)
+    if earlier is not None and not damaged(root, earlier.files):
+        return Outcome(case.id, earlier, None, made=False)
     record, *results = _results(root, case.id, len(settings.channels))
     with replacing_results(record, results, stale=results):
         estimator = _estimator(settings.model, settings.config, settings.reference)
@@ -112,14 +112,18 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
             write_labels(scan.labels, label)
         for path, one, name in zip(images, volumes, settings.channels, strict=True):
             kind: Modality = "ct" if name.casefold() == "ct" else "mr"
-            brought = scan.image if one is volume else homogenized_image(one, scan.transform, kind)
-            write_image(brought, path)
+            homogenized = scan.image if one is volume else homogenized_image(one, scan.transform, kind)
+            write_image(homogenized, path)
         files = [*images, label] if scan.labels is not None else images
-        made = write_record(root, case.id, part, scan, estimator.reference, settings.sha256, sources, files)
-        return Outcome(case.id, made, None)
+        case_record = write_record(
+            root, case.id, part, scan, estimator.reference, settings.sha256, sources, files
+        )
+        return Outcome(case.id, case_record, None)
 
 
-def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str, str]) -> CaseRecord | None:
+def _earlier_record(
+    settings: HomogenizeSettings, case: str, part: str, sources: dict[str, str]
+) -> CaseRecord | None:
     """Return a case's record if it was made by the same isopose from the same files and settings."""
     try:
         record = read_record(record_path(settings.root, case))
@@ -132,8 +136,8 @@ def _known(settings: HomogenizeSettings, case: str, part: str, sources: dict[str
 
 def _paths(root: Path, case: str, part: str, channels: int) -> list[Path]:
     """Return the paths of a case's label map and of its images."""
-    images = [root / f"images{part}" / f"{case}_{number:04d}{ENDING}" for number in range(channels)]
-    return [root / f"labels{part}" / f"{case}{ENDING}", *images]
+    images = [root / f"images{part}" / f"{case}_{number:04d}{IMAGE_EXTENSION}" for number in range(channels)]
+    return [root / f"labels{part}" / f"{case}{IMAGE_EXTENSION}", *images]
 
 
 def image_path(root: Path, case: str, channel: int = 0) -> Path:

@@ -16,9 +16,9 @@ from types import FrameType
 from isopose.errors import InputError
 
 #: Placeholders of a command: for one scan at a time, or for all scans at once.
-ONE = ("input", "output", "output_folder")
-ALL = ("inputs", "outputs")
-_PLACEHOLDER = re.compile("|".join(rf"\{{{name}\}}" for name in (*ONE, *ALL)))
+SINGLE_PLACEHOLDERS = ("input", "output", "output_folder")
+BATCH_PLACEHOLDERS = ("inputs", "outputs")
+_PLACEHOLDER = re.compile("|".join(rf"\{{{name}\}}" for name in (*SINGLE_PLACEHOLDERS, *BATCH_PLACEHOLDERS)))
 #: Seconds that a program has to exit after SIGTERM before it is killed.
 GRACE_SECONDS = 10.0
 
@@ -41,7 +41,7 @@ class Command:
         Raises:
             KeyError: a placeholder has no path.
         """
-        return [_PLACEHOLDER.sub(lambda found: str(paths[found[0][1:-1]]), word) for word in self.words]
+        return [_PLACEHOLDER.sub(lambda match: str(paths[match[0][1:-1]]), word) for word in self.words]
 
 
 def read_command(words: Sequence[str], *, elsewhere: bool = False) -> Command:
@@ -56,15 +56,20 @@ def read_command(words: Sequence[str], *, elsewhere: bool = False) -> Command:
     """
     if not words:
         raise InputError("no command, expected one after --, e.g. -- segment {input} {output}")
-    found = {part[1:-1] for word in words for part in _PLACEHOLDER.findall(word)}
-    got = ", ".join(f"{{{name}}}" for name in (*ONE, *ALL) if name in found) or "none"
-    single = "input" in found and len(found & {"output", "output_folder"}) == 1
-    if found & set(ONE) and found & set(ALL):
+    placeholders = {part[1:-1] for word in words for part in _PLACEHOLDER.findall(word)}
+    got = (
+        ", ".join(
+            f"{{{name}}}" for name in (*SINGLE_PLACEHOLDERS, *BATCH_PLACEHOLDERS) if name in placeholders
+        )
+        or "none"
+    )
+    single = "input" in placeholders and len(placeholders & {"output", "output_folder"}) == 1
+    if placeholders & set(SINGLE_PLACEHOLDERS) and placeholders & set(BATCH_PLACEHOLDERS):
         raise InputError(
             f"the command has {got}: expected placeholders of one scan ({{input}} with {{output}} or "
             "{output_folder}) or of all ({inputs} with {outputs}), not of both"
         )
-    if not single and found != set(ALL):
+    if not single and placeholders != set(BATCH_PLACEHOLDERS):
         raise InputError(
             "the command must say where scans and results belong: expected {input} and {output} (a file) or "
             f"{{output_folder}}, or for all scans at once {{inputs}} and {{outputs}}, got {got}"

@@ -21,7 +21,7 @@ from isopose.homogenize.record import FORMAT
 from isopose.homogenize.reference import ReferenceOutline, find_reference
 from isopose.io.cases import Case, Dataset, dataset_of
 from isopose.io.datasets import is_dataset, open_dataset
-from isopose.io.scans import check_apart, find_scans
+from isopose.io.scans import check_output_apart, find_scans
 from isopose.isolation import Failed
 from isopose.labels import Labels
 from isopose.models.folder import load_model
@@ -117,13 +117,13 @@ def homogenize(
         RunError: the output is full or cannot be written to.
     """
     if dataset.layout == "scans":
-        check_apart([dataset.root], output)
+        check_output_apart([dataset.root], output)
     pose_channel = _find_pose_channel(config, dataset, model)
     config = with_plane(config.model_copy(update={"pose_channel": pose_channel}), model)
     config = with_modality(config, dataset, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
-    shown = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
-    reference = find_reference(config.reference, model, shown, modality, config.plane or "axial")
+    pose_cases = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
+    reference = find_reference(config.reference, model, pose_cases, modality, config.plane or "axial")
     estimator = open_estimator(model, config, reference)
     settings = homogenize_settings(dataset, output, config, model, reference, estimator, series)
     head = head_of(dataset, settings, estimator)
@@ -178,21 +178,23 @@ def _homogenize(
     dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], workers: int, reporter: Reporter
 ) -> list[CaseOutcome]:
     begin(settings, head)
-    say_doubts(settings, reporter)
-    started, made, outcomes = time.monotonic(), 0, []
+    report_warnings(settings, reporter)
+    started, new_cases, outcomes = time.monotonic(), 0, []
     work = partial(make_case, settings=settings)
     total = len(dataset.cases)
     try:
         with reporter.counting("homogenize") as progress:
-            found = attempts(work, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
-            for done, (case, result) in enumerate(zip(dataset.cases, found, strict=True), start=1):
+            results = attempts(work, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
+            for done, (case, result) in enumerate(zip(dataset.cases, results, strict=True), start=1):
                 outcome = Outcome(case.id, None, result.why) if isinstance(result, Failed) else result
                 if isinstance(result, Failed):
                     remove_case(settings, case.id)
                 outcomes.append(outcome)
-                made += outcome.made
-                each = (time.monotonic() - started) / max(made, 1)
-                reporter.say(f"[{done}/{total}] {outcome.name}{_reported(outcome, each * (total - done))}")
+                new_cases += outcome.made
+                seconds_per_case = (time.monotonic() - started) / max(new_cases, 1)
+                reporter.say(
+                    f"[{done}/{total}] {outcome.name}{_reported(outcome, seconds_per_case * (total - done))}"
+                )
                 for warning in outcome.record.warnings if outcome.record else ():
                     reporter.say(f"  warning: {warning}")
     finally:
@@ -210,7 +212,7 @@ def _reported(outcome: CaseOutcome, seconds_left: float) -> str:
     return f"  about {seconds_left:.0f} s left" if seconds_left else ""
 
 
-def say_doubts(settings: HomogenizeSettings, reporter: Reporter) -> None:
+def report_warnings(settings: HomogenizeSettings, reporter: Reporter) -> None:
     """Report the warnings about the reference."""
     for warning in settings.reference.warnings if settings.reference else ():
         reporter.say(f"warning: the reference: {warning}")

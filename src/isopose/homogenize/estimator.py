@@ -7,7 +7,7 @@ from typing import Literal
 from isopose.choices import AUTO, Modality, Per, Plane
 from isopose.config import HomogenizeConfig
 from isopose.data.normalization import ByScan, Scale
-from isopose.data.preprocess import usual_fov
+from isopose.data.preprocess import common_fov
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.homogenize.reference import (
@@ -175,7 +175,7 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         joint=networks if networks.joint is not None else None,
         crop=networks if config.crop else None,
         scale=model.fingerprint.pose_scale(model.config.data),
-        fov_mm=usual_fov(model.fingerprint, model.config.data),
+        fov_mm=common_fov(model.fingerprint, model.config.data),
         data=model.config.data,
         modality=model.modality,
         predict=model.config.predict,

@@ -8,7 +8,7 @@ from typing import Any
 from isopose.data.modality import modality_of
 from isopose.errors import InputError
 from isopose.files import composed, write_json, write_text
-from isopose.homogenize.case import ENDING, CaseOutcome, HomogenizeSettings
+from isopose.homogenize.case import IMAGE_EXTENSION, CaseOutcome, HomogenizeSettings
 from isopose.homogenize.estimator import PoseEstimator
 from isopose.homogenize.record import FOLDER, FORMAT, HEAD
 from isopose.io.cases import Case, Dataset
@@ -44,7 +44,7 @@ def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstim
         # nnU-Net requires consecutive values; restoring converts them to the dataset's own again.
         "labels": {
             name: {"value": value, "stored": dataset.labels.values[name]}
-            for name, value in _written(dataset.labels).items()
+            for name, value in _written_values(dataset.labels).items()
         },
         "cases": [],
         "failed": [],
@@ -104,14 +104,14 @@ def finish(
             "channel_names": _channel_names(dataset, head),
             **dataset.labels.for_nnunet(),
             "numTraining": sum(record.part == "Tr" for record in records),
-            "file_ending": ENDING,
+            "file_ending": IMAGE_EXTENSION,
         }
         write_json(settings.root / "dataset.json", described)
     cases = [record.case for record in records]
     write_json(settings.root / HEAD, {**head, "complete": True, "cases": cases, "failed": failed})
 
 
-def _written(labels: Labels) -> dict[str, int]:
+def _written_values(labels: Labels) -> dict[str, int]:
     """Return consecutive values by label, in the order of the stored ones."""
     return {name: value for value, name in enumerate(labels.names, start=1)}
 

@@ -24,7 +24,7 @@ from isopose.version import __version__
 #: :func:`~isopose.homogenize.scan.homogenize_scan`.
 FORMAT: Literal[3] = 3
 #: Formats that can be read; 2 has no reference and no scale along z.
-READABLE = (2, FORMAT)
+READABLE_FORMATS = (2, FORMAT)
 #: Folder of the cases' records in a homogenized dataset, and the file that describes all of it.
 FOLDER, HEAD = "transforms", "homogenize.json"
 
@@ -85,10 +85,10 @@ class CaseRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as values that JSON represents exactly."""
-        return CASE.dump_python(self, mode="json")
+        return CASE_RECORD_ADAPTER.dump_python(self, mode="json")
 
 
-CASE = TypeAdapter(CaseRecord)
+CASE_RECORD_ADAPTER = TypeAdapter(CaseRecord)
 
 
 def record_path(root: Path, case: str) -> Path:
@@ -122,10 +122,10 @@ def write_record(
             SliceFacts(
                 roll_degrees=float(np.degrees(poses.pose[z, ANGLE])),
                 pose_from=poses.source_of(z),
-                agreement=float(poses.agreement[z]) if shown else None,
-                confidence=float(poses.confidence[z]) if shown else None,
+                agreement=float(poses.agreement[z]) if has_body else None,
+                confidence=float(poses.confidence[z]) if has_body else None,
             )
-            for z, shown in enumerate(poses.has_body)
+            for z, has_body in enumerate(poses.has_body)
         ),
         transform=scan.transform,
         roll_decision=poses.decision,
@@ -144,15 +144,15 @@ def read_record(path: Path) -> CaseRecord:
         InputError: missing, changed since it was written, or of another version.
     """
     values = read_json(path)
-    found = values.get("format") if isinstance(values, dict) else None
-    if found not in READABLE:
-        raise InputError(f"{path}: expected format {FORMAT}, got {found}; homogenize the case again")
+    version = values.get("format") if isinstance(values, dict) else None
+    if version not in READABLE_FORMATS:
+        raise InputError(f"{path}: expected format {FORMAT}, got {version}; homogenize the case again")
     stored_hash = values.pop("sha256", None)
     try:
         if stored_hash != hash_of(values):
             raise InputError(f"{path}: was changed since it was written; homogenize the case again")
         # After the hash check: the hash covers the keys under their former names.
-        return CASE.validate_json(json.dumps(with_present_names(values, CASE_RECORD)))
+        return CASE_RECORD_ADAPTER.validate_json(json.dumps(with_present_names(values, CASE_RECORD)))
     except ValueError as error:
         # Not a ValidationError if the file holds a number that JSON does not have, such as NaN.
         problem = first_problem(error) if isinstance(error, ValidationError) else error

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isopose.choices import Modality, Per, Plane
 from isopose.data.normalization import ByScan, Scale, Window
-from isopose.data.plane import HALF
+from isopose.data.plane import MIN_THICKNESS
 from isopose.data.preprocess import prepare_as
 from isopose.devices import one_thread
 from isopose.errors import InputError, first_names
@@ -22,7 +22,7 @@ from isopose.files import composed
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, SHIFT_X
 from isopose.geometry.volume import Volume
 from isopose.io.cases import Case
-from isopose.io.images import missing, read_volume
+from isopose.io.images import missing_message, read_volume
 from isopose.io.masks import read_mask
 from isopose.io.scans import find_scans
 from isopose.io.sources import hash_of_source
@@ -30,8 +30,8 @@ from isopose.isolation import named
 from isopose.models.folder import Model, load_model
 from isopose.models.roll import SOFT_TISSUE_HU
 from isopose.models.shipped import (
+    DEFAULT_REFERENCE,
     REFERENCES,
-    USUAL_REFERENCE,
     load_reference,
     shipped_sha256,
     shipped_transformer,
@@ -40,13 +40,13 @@ from isopose.scan.find import find_poses, slice_poses_of
 from isopose.scan.warnings import pose_warnings
 from isopose.settings import DataConfig, PoseConfig, PredictConfig
 from isopose.strict import STRICT, Hash
-from isopose.training.targets import filled_outline
+from isopose.training.targets import normalized_outline
 
 #: Largest number of cases that a message lists.
-NAMED = 3
+MAX_NAMED_CASES = 3
 
 #: Bound of z-scored values of scans without a unit, whose range is not known in advance.
-MOST_SD = 100.0
+MAX_Z_SCORE = 100.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def find_reference(
                 "out (--reference MODEL alone takes the model's reference and the shipped poses)"
             )
         return None
-    name = USUAL_REFERENCE if name is None else name
+    name = DEFAULT_REFERENCE if name is None else name
     if name in REFERENCES:
         return shipped_outline(name, plane)
     case = named_case(name, cases)
@@ -150,12 +150,13 @@ def named_case(name: str | None, cases: Sequence[Case]) -> Case | None:
     return next((case for case in cases if case.id == composed(name)), None)
 
 
-def shipped_outline(name: str = USUAL_REFERENCE, plane: Plane = "axial") -> ReferenceOutline:
+def shipped_outline(name: str = DEFAULT_REFERENCE, plane: Plane = "axial") -> ReferenceOutline:
     """Return a shipped reference.
 
     The shipped outlines are axial. A coronal reference spans the columns, a sagittal one the rows, in which
-    the axial outline has at least half of its maximum thickness (:data:`isopose.data.plane.HALF`). It spans
-    the whole height of the frame, because the field of view cuts off every outline above and below.
+    the axial outline has at least half of its maximum thickness
+    (:data:`isopose.data.plane.MIN_THICKNESS`). It spans the whole height of the frame, because the field of
+    view cuts off every outline above and below.
 
     Args:
         name: ``child`` or ``adult``.
@@ -168,7 +169,7 @@ def shipped_outline(name: str = USUAL_REFERENCE, plane: Plane = "axial") -> Refe
     if plane != "axial":
         # Columns are left to right, rows front to back.
         thickness = mask[0, 0].sum(axis=0 if plane == "coronal" else 1)
-        across = (thickness >= HALF * thickness.max()).astype(mask.dtype)
+        across = (thickness >= MIN_THICKNESS * thickness.max()).astype(mask.dtype)
         mask = np.ascontiguousarray(np.broadcast_to(across, mask.shape))
     return ReferenceOutline(source, mask, reference.side_mm)
 
@@ -234,17 +235,17 @@ def outline_of_scan(
     slices = slice_poses_of(transformer, prepared, settings)
     scan = find_poses(transformer, prepared, settings, slices)
     if slices is None or (scan.decision is not None and not scan.decision.outline_visible):
-        doubts = f" ({'; '.join(prepared.warnings)})" if prepared.warnings else ""
+        reasons = f" ({'; '.join(prepared.warnings)})" if prepared.warnings else ""
         raise InputError(
-            f"shows no outline of a body, so it cannot be the reference{doubts}; choose another scan"
+            f"shows no outline of a body, so it cannot be the reference{reasons}; choose another scan"
         )
     rows = np.flatnonzero(scan.has_body)
     common = torch.from_numpy(scan.pose[rows[0]])
-    own = transformer.pose_at_angle(slices.outline, common[ANGLE].expand(len(rows)))
-    off = (own - common)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
-    typical = rows[int(off.argmin())]
+    width_pose = transformer.pose_at_angle(slices.outline, common[ANGLE].expand(len(rows)))
+    deviation = (width_pose - common)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
+    typical = rows[int(deviation.argmin())]
     mask = torch.from_numpy(prepared.mask[typical])[None, None].float()
-    outline, part = filled_outline(mask, float(common[ANGLE]), transformer.config, plane)
+    outline, part = normalized_outline(mask, float(common[ANGLE]), transformer.config, plane)
     warnings = (*prepared.warnings, *pose_warnings(scan, transformer, settings))
     return outline.numpy(), part * prepared.frame.fov_mm, warnings
 
@@ -254,7 +255,7 @@ def scale_of(modality: Modality) -> Scale | ByScan:
     if modality == "ct":
         return Window(*SOFT_TISSUE_HU)
     # Bounds that no z-score between percentiles reaches.
-    return ByScan("zscore", DataConfig().clip_percentiles, air=-MOST_SD, top=MOST_SD)
+    return ByScan("zscore", DataConfig().clip_percentiles, air=-MAX_Z_SCORE, top=MAX_Z_SCORE)
 
 
 def pose_of(modality: Modality, per: Per, plane: Plane = "axial") -> PoseConfig:
@@ -292,8 +293,8 @@ def _unknown(name: str, cases: Sequence[Case]) -> str:
     if "://" in name:
         return f"--reference {name}: a URL; name a case of the dataset, or a path on this machine"
     if path.is_absolute() or len(path.parts) > 1 or path.suffix:
-        return f"--reference: {missing(path)}"
-    some = first_names([case.id for case in cases], NAMED)
+        return f"--reference: {missing_message(path)}"
+    some = first_names([case.id for case in cases], MAX_NAMED_CASES)
     of_the_dataset = f"a case of the dataset ({some}), " if cases else ""
     return (
         f"--reference {name}: expected {', '.join(REFERENCES)}, {of_the_dataset}or the path of a scan or of "

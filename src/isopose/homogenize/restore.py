@@ -17,12 +17,12 @@ from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import composed, only_writer, output_folder, read_json, sha256, write_json
 from isopose.geometry.volume import Volume
-from isopose.homogenize.case import ENDING
-from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE, read_record
+from isopose.homogenize.case import IMAGE_EXTENSION
+from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE_FORMATS, read_record
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.inference.files import as_file
-from isopose.io.endings import ending
+from isopose.io.endings import stem
 from isopose.io.images import on_image_grid, read_labels, read_volume, write_image, write_labels
 from isopose.io.scans import is_image
 from isopose.isolation import Failed, failure_of, named
@@ -35,9 +35,9 @@ from isopose.version import __version__
 PROBABILITIES = "probabilities"
 BACKGROUND = "background"
 #: Prefix of a record's warnings about the predicted label map; the others are about the pose.
-LABEL_NOTE = "label: "
+LABEL_WARNING_PREFIX = "label: "
 #: Largest distance by which rounding may move a probability outside 0 to 1.
-OFF_RANGE = 1e-3
+PROBABILITY_TOLERANCE = 1e-3
 
 
 #: A record is the contents of ``CASE.json``.
@@ -95,44 +95,46 @@ def restore(
         RunError: the output is full or cannot be written to.
     """
     settings = _RestoreSettings(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
-    found, strange = _find(Path(predictions), Path(homogenized))
+    predicted, unassigned = _find(Path(predictions), Path(homogenized))
     restored = [
-        Restored(path.name, None, f"{path}: belongs to no case of {homogenized}; expected CASE{ENDING}")
-        for path in strange
+        Restored(
+            path.name, None, f"{path}: belongs to no case of {homogenized}; expected CASE{IMAGE_EXTENSION}"
+        )
+        for path in unassigned
     ]
-    if not found and not strange:
-        raise InputError(f"{predictions}: no label map or probabilities here, expected CASE{ENDING}")
-    for one in found:
+    if not predicted and not unassigned:
+        raise InputError(f"{predictions}: no label map or probabilities here, expected CASE{IMAGE_EXTENSION}")
+    for one in predicted:
         _check_targets(one, settings)
-    if not found:
+    if not predicted:
         return restored
     output_folder(output)
     with only_writer(output):
-        return restored + _restore_all(found, settings, workers, reporter)
+        return restored + _restore_all(predicted, settings, workers, reporter)
 
 
 def _restore_all(
-    found: Sequence[_Prediction], settings: _RestoreSettings, workers: int, reporter: Reporter
+    predicted: Sequence[_Prediction], settings: _RestoreSettings, workers: int, reporter: Reporter
 ) -> list[Restored]:
     restored: list[Restored] = []
     started = time.monotonic()
     with reporter.counting("restore") as progress:
         results = attempts(
             partial(_restore, settings=settings),
-            found,
+            predicted,
             name=lambda one: one.case,
             workers=workers,
             progress=progress,
         )
-        for done, (one, answer) in enumerate(zip(found, results, strict=True), start=1):
+        for done, (one, answer) in enumerate(zip(predicted, results, strict=True), start=1):
             result = Restored(one.case, None, answer.why) if isinstance(answer, Failed) else answer
             if isinstance(answer, Failed):
                 _remove_half_written(one, settings)
-            left = (time.monotonic() - started) / done * (len(found) - done)
+            left = (time.monotonic() - started) / done * (len(predicted) - done)
             line = f"\n  error: {result.problem}" if result.problem else f"  about {left:.0f} s left"
-            reporter.say(f"[{done}/{len(found)}] {result.name}{line if left or result.problem else ''}")
+            reporter.say(f"[{done}/{len(predicted)}] {result.name}{line if left or result.problem else ''}")
             for warning in (result.record or {}).get("warnings", ()):
-                if warning.startswith(LABEL_NOTE):
+                if warning.startswith(LABEL_WARNING_PREFIX):
                     reporter.say(f"  warning: {warning}")
             restored.append(result)
     return restored
@@ -146,9 +148,9 @@ def _values(homogenized: Path) -> dict[str, tuple[int, int]]:
             f"{homogenized}: no {HEAD} in here; expected the folder that isopose homogenize wrote"
         )
     head = read_json(where)
-    if not isinstance(head, dict) or head.get("format") not in READABLE:
-        found = head.get("format") if isinstance(head, dict) else None
-        raise InputError(f"{where}: expected format {FORMAT}, got {found}; homogenize the dataset again")
+    if not isinstance(head, dict) or head.get("format") not in READABLE_FORMATS:
+        version = head.get("format") if isinstance(head, dict) else None
+        raise InputError(f"{where}: expected format {FORMAT}, got {version}; homogenize the dataset again")
     try:
         values = {str(n): (int(v["value"]), int(v["stored"])) for n, v in head["labels"].items()}
         if not all(0 <= value <= 255 for pair in values.values() for value in pair):
@@ -168,16 +170,16 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
         raise InputError(f"{predictions}: no such file or folder")
     folders = [predictions, predictions / PROBABILITIES]
     files = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
-    stems = (path.stem for path in (homogenized / FOLDER).glob("*.json") if path.name[0] != ".")
-    cases = {composed(stem): stem for stem in stems}
+    case_names = (path.stem for path in (homogenized / FOLDER).glob("*.json") if path.name[0] != ".")
+    cases = {composed(name): name for name in case_names}
     labels: dict[str, list[Path]] = {}
     classes: dict[str, dict[str, Path]] = {}
-    strange = []
+    unassigned = []
     for path in [predictions] if predictions.is_file() else filter(is_image, files):
-        name = composed(path.name[: len(path.name) - len(ending(path))])
+        name = composed(stem(path))
         case = max((c for c in cases if name == c or name.startswith(f"{c}_")), key=len, default=None)
         if case is None:
-            strange.append(path)
+            unassigned.append(path)
         elif name == case:
             labels.setdefault(cases[case], []).append(path)
         else:
@@ -185,25 +187,25 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
     for paths in labels.values():
         if len(paths) > 1:
             raise InputError(f"{paths[0]}: {paths[1].name} is of the same case; keep one of them")
-    found = [
+    predicted = [
         _Prediction(case, next(iter(labels.get(case, ())), None), tuple(classes.get(case, {}).items()))
         for case in sorted({*labels, *classes})
     ]
-    return found, strange
+    return predicted, unassigned
 
 
 def _targets(one: _Prediction, settings: _RestoreSettings) -> list[Path]:
     """Return all files that may be written for a case, except its record."""
     names = {*(name for name, _ in one.probabilities), BACKGROUND} if one.probabilities else set()
     maps = [probability_path(settings.output, one.case, name) for name in sorted(names)]
-    return [settings.output / f"{one.case}{ENDING}", *maps]
+    return [settings.output / f"{one.case}{IMAGE_EXTENSION}", *maps]
 
 
 def _check_targets(one: _Prediction, settings: _RestoreSettings) -> None:
     """Raise an InputError if a result would replace a file that this command did not write."""
     targets = _targets(one, settings)
     sources = {os.path.realpath(p) for p in (one.labels, *(path for _, path in one.probabilities)) if p}
-    ours = _known(settings.output / f"{one.case}.json") is not None
+    ours = _read_earlier(settings.output / f"{one.case}.json") is not None
     for path in targets:
         if os.path.realpath(path) in sources or (path.exists() and not ours):
             raise InputError(f"{path}: would be overwritten by its result; choose another output folder")
@@ -228,7 +230,7 @@ def _restore(one: _Prediction, *, settings: _RestoreSettings) -> Restored:
 
 def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
     where = settings.homogenized / FOLDER / f"{one.case}.json"
-    kept = read_record(where)
+    case_record = read_record(where)
     sources = [path for path in (one.labels, *(path for _, path in one.probabilities)) if path is not None]
     head = {
         "isopose": __version__,
@@ -239,28 +241,30 @@ def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
         "labels": {name: value for name, (_, value) in settings.values.items()},
     }
     manifest = settings.output / f"{one.case}.json"
-    known = _known(manifest)
+    earlier = _read_earlier(manifest)
     if (
-        known is not None
-        and outputs.made_from(known, head)
-        and not outputs.damaged(settings.output, known["files"])
+        earlier is not None
+        and outputs.made_from(earlier, head)
+        and not outputs.damaged(settings.output, earlier["files"])
     ):
-        return known
+        return earlier
     written: list[Path] = []
     notes: list[str] = []
-    stale = [settings.output / name for name in outputs.listed(known)]
+    stale = [settings.output / name for name in outputs.listed(earlier)]
     with outputs.replacing_results(manifest, written, stale):
-        labels = _from_probabilities(one, settings, kept.transform, written) if one.probabilities else None
+        labels = (
+            _from_probabilities(one, settings, case_record.transform, written) if one.probabilities else None
+        )
         if labels is None and one.labels is not None:
-            labels = _from_labels(one.labels, settings, kept.transform, notes)
+            labels = _from_labels(one.labels, settings, case_record.transform, notes)
         if labels is not None:
-            written.insert(0, settings.output / f"{one.case}{ENDING}")
+            written.insert(0, settings.output / f"{one.case}{IMAGE_EXTENSION}")
             write_labels(labels, written[0])
         record = {
             **head,
             "files": outputs.hashes(settings.output, written),
             # Including those about the pose: in a wrong pose a segmenter may exchange left and right.
-            "warnings": [*kept.warnings, *(f"{LABEL_NOTE}{note}" for note in notes)],
+            "warnings": [*case_record.warnings, *(f"{LABEL_WARNING_PREFIX}{note}" for note in notes)],
         }
         write_json(manifest, record)
     return record
@@ -325,37 +329,37 @@ def restore_classes(
     """
     rest = np.ones(transform.stack_shape, dtype=np.float32)
 
-    def shares() -> Iterator[tuple[int, np.ndarray]]:
+    def class_shares() -> Iterator[tuple[int, np.ndarray]]:
         nonlocal rest
         for name, volume in classes:
             back = restored_share(volume, transform)
             rest -= back
-            write(name, natively(back))
+            write(name, to_native_axes(back))
             yield values.get(name, 0), back
 
-    def natively(array: np.ndarray) -> Volume:
+    def to_native_axes(array: np.ndarray) -> Volume:
         return transform.native.with_array(transform.reorientation.undo(array))
 
-    labels = largest_share(shares(), transform.stack_shape)
-    write(BACKGROUND, natively(rest.clip(min=0.0)))
-    return natively(labels)
+    labels = largest_share(class_shares(), transform.stack_shape)
+    write(BACKGROUND, to_native_axes(rest.clip(min=0.0)))
+    return to_native_axes(labels)
 
 
 def _probability(path: Path, transform: Transform) -> Volume:
     """Read one class's probability, which must lie on the homogenized grid."""
     values = on_image_grid(path, read_volume(path), transform.homogenized)
     low, high = float(values.array.min()), float(values.array.max())
-    if low < -OFF_RANGE or high > 1.0 + OFF_RANGE:
+    if low < -PROBABILITY_TOLERANCE or high > 1.0 + PROBABILITY_TOLERANCE:
         raise InputError(f"{path}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}")
     return values
 
 
 def probability_path(output: Path, case: str, name: str) -> Path:
     """Return the path of a class's probability in an output folder."""
-    return output / PROBABILITIES / f"{case}_{as_file(name)}{ENDING}"
+    return output / PROBABILITIES / f"{case}_{as_file(name)}{IMAGE_EXTENSION}"
 
 
-def _known(manifest: Path) -> dict[str, Any] | None:
+def _read_earlier(manifest: Path) -> dict[str, Any] | None:
     """Return the record that an earlier run of this command wrote for a case, or None."""
     record = outputs.earlier_record(manifest) or {}
     ours = "transform_sha256" in record and isinstance(record.get("files"), dict)

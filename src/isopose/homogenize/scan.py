@@ -16,18 +16,18 @@ from isopose.geometry.warp import compose, invert
 from isopose.homogenize.estimator import PoseEstimator
 from isopose.homogenize.transform import Grid, MatrixRow, Nine, Transform
 from isopose.homogenize.warping import homogenized_image, homogenized_labels, values_in
-from isopose.io.sizes import EDGE_MM
+from isopose.io.sizes import VOXEL_MM
 from isopose.scan.find import find_crops, find_poses, slice_poses_of
 from isopose.scan.pose import ScanPose
-from isopose.scan.volume import places, volume_pose
+from isopose.scan.volume import slice_positions, volume_pose
 from isopose.scan.warnings import pose_warnings
 
 #: Largest grid of a case, in sides of the reference's frame.
-LARGEST = 2.0
+MAX_GRID_SIDES = 2.0
 #: The same for coronal and sagittal slices, which may extend far above and below that frame.
-LARGEST_HIGH = 4.0
+MAX_GRID_SIDES_VERTICAL = 4.0
 #: Extent along z, as a fraction of the frame's side, below which there is a warning about the tilt.
-LOW = 0.25
+SHORT_SCAN_FRACTION = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,9 @@ def homogenize_scan(
     if marked is not None:
         marked = (marked > 0) & (marked != ignored)
     if estimator.tilted:
-        z = places(np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared))
+        z = slice_positions(
+            np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared)
+        )
         pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z)[0]
         own_size = math.log(estimator.side_mm / prepared.frame.fov_mm)
         if records.decision is not None and not records.decision.outline_visible:
@@ -111,16 +113,16 @@ def homogenize_scan(
     image, labels = homogenized_image(volume, transform, estimator.modality), None
     if classes is not None:
         labels = homogenized_labels(classes, transform)
-        lost = sorted(set(values_in(classes.array)) - set(values_in(labels.array)))
-        if lost:
-            warnings += (f"too small to be seen at the new size: labels {lost}",)
-    doubts = pose_warnings(records, transformer, settings, joint=estimator.joint is not None)
+        lost_labels = sorted(set(values_in(classes.array)) - set(values_in(labels.array)))
+        if lost_labels:
+            warnings += (f"too small to be seen at the new size: labels {lost_labels}",)
+    pose_lines = pose_warnings(records, transformer, settings, joint=estimator.joint is not None)
     return HomogenizedScan(
         image,
         labels,
         transform,
         records,
-        (*prepared.warnings, *doubts, *warnings),
+        (*prepared.warnings, *pose_lines, *warnings),
     )
 
 
@@ -131,10 +133,10 @@ def _check_distance(transform: Transform, prepared: Prepared) -> None:
         InputError: they would.
     """
     distance, own = float(max(transform.homogenized.spacing)), prepared.spacing[2]
-    if distance > EDGE_MM[1]:
+    if distance > VOXEL_MM[1]:
         raise InputError(
             f"at the size of the reference its slices would lie {distance:.0f} mm apart instead of "
-            f"{own:.1f}, expected at most {EDGE_MM[1]:g} mm: is the body's mask, or the voxel size, right? "
+            f"{own:.1f}, expected at most {VOXEL_MM[1]:g} mm: is the body's mask, or the voxel size, right? "
             "If they are, leave the distance as it is (--no-scale-z)"
         )
 
@@ -149,7 +151,7 @@ def _transform(
     """Return the transform for known poses; its grid contains the body, or the crop, and all labels."""
     usual, plane = estimator.size, estimator.data.plane
     first_mm = position_mm(prepared.world_from_index, plane)
-    largest = LARGEST if plane == "axial" else LARGEST_HIGH
+    largest = MAX_GRID_SIDES if plane == "axial" else MAX_GRID_SIDES_VERTICAL
     z_scale = _z_scale(estimator, prepared, records) if estimator.scale_z else 1.0
 
     def on(size: int, middle: tuple[float, float] = (0.0, 0.0)) -> Transform:
@@ -159,14 +161,14 @@ def _transform(
 
     if crop is None:
         theta1 = matrix_from_pose(torch.from_numpy(records.pose))
-        needed = _joined(box_of(prepared.covered, invert(theta1)))
+        needed = _union_box(box_of(prepared.covered, invert(theta1)))
     else:
         needed = crop
     if marked is not None:
-        needed = _joined(needed, box_of(marked, invert(on(usual).slice_from_grid)))
+        needed = _union_box(needed, box_of(marked, invert(on(usual).slice_from_grid)))
     size, warnings = _grid_size(float(np.abs(needed).max()), usual, largest)
     if crop is not None:
-        return on(*_square(needed.clip(-largest, largest), usual)), warnings
+        return on(*_square_around(needed.clip(-largest, largest), usual)), warnings
     return on(size), warnings
 
 
@@ -201,13 +203,13 @@ def _tilted(
         return _transform_of(grid, prepared, records, tuple(pose.tolist()))
 
     stack_from_frame = compose(_stack_from_frame(prepared), matrix_from_pose(pose))
-    needed = _joined(
+    needed = _union_box(
         solid_box_of(prepared.mask, invert(stack_from_frame)),
         None if marked is None else solid_box_of(marked, invert(on(usual, 1, 0.0).volume_from_frame)),
     )
     size, warnings = _grid_size(float(np.abs(needed[[0, 1, 3, 4]]).max()), usual)
     height_mm = len(prepared.image) * prepared.spacing[2]
-    if height_mm < LOW * fov_mm:
+    if height_mm < SHORT_SCAN_FRACTION * fov_mm:
         warnings += (
             f"the scan is {height_mm:.0f} mm long: too short to estimate pitch and yaw reliably, check them",
         )
@@ -230,7 +232,7 @@ def _transform_of(grid: Grid, prepared: Prepared, records: ScanPose, tilted: Nin
     )
 
 
-def _grid_size(farthest: float, usual: int, largest: float = LARGEST) -> tuple[int, tuple[str, ...]]:
+def _grid_size(farthest: float, usual: int, largest: float = MAX_GRID_SIDES) -> tuple[int, tuple[str, ...]]:
     """Return the side in pixels of a grid that contains everything, and a warning if it had to be limited.
 
     It grows by the same number of pixels on both sides, so that its center does not move.
@@ -261,7 +263,7 @@ def _box_of(theta2: Tensor) -> np.ndarray:
     return torch.cat([(middle - half).amin(dim=0), (middle + half).amax(dim=0)]).cpu().double().numpy()
 
 
-def _joined(*boxes: np.ndarray | None) -> np.ndarray:
+def _union_box(*boxes: np.ndarray | None) -> np.ndarray:
     """Return the bounding box of boxes, as lowest and highest corner; zeros without any box."""
     known = [box for box in boxes if box is not None]
     if not known:
@@ -270,7 +272,7 @@ def _joined(*boxes: np.ndarray | None) -> np.ndarray:
     return np.concatenate([low.min(axis=0), high.max(axis=0)])
 
 
-def _square(box: np.ndarray, usual: int) -> tuple[int, tuple[float, float]]:
+def _square_around(box: np.ndarray, usual: int) -> tuple[int, tuple[float, float]]:
     """Return side (pixels) and center of a square of whole pixels of the reference's frame around a box."""
     first = np.floor((box[:2] + 1.0) / 2.0 * usual)
     size = int(max(1.0, (np.ceil((box[2:] + 1.0) / 2.0 * usual) - first).max()))
@@ -293,7 +295,7 @@ def box_of(mask: np.ndarray, target_from_image: Tensor) -> np.ndarray | None:
         for inside, matrix in zip(mask, target_from_image.double().numpy(), strict=True)
         for outline in _outline(inside)
     ]
-    return _joined(*(np.concatenate([s.min(axis=1), s.max(axis=1)]) for s in seen)) if seen else None
+    return _union_box(*(np.concatenate([s.min(axis=1), s.max(axis=1)]) for s in seen)) if seen else None
 
 
 def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | None:
@@ -313,7 +315,7 @@ def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | N
                 height = np.full((1, outline.shape[1]), 2.0 * edge / depth - 1.0)
                 seen = (matrix @ np.concatenate([outline, height, np.ones_like(height)]))[:3]
                 boxes.append(np.concatenate([seen.min(axis=1), seen.max(axis=1)]))
-    return _joined(*boxes) if boxes else None
+    return _union_box(*boxes) if boxes else None
 
 
 def _outline(inside: np.ndarray) -> list[np.ndarray]:

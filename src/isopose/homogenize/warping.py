@@ -31,18 +31,20 @@ def homogenized_image(volume: Volume, transform: Transform, modality: Modality =
     array = _reoriented(volume, transform)
     low, high, dtype = _range(array, modality)
     if transform.tilted is not None:
-        there = transform.homogenized
-        seen = warped_volume(array.clip(low, high), transform.volume_from_grid, there.array.shape, float(low))
-        return there.with_array(_stored(seen, low, high, dtype))
+        target = transform.homogenized
+        resampled = warped_volume(
+            array.clip(low, high), transform.volume_from_grid, target.array.shape, float(low)
+        )
+        return target.with_array(_stored(resampled, low, high, dtype))
     matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
     out = scratch.zeros((len(array), *size), dtype)
     # Floating-point bounds would convert integers to float64, twice the memory of the float32 used next.
     bounds = (int(low), int(high)) if array.dtype.kind in "iu" else (low, high)
     for part in chunks(array.shape, size):
         source = array[part].clip(*bounds)
-        seen = warped(source, matrix[part], size, float(low), "bicubic")
+        resampled = warped(source, matrix[part], size, float(low), "bicubic")
         # Cubic interpolation overshoots beside metal and skin: clip to the scan's own range.
-        out[part] = _stored(seen, low, high, dtype)
+        out[part] = _stored(resampled, low, high, dtype)
     return Volume(out, transform.grid.world_from_index)
 
 

@@ -18,12 +18,12 @@ from isopose.config import HomogenizeConfig
 from isopose.errors import InputError, counted, printable
 from isopose.files import only_writer, output_folder
 from isopose.homogenize.answers import Answer, answer_of, listed_names, sort_by_case, visible_files
-from isopose.homogenize.case import ENDING, image_path, make_case
+from isopose.homogenize.case import IMAGE_EXTENSION, image_path, make_case
 from isopose.homogenize.command import Command, how_it_ended, run_command
 from isopose.homogenize.dataset import (
     homogenize_settings,
     refuse_series,
-    say_doubts,
+    report_warnings,
     scans_as_dataset,
     with_modality,
     with_plane,
@@ -35,7 +35,7 @@ from isopose.homogenize.wrapped import LOGS, Run, WrapSettings, known_record, re
 from isopose.io.cases import Case, Dataset, check_one_channel
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.results.formats import NIFTI, check_formats, open_dicom, result_files
-from isopose.io.scans import check_apart
+from isopose.io.scans import check_output_apart
 from isopose.isolation import Failed, failure_of, named
 from isopose.labels import Labels
 from isopose.outputs import Outcome
@@ -122,7 +122,7 @@ def wrap(
     )
     output_folder(output)
     with only_writer(output):
-        say_doubts(settings.homogenizing, reporter)
+        report_warnings(settings.homogenizing, reporter)
         return _wrap_all(scans.cases, settings, workers, reporter)
 
 
@@ -195,7 +195,7 @@ def check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: L
         InputError: a result would replace a scan, or a scan does not support a format or lacks names for it.
     """
     if scans.layout == "scans":
-        check_apart([scans.root], output)
+        check_output_apart([scans.root], output)
     dicom = [one for one in formats if one != NIFTI]
     if dicom and not labels.values:
         raise InputError(
@@ -257,7 +257,7 @@ def _run_together(
         for place in (inputs, written):
             place.mkdir()
         for case in cases:
-            _give(settings, case.id, inputs / f"{case.id}_0000{ENDING}")
+            _give(settings, case.id, inputs / f"{case.id}_0000{IMAGE_EXTENSION}")
         log = settings.output / LOGS / LOG_OF_ALL
         reporter.say(f"the command runs on {counted(len(cases), 'scan')}; its output: {log}")
         run = _run(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
@@ -334,7 +334,7 @@ def wrap_scan(case: Case, settings: WrapSettings, reported: type[Exception] = Ex
         return outcome
     try:
         with _folder_of_run(settings, case.id) as folder:
-            image, written = folder / f"{case.id}{ENDING}", folder / "output"
+            image, written = folder / f"{case.id}{IMAGE_EXTENSION}", folder / "output"
             _give(settings, case.id, image)
             written.mkdir()
             paths = {"input": image, "output": written / image.name, "output_folder": written}

@@ -11,7 +11,7 @@ from isopose.errors import InputError
 from isopose.files import hash_of, write_json
 from isopose.geometry.volume import Volume
 from isopose.homogenize.answers import Answer, RestoredAnswer, restore_answer
-from isopose.homogenize.case import ENDING, HomogenizeSettings
+from isopose.homogenize.case import IMAGE_EXTENSION, HomogenizeSettings
 from isopose.homogenize.command import Command, how_it_ended
 from isopose.homogenize.record import CaseRecord, read_record, record_path
 from isopose.homogenize.restore import PROBABILITIES, probability_path
@@ -160,8 +160,11 @@ def _write_maps(
         write_image(volume, path)
 
     def write_map(name: str, volume: Volume) -> None:
-        several = settings.output / MAPS / case.id / f"{name}{ENDING}"
-        write(several if answer.several else settings.output / PROBABILITIES / f"{case.id}{ENDING}", volume)
+        several = settings.output / MAPS / case.id / f"{name}{IMAGE_EXTENSION}"
+        write(
+            several if answer.several else settings.output / PROBABILITIES / f"{case.id}{IMAGE_EXTENSION}",
+            volume,
+        )
 
     def write_class(name: str, volume: Volume) -> None:
         write(probability_path(settings.output, case.id, name), volume)

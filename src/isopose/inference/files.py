@@ -14,7 +14,7 @@ from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble, ensemble_of
 from isopose.inference.predict import Prediction, predict
 from isopose.inference.record import prediction_record, provenance
-from isopose.io.channels import check_count, hash_of_channels, read_channels, with_series
+from isopose.io.channels import check_count, hash_of_channels, hash_with_series, read_channels
 from isopose.io.images import write_image
 from isopose.io.masks import read_mask
 from isopose.io.results.formats import FORMATS, NIFTI, check_formats, open_dicom, result_files, write_results
@@ -135,7 +135,7 @@ def predict_scan(
     try:
         check_count(len(scan.paths), ensemble.channels)
         files_hash = hash_of_channels(scan.paths)
-        input_hash = with_series(files_hash, scan.series)
+        input_hash = hash_with_series(files_hash, scan.series)
         correction = (corrections or {}).get(input_hash)
         # A mask that is missing is an error here: without it a result that was made without mask would count.
         mask = None if scan.mask is None else hash_of_source(scan.mask)

@@ -8,7 +8,7 @@ import torch
 
 from isopose import scratch
 from isopose.data.preprocess import Prepared, prepare
-from isopose.data.runs import parts_of
+from isopose.data.runs import slice_chunks
 from isopose.geometry.volume import Volume
 from isopose.inference.ensemble import Ensemble, ensemble_of
 from isopose.inference.postprocess import Midline, clean_up
@@ -170,7 +170,7 @@ def _parts(predictors: Sequence[Predictor]) -> list[np.ndarray]:
     shape, size = predictors[0].prepared.shape, predictors[0].model.config.predict.batch_size
     volumes = [predictor.model.config.dims == 3 for predictor in predictors]
     if all(volumes):
-        return [np.arange(part.start, part.stop) for part in parts_of(shape)]
+        return [np.arange(part.start, part.stop) for part in slice_chunks(shape)]
     wanted = np.full(shape[0], any(volumes))
     for predictor in predictors:
         wanted |= predictor.prepared.mask.any(axis=(1, 2))

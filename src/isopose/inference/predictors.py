@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isopose.data.preprocess import Prepared
 from isopose.devices import autocast, choose_precision
-from isopose.geometry.box import widened
+from isopose.geometry.box import enlarged
 from isopose.geometry.pose import LOG_SCALES
 from isopose.geometry.warp import compose, warp
 from isopose.inference.border import touches_border
@@ -21,7 +21,7 @@ from isopose.models.pipeline import frame_from_crop
 from isopose.models.pose import SlicePoses
 from isopose.models.restore import marked, most_probable, reached, restore, restore_slab
 from isopose.scan.correction import Correction
-from isopose.scan.find import channels_of, find_crops, find_poses, find_volume_pose
+from isopose.scan.find import find_crops, find_poses, find_volume_pose, unet_channels
 from isopose.scan.pose import ScanPose
 from isopose.scan.warnings import crop_warnings, pose_warnings
 
@@ -135,7 +135,7 @@ class SlicePredictor(Predictor):
             return RestoredProbabilities((slice(0, 1), slice(0, 1)), nothing)
         shown = rows[with_body]
         context = self.model.config.unet
-        image, homogenizing = channels_of(self.prepared, shown, self.scan, context, self.device)
+        image, homogenizing = unet_channels(self.prepared, shown, self.scan, context, self.device)
         mask = torch.from_numpy(self.prepared.covered[shown])[:, None].float().to(self.device)
         pose = torch.from_numpy(self.scan.pose[shown]).to(self.device)
         crop, theta2 = _segment(self, image, homogenizing, shown, self.widen)
@@ -198,7 +198,7 @@ def _segment(
     """Return probabilities in the crop, and theta2, of some rows of a scan; a crop that cuts is widened.
 
     For slices ``image`` is ``(N, C, S, S)`` and ``input_from_homogenized`` ``(N, K, 3, 3)``, see
-    :func:`isopose.scan.find.channels_of`; for a volume ``(1, C, Z, S, S)`` and ``(1, 4, 4)``.
+    :func:`isopose.scan.find.unet_channels`; for a volume ``(1, C, Z, S, S)`` and ``(1, 4, 4)``.
     """
     model, scan = predictor.model, predictor.scan
     border = model.config.predict.crop_border
@@ -217,7 +217,7 @@ def _segment(
         wider, again, still = theta2.clone(), probabilities.clone(), cut.clone()
         # Ends at the whole frame, whose edges cut nothing.
         while still.any():
-            wider[still] = widened(wider[still], WIDEN)
+            wider[still] = enlarged(wider[still], WIDEN)
             again[still] = seen_through(image[still], input_from_homogenized[still], wider[still])
             still &= touches_border(again, wider, border)
         # In a wider crop, a structure that was cut off is larger. If it is not, the network lost it at the

@@ -1,4 +1,4 @@
-"""Unpack a ZIP archive of a DICOM series for as long as it is read."""
+"""Unpack a ZIP archive of a DICOM series to a temporary folder while it is read."""
 
 import contextlib
 import errno
@@ -15,15 +15,15 @@ from pathlib import Path, PurePosixPath
 
 from isopose.errors import InputError
 from isopose.files import entries_below
-from isopose.io.dicom_files import is_dicom, is_hidden, is_named
+from isopose.io.dicom_files import has_dicom_extension, is_dicom, is_hidden
 from isopose.io.endings import ending
 from isopose.io.limits import VARIABLE, largest_bytes
 
 _CHUNK = 1 << 20
-#: The flag of a member whose content is encrypted.
-_ENCRYPTED = 1
-#: In UTF-8; systems take no longer names.
-_LONGEST_PART, _LONGEST_NAME = 200, 800
+#: Bit of a member's flags that marks its content as encrypted.
+_ENCRYPTED_FLAG = 1
+#: Maximum length of a path's component and of a whole path, in bytes of UTF-8; longer ones are replaced.
+_MAX_PART_BYTES, _MAX_NAME_BYTES = 200, 800
 
 
 def is_archive(path: Path) -> bool:
@@ -35,10 +35,10 @@ def is_archive(path: Path) -> bool:
 def unpacked(path: Path) -> Iterator[Path]:
     """Unpack an archive into a temporary folder, which is removed at the end of the block.
 
-    Every member is written below the folder whatever its name is. Links become links that lead nowhere. The
-    sizes listed in the archive's directory are summed up before anything is written, and no member may exceed
-    its listed size. Hidden members and files added by an operating system (``__MACOSX``, ``Thumbs.db``) are
-    skipped, as in a folder.
+    Every member is written below the folder, whatever its name is. Symbolic links are replaced by broken
+    ones, so that no file outside the folder can be read. The sizes listed in the archive's directory are
+    summed up before anything is written, and no member may exceed its listed size. Hidden members and files
+    added by an operating system (``__MACOSX``, ``Thumbs.db``) are skipped, as in a folder.
 
     Yields:
         The folder.
@@ -79,9 +79,13 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str]:
-    """Write the members; return the original name of each file that had to be renamed, by its new name."""
-    members = [member for member in archive.infolist() if _is_shown(member.filename)]
-    if any(member.flag_bits & _ENCRYPTED for member in members):
+    """Write the members below a folder.
+
+    Returns:
+        The original name of each file that had to be renamed, by its new path relative to the folder.
+    """
+    members = [member for member in archive.infolist() if _is_relevant(member.filename)]
+    if any(member.flag_bits & _ENCRYPTED_FLAG for member in members):
         raise InputError(f"{path}: is encrypted; unpack it yourself and give the folder")
     total = sum(member.file_size for member in members)
     free = shutil.disk_usage(folder).free
@@ -90,26 +94,26 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
         excess = f"{total / 2**30:.1f} GB, more than " + (
             f"the {free / 2**30:.1f} GB that are free in {folder.parent}"
             if free < largest
-            else f"the {largest / 2**30:g} GB that are taken from one ({VARIABLE} sets another limit)"
+            else f"the limit of {largest / 2**30:g} GB ({VARIABLE} sets another one)"
         )
         raise InputError(f"{path}: unpacks to {excess}; unpack it yourself and give the folder")
     renamed = {}
     for number, member in enumerate(members):
         target = folder / member.filename
         # This file system may treat two different names as one, for example where only the case differs.
-        if not _can_be_kept(member.filename) or os.path.lexists(target) or _below_file(target, folder):
-            place = _another_name(number, member.filename)
-            renamed[place], target = member.filename, folder / place
+        if not _is_safe(member.filename) or os.path.lexists(target) or _below_file(target, folder):
+            new_name = _safe_name(number, member.filename)
+            renamed[new_name], target = member.filename, folder / new_name
         target.parent.mkdir(parents=True, exist_ok=True)
         if stat.S_ISLNK(member.external_attr >> 16):
-            # Reading the series then reports it if a slice is missing.
+            # A link to itself: reading the series reports it as a missing slice.
             target.symlink_to(target)
             continue
         with archive.open(member) as source, open(target, "wb") as file:
-            left = member.file_size
-            while part := source.read(min(_CHUNK, left + 1)):
-                left -= len(part)
-                if left < 0:
+            bytes_left = member.file_size
+            while part := source.read(min(_CHUNK, bytes_left + 1)):
+                bytes_left -= len(part)
+                if bytes_left < 0:
                     raise zipfile.BadZipFile("a member is larger than the archive says")
                 file.write(part)
     return renamed
@@ -118,14 +122,14 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> dict[str, str
 def _check_kind(folder: Path) -> None:
     """Raise an InputError if an archive without DICOM files holds a volume or another archive."""
     files = [file for file in entries_below(folder) if file.is_file()]
-    if any(is_named(file) or is_dicom(file) for file in files):
+    if any(has_dicom_extension(file) or is_dicom(file) for file in files):
         return
     volumes, archives = [f for f in files if ending(f)], [f for f in files if is_archive(f)]
     if volumes or archives:
-        found = (volumes or archives)[0].relative_to(folder).as_posix()
+        example = (volumes or archives)[0].relative_to(folder).as_posix()
         raise InputError(
             f"{folder}: expected a DICOM series, found {'a volume' if volumes else 'another archive'} "
-            f"({found}); unpack it and give that"
+            f"({example}); unpack it and give that"
         )
 
 
@@ -134,21 +138,21 @@ def _parts(name: str) -> list[str]:
     return [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
 
 
-def _is_shown(name: str) -> bool:
+def _is_relevant(name: str) -> bool:
     """Return whether a member is a file that is neither hidden nor added by an operating system."""
     parts = _parts(name)
     return name[-1:] not in ("/", "\\") and bool(parts) and not is_hidden(PurePosixPath(*parts))
 
 
-def _can_be_kept(name: str) -> bool:
+def _is_safe(name: str) -> bool:
     """Return whether a member's name is a safe relative file name on every system."""
     parts = name.split("/")
     return (
         not any(part in ("", ".", "..") or part.startswith("~") for part in parts)
         and not re.search(r'[\\:<>"|?*]', name)
         and name.isprintable()
-        and max(len(part.encode()) for part in parts) <= _LONGEST_PART
-        and len(name.encode()) <= _LONGEST_NAME
+        and max(len(part.encode()) for part in parts) <= _MAX_PART_BYTES
+        and len(name.encode()) <= _MAX_NAME_BYTES
     )
 
 
@@ -161,9 +165,9 @@ def _below_file(target: Path, folder: Path) -> bool:
     )
 
 
-def _another_name(number: int, name: str) -> str:
+def _safe_name(number: int, name: str) -> str:
     """Return a safe relative path for a member whose name cannot be kept, at the same folder depth."""
     *folders, last = [re.sub(r"[^\w.()+ -]", "_", part) for part in _parts(name)]
-    if len(last.encode()) > _LONGEST_PART:
+    if len(last.encode()) > _MAX_PART_BYTES:
         last = f"member{PurePosixPath(last).suffix[:8]}"
     return "/".join([*(f"~{part[:40]}" for part in folders[:16]), f"~{number:06d}{last}"])

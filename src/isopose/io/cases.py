@@ -13,8 +13,8 @@ from isopose.labels import Labels
 SPLITS = ("train", "val", "test")
 #: Default names of the channels of a dataset.
 CT = ("CT",)
-_UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
-_LONGEST_ID = 150
+_UNSAFE_CHARACTERS = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
+_MAX_ID_LENGTH = 150
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,15 @@ def dataset_of(
     ordered = tuple(sorted(named, key=lambda case: case.id))
     if not ordered:
         raise InputError(f"{root}: no cases here, expected the images of a {layout} dataset")
-    seen: dict[str, str] = {}
+    by_folded_id: dict[str, str] = {}
     for case in ordered:
         _check_id(root, case.id)
         folded = case.id.casefold()
-        if folded in seen:
+        if folded in by_folded_id:
             raise InputError(
-                f"{root}: case ids must be unique, got {seen[folded]!r} and {case.id!r}; rename one"
+                f"{root}: case ids must be unique, got {by_folded_id[folded]!r} and {case.id!r}; rename one"
             )
-        seen[folded] = case.id
+        by_folded_id[folded] = case.id
     return Dataset(name, layout, root, labels, ordered, channels)
 
 
@@ -103,11 +103,11 @@ def check_one_channel(dataset: Dataset, command: str) -> None:
     """Refuse a dataset with several channels.
 
     Args:
-        dataset: to be used.
-        command: that takes one channel, for the message.
+        dataset: the user's dataset.
+        command: name of the command or option that supports one channel only, for the message.
 
     Raises:
-        InputError: it has several.
+        InputError: the dataset has several channels.
     """
     if len(dataset.channels) > 1:
         raise InputError(
@@ -131,9 +131,10 @@ def path_inside(root: Path, listed: object, where: Path) -> Path:
 
 
 def _check_id(root: Path, name: str) -> None:
-    odd = not name or name[0] in ".-~ " or name[-1] in ". " or len(name) > _LONGEST_ID
-    if odd or _UNSAFE.search(name):
+    """Raise an InputError for a case id that cannot be a file name on every system."""
+    is_odd = not name or name[0] in ".-~ " or name[-1] in ". " or len(name) > _MAX_ID_LENGTH
+    if is_odd or _UNSAFE_CHARACTERS.search(name):
         raise InputError(
             f"{root}: case id {name!r} cannot be a file name; rename it: letters, digits, dots, dashes and "
-            f"underscores, the first and the last a letter or digit, at most {_LONGEST_ID} of them"
+            f"underscores, the first and the last a letter or digit, at most {_MAX_ID_LENGTH} of them"
         )

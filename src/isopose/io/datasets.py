@@ -47,16 +47,16 @@ def open_dataset(path: Path, labels: Mapping[str, int] | None = None) -> Dataset
             not supported.
     """
     path = Path(path)
-    named = None if labels is None else Labels.create(labels)
+    own_labels = None if labels is None else Labels.create(labels)
     if not path.exists():
         raise InputError(f"{path}: no such dataset; expected a folder or a CSV manifest")
     if path.is_file() and path.suffix.lower() == ".csv":
-        return open_manifest(path, named)
+        return open_manifest(path, own_labels)
     root = path.parent if path.name == "dataset.json" else path
     if root.is_dir() and (root / "dataset.json").exists():
-        return with_patients(_open_by_json(root, named), root)
+        return with_patients(_open_by_json(root, own_labels), root)
     if root.is_dir() and (folder := kits_folder(root)) is not None:
-        return with_patients(open_kits(folder, named), root)
+        return with_patients(open_kits(folder, own_labels), root)
     raise InputError(
         f"{path}: not a known dataset; expected a folder with dataset.json (nnU-Net, Decathlon) or "
         "with case_*/imaging.nii.gz (KiTS), or a .csv manifest"

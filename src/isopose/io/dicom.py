@@ -10,16 +10,16 @@ from isopose import scratch
 from isopose.choices import Modality
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.io.dicom_copies import without_copies
-from isopose.io.dicom_files import files_in, is_dicomdir, linked_folders, listed_files
-from isopose.io.dicom_frames import MODALITIES, DicomFrame, NoFrame, frames_of, look_at
+from isopose.io.dicom_copies import drop_copies
+from isopose.io.dicom_files import dicomdir_files, files_in, is_dicomdir, linked_folders
+from isopose.io.dicom_frames import MODALITIES, DicomFrame, NoFrame, frames_of, inspect_file
 from isopose.io.dicom_pixels import pixels
-from isopose.io.dicom_stack import matrix_of, sorted_frames, subject_of
+from isopose.io.dicom_stack import lps_from_index_of, series_prefix, sorted_frames
 from isopose.io.endings import ending
-from isopose.io.header import check_grid, on_file
+from isopose.io.header import check_grid, checked_volume
 
-#: Share by which a file may be smaller or larger than all slices and still be taken for a damaged one.
-_ALIKE = 0.1
+#: A file that is smaller than all slices, or larger, by at most this fraction may be a damaged slice.
+_SIZE_TOLERANCE = 0.1
 #: Possible voxel types, from the narrowest to the widest.
 _TYPES = (np.int16, np.int32, np.float32)
 
@@ -49,20 +49,20 @@ def read_series(path: Path, series: str | None = None, modality: Modality | None
     """
     frames = ordered_frames(path, series)
     _check_modality(path, frames[0].modality, modality)
-    matrix = matrix_of(path, frames)
+    matrix = lps_from_index_of(path, frames)
     shape = (len(frames), *frames[0].size)
     check_grid(path, shape, matrix, np.int16)
-    return on_file(path, _joined(pixels(frames), shape), matrix)
+    return checked_volume(path, _stack(pixels(frames), shape), matrix)
 
 
-def _check_modality(path: Path, found: str, expected: Modality | None) -> None:
+def _check_modality(path: Path, actual: str, expected: Modality | None) -> None:
     """Refuse a series of another modality; a series with an unknown or missing modality is read."""
-    if expected is None or found not in MODALITIES or found == expected.upper():
+    if expected is None or actual not in MODALITIES or actual == expected.upper():
         return
     instead = "is it the right series?"
-    if found in ("CT", "MR"):
-        instead = f"set --modality {found.lower()}, or use a model of {found}"
-    raise InputError(f"{path}: a DICOM series of {found}, expected {expected.upper()}; {instead}")
+    if actual in ("CT", "MR"):
+        instead = f"use a model of {actual}, or without a model --modality {actual.lower()}"
+    raise InputError(f"{path}: a DICOM series of {actual}, expected {expected.upper()}; {instead}")
 
 
 def ordered_frames(path: Path, series: str | None = None) -> list[DicomFrame]:
@@ -71,7 +71,7 @@ def ordered_frames(path: Path, series: str | None = None) -> list[DicomFrame]:
     Raises:
         InputError: no series or several, or frames of several kinds.
     """
-    return sorted_frames(path, without_copies(path, _chosen(path, series)))
+    return sorted_frames(path, drop_copies(path, _select_series(path, series)))
 
 
 def holds_slices(folder: Path) -> bool:
@@ -80,10 +80,10 @@ def holds_slices(folder: Path) -> bool:
     Links to folders are not followed, since :func:`read_series` does not follow them either. A folder that
     is named as a volume (``scan.nii.gz``) is a scan of its own.
     """
-    below = (place for place in sorted(folder.iterdir()) if not place.is_symlink() and not ending(place))
-    within = (place for place in below if place.is_dir())
-    folders = [folder, *within]
-    files = (file for place in folders for file in files_in(place, below=False))
+    entries = (path for path in sorted(folder.iterdir()) if not path.is_symlink() and not ending(path))
+    subfolders = (path for path in entries if path.is_dir())
+    folders = [folder, *subfolders]
+    files = (file for path in folders for file in files_in(path, below=False))
     try:
         return any(frames_of(file) for file in files if file.is_file() and not ending(file))
     except InputError:
@@ -91,146 +91,154 @@ def holds_slices(folder: Path) -> bool:
         return True
 
 
-def _chosen(path: Path, series: str | None) -> list[DicomFrame]:
-    """Return the frames of the selected series."""
+def _select_series(path: Path, series: str | None) -> list[DicomFrame]:
+    """Return the frames of the series that a path and a series number or UID select.
+
+    Raises:
+        InputError: no series, several, or one that is incomplete.
+    """
     if path.is_file() and not is_dicomdir(path):
-        return _series_of(path)
-    found, others, unread = _found(path)
-    scans = [frame for frame in found if not frame.localizer]
+        return _series_of_file(path)
+    frames_found, other_objects, unread = _inspect_folder(path)
+    scans = [frame for frame in frames_found if not frame.localizer]
     if not scans:
         raise InputError(
             f"{path}: no DICOM image series here, expected files with position, orientation and pixel size"
-            + _instead(others, len(found), sum(not file.is_file() for file in unread))
-            + _volumes_below(path)
+            + _describe_others(other_objects, len(frames_found), sum(not file.is_file() for file in unread))
+            + _volume_hint(path)
         )
     groups: dict[str, list[DicomFrame]] = {}
     for frame in scans:
         groups.setdefault(frame.series, []).append(frame)
     if series is not None:
-        chosen = {uid: g for uid, g in groups.items() if series in (uid, g[0].number)}
-        if not chosen:
+        matching = {uid: g for uid, g in groups.items() if series in (uid, g[0].number)}
+        if not matching:
             raise InputError(
-                f"{path}: no series {series!r} here, expected one of {_listing(groups.values())}"
+                f"{path}: no series {series!r} here, expected one of {_list_series(groups.values())}"
             )
-        groups = chosen
+        groups = matching
     if len(groups) > 1:
         raise InputError(
-            f"{path}: expected one image series, got {len(groups)}: {_listing(groups.values())}; "
+            f"{path}: expected one image series, got {len(groups)}: {_list_series(groups.values())}; "
             "give one of its files instead of the folder, or choose one by its number (--series of "
             "homogenize, predict and wrap)"
         )
     frames = next(iter(groups.values()))
-    _check_whole(path, frames, others)
+    _check_positions(path, frames, other_objects)
     if is_dicomdir(path):
         _check_unread(path, frames, unread)
     else:
-        _check_beside(path, path, frames, unread)
+        _check_complete(path, path, frames, unread)
     return frames
 
 
-def _series_of(path: Path) -> list[DicomFrame]:
+def _series_of_file(path: Path) -> list[DicomFrame]:
     """Return the frames of the series to which one file belongs, in its folder and those below it."""
-    own = look_at(path)
-    if not isinstance(own, list):
-        found = "" if own is None else _instead([own])
+    own_frames = inspect_file(path)
+    if not isinstance(own_frames, list):
+        description = "" if own_frames is None else _describe_others([own_frames])
         raise InputError(
-            f"{path}: expected a DICOM image with position, orientation and pixel size; found none{found}"
+            f"{path}: expected a DICOM image with position, orientation and pixel size; found "
+            f"none{description}"
         )
-    found_beside, others, unread = _looked_at(files_in(path.parent, below=True))
-    frames = [frame for frame in found_beside if frame.series == own[0].series and not frame.localizer]
+    nearby_frames, other_objects, unread = _inspect_files(files_in(path.parent, below=True))
+    frames = [
+        frame for frame in nearby_frames if frame.series == own_frames[0].series and not frame.localizer
+    ]
     if frames:
-        _check_whole(path, frames, others)
-        _check_beside(path, path.parent, frames, unread)
-    return frames or own
+        _check_positions(path, frames, other_objects)
+        _check_complete(path, path.parent, frames, unread)
+    return frames or own_frames
 
 
-def _found(folder: Path) -> tuple[list[DicomFrame], list[NoFrame], list[Path]]:
+def _inspect_folder(folder: Path) -> tuple[list[DicomFrame], list[NoFrame], list[Path]]:
     """Return the frames of all files in a folder and below it, or of those that a ``DICOMDIR`` lists.
 
     Raises:
         InputError: an empty folder, or other volumes lie beside the slices, so the choice is ambiguous.
     """
     if is_dicomdir(folder):
-        return _looked_at(listed_files(folder))
+        return _inspect_files(dicomdir_files(folder))
     if not any(folder.iterdir()):
         raise InputError(f"{folder}: is empty, expected the files of a DICOM series, or volumes")
     files = files_in(folder, below=True)
-    # Those in folders below are most often results.
+    # Volumes in subfolders do not count: they are most often results.
     volumes = [file.name for file in files if file.parent == folder and ending(file)]
-    frames, others, unread = _looked_at(files)
+    frames, other_objects, unread = _inspect_files(files)
     if frames and volumes:
         raise InputError(
             f"{folder}: holds both DICOM slices and {volumes[0]}"
             + (f" and {len(volumes) - 1} more volumes" if volumes[1:] else "")
             + "; expected one scan: give one of the slices' files for their series, or the volume's file"
         )
-    return frames, others, unread
+    return frames, other_objects, unread
 
 
-def _looked_at(files: Iterable[Path]) -> tuple[list[DicomFrame], list[NoFrame], list[Path]]:
+def _inspect_files(files: Iterable[Path]) -> tuple[list[DicomFrame], list[NoFrame], list[Path]]:
     """Return the frames of files, the DICOM files without frames, and the files that are not DICOM."""
     frames: list[DicomFrame] = []
-    others: list[NoFrame] = []
+    other_objects: list[NoFrame] = []
     unread: list[Path] = []
     for file in files:
-        found = look_at(file) if file.is_file() else None
-        if isinstance(found, NoFrame):
-            others.append(found)
-        elif found:
-            frames += found
+        content = inspect_file(file) if file.is_file() else None
+        if isinstance(content, NoFrame):
+            other_objects.append(content)
+        elif content:
+            frames += content
         else:
             unread.append(file)
-    return frames, others, unread
+    return frames, other_objects, unread
 
 
-def _check_whole(path: Path, frames: list[DicomFrame], others: list[NoFrame]) -> None:
+def _check_positions(path: Path, frames: list[DicomFrame], other_objects: list[NoFrame]) -> None:
     """Raise an InputError if images of a series lack their position.
 
     Leaving them out would silently shorten the scan.
     """
-    kind = {frame.kind for frame in frames}
-    lost = [o for o in others if o.lacks and o.series == frames[0].series and o.kind in kind]
-    if lost:
+    kinds = {frame.kind for frame in frames}
+    unplaced = [o for o in other_objects if o.lacks and o.series == frames[0].series and o.kind in kinds]
+    if unplaced:
         raise InputError(
-            f"{subject_of(path, frames[0])} has images that lack {lost[0].lacks} ({len(lost)} of "
-            f"{len(frames) + len(lost)}, e.g. {lost[0].path.name}); export it again"
+            f"{series_prefix(path, frames[0])} has images that lack {unplaced[0].lacks} ({len(unplaced)} of "
+            f"{len(frames) + len(unplaced)}, e.g. {unplaced[0].path.name}); export it again"
         )
 
 
-def _alike(frames: list[DicomFrame], unread: list[Path]) -> list[Path]:
-    """Return the files that may be lost slices of a series.
+def _possible_slices(frames: list[DicomFrame], unread: list[Path]) -> list[Path]:
+    """Return the unread files that may be slices of a series.
 
-    They lie beside its files, have the same ending or a number or nothing in its place, and have the size of
-    the slices, or are broken links or no files. Empty files must have the same ending.
+    A candidate lies in a folder of the series; has the extension of the series' files, a number in its place,
+    or none; and is about as large as a slice (:data:`_SIZE_TOLERANCE`), or is a broken link, pipe or device.
+    An empty file is a candidate only if it has the same extension.
     """
     slices = {frame.path for frame in frames}
     folders, endings = {file.parent for file in slices}, {file.suffix.lower() for file in slices}
     sizes = [file.stat().st_size for file in slices]
-    low, high = min(sizes) * (1 - _ALIKE), max(sizes) * (1 + _ALIKE)
-    found = []
+    low, high = min(sizes) * (1 - _SIZE_TOLERANCE), max(sizes) * (1 + _SIZE_TOLERANCE)
+    candidates = []
     for file in unread:
-        same = file.suffix.lower() in endings
-        if file.parent in folders and (same or file.suffix[1:].isdecimal() or not file.suffix):
+        same_ending = file.suffix.lower() in endings
+        if file.parent in folders and (same_ending or file.suffix[1:].isdecimal() or not file.suffix):
             size = file.stat().st_size if file.is_file() else low
-            if low <= size <= high or (same and size == 0):
-                found.append(file)
-    return found
+            if low <= size <= high or (same_ending and size == 0):
+                candidates.append(file)
+    return candidates
 
 
-def _check_beside(path: Path, folder: Path, frames: list[DicomFrame], unread: list[Path]) -> None:
+def _check_complete(path: Path, folder: Path, frames: list[DicomFrame], unread: list[Path]) -> None:
     """Raise an InputError if slices of the series may be among unread files, or lie in a linked folder."""
-    _check_unread(path, frames, _alike(frames, unread))
-    own = {frame.path.resolve() for frame in frames}
+    _check_unread(path, frames, _possible_slices(frames, unread))
+    known_files = {frame.path.resolve() for frame in frames}
     for link in linked_folders(folder):
         for file in files_in(link, below=False):
-            if file.is_file() and file.resolve() not in own and _is_of(file, frames[0].series):
+            if file.is_file() and file.resolve() not in known_files and _belongs_to(file, frames[0].series):
                 raise InputError(
-                    f"{subject_of(path, frames[0])} has more images in {link.name}, a link to a folder, "
+                    f"{series_prefix(path, frames[0])} has more images in {link.name}, a link to a folder, "
                     "which is not followed; put all files below one folder"
                 )
 
 
-def _is_of(file: Path, series: str) -> bool:
+def _belongs_to(file: Path, series: str) -> bool:
     try:
         return any(frame.series == series and not frame.localizer for frame in frames_of(file))
     except InputError:  # a damaged file, which need not be of this series
@@ -242,28 +250,28 @@ def _check_unread(path: Path, frames: list[DicomFrame], unread: list[Path]) -> N
 
     Leaving them out would silently shorten the scan.
     """
-    where, broken = subject_of(path, frames[0]), [file for file in unread if not file.is_file()]
+    where, broken = series_prefix(path, frames[0]), [file for file in unread if not file.is_file()]
     if broken:
         raise InputError(
-            f"{where} has {len(frames)} images, but broken links or no files lie beside them ({len(broken)}, "
-            f"e.g. {broken[0].name}); fetch them (git annex get, dvc pull), or remove them"
+            f"{where} has {len(frames)} images, but broken links, pipes or devices lie beside them "
+            f"({len(broken)}, e.g. {broken[0].name}); fetch them (git annex get, dvc pull), or remove them"
         )
     if unread:
         raise InputError(
-            f"{where} has {len(frames)} images, but files that could be more of them by place and size are "
-            f"not DICOM ({len(unread)}, e.g. {unread[0].name}); export the series again, or remove them"
+            f"{where} has {len(frames)} images, but files that look like further images by place and size "
+            f"are not DICOM ({len(unread)}, e.g. {unread[0].name}); export the series again, or remove them"
         )
 
 
-def _instead(others: list[NoFrame], scouts: int = 0, broken: int = 0) -> str:
-    """Describe the objects that are not slices, by kind and by missing field.
+def _describe_others(other_objects: list[NoFrame], scouts: int = 0, broken: int = 0) -> str:
+    """Describe what was found in place of slices, by kind and by missing field; empty if there is nothing.
 
     Args:
-        others: DICOM files without frames.
+        other_objects: DICOM files without frames.
         scouts: number of scout views.
         broken: number of broken links, pipes and devices.
     """
-    counts = Counter((other.kind, other.lacks) for other in others)
+    counts = Counter((other.kind, other.lacks) for other in other_objects)
     parts = [
         f"{count} {kind}" + (f", {'which lacks' if count == 1 else 'which lack'} {lacks}" if lacks else "")
         for (kind, lacks), count in sorted(counts.items())
@@ -271,39 +279,39 @@ def _instead(others: list[NoFrame], scouts: int = 0, broken: int = 0) -> str:
     if scouts:
         parts.append(f"scout views left out: {scouts}")
     if broken:
-        parts.append(f"broken links or no files: {broken}")
+        parts.append(f"broken links, pipes or devices: {broken}")
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _volumes_below(folder: Path) -> str:
+def _volume_hint(folder: Path) -> str:
     """Return the advice to give the folder of volumes that lie further below; empty if there are none."""
     files = files_in(folder, below=True) if folder.is_dir() else ()
     volume = next((file for file in files if ending(file)), None)
     return "" if volume is None else f"; for volumes give their own folder, e.g. {volume.parent}"
 
 
-def _listing(groups: Iterable[list[DicomFrame]]) -> str:
+def _list_series(groups: Iterable[list[DicomFrame]]) -> str:
     ordered = sorted(groups, key=lambda g: (len(g[0].number), g[0].number))
     return ", ".join(
         f"series {g[0].number or 'without number'} ({g[0].modality}, {len(g)} images)" for g in ordered
     )
 
 
-def _joined(slices: Iterator[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
+def _stack(slices: Iterator[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
     """Stack slices into one array of the narrowest of int16, int32 and float32 that holds all values."""
     array = scratch.zeros(shape, _TYPES[0])
-    held = 0
+    type_index = 0
     for number, values in enumerate(slices):
-        needed = _needed(values)
-        if needed > held:
-            narrow, array, held = array, scratch.zeros(shape, _TYPES[needed]), needed
-            array[:number] = narrow[:number]
+        needed = _type_index(values)
+        if needed > type_index:
+            narrower, array, type_index = array, scratch.zeros(shape, _TYPES[needed]), needed
+            array[:number] = narrower[:number]
         with np.errstate(over="ignore"):  # float32 overflow becomes infinite, which is refused later
             array[number] = values
     return array
 
 
-def _needed(values: np.ndarray) -> int:
+def _type_index(values: np.ndarray) -> int:
     """Return the index in ``_TYPES`` of the narrowest type that holds all values."""
     if values.dtype.kind == "f":
         return 2

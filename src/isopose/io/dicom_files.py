@@ -42,30 +42,30 @@ _TAGS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 #: The group of a data set's first element without a preamble: file meta information, or identification.
-_FIRST_GROUPS = (0x0002, 0x0008)
+_USUAL_GROUPS = (0x0002, 0x0008)
 #: Other groups that may come first, where elements are out of order. Too many files begin with these bytes to
 #: report one that cannot be read as damaged DICOM.
 _OTHER_GROUPS = (0x0000, 0x0010, 0x0018, 0x0020, 0x0028)
 #: The longest first element, in bytes, that a data set without a preamble can have.
-_LONGEST_FIRST = 1 << 12
-_PREFIX = 132
+_MAX_FIRST_LENGTH = 1 << 12
+_PREFIX_BYTES = 132
 #: Files that operating systems add to folders, and the folder that macOS adds to archives.
 _SYSTEM_FILES, _SYSTEM_FOLDER = {"thumbs.db", "ehthumbs.db", "desktop.ini"}, "__MACOSX"
 
 
 def is_dicom(path: Path) -> bool:
-    """Return True if a file is DICOM by its content: with or without a preamble, or packed by gzip."""
-    return path.is_file() and (read_header(path) is not None or is_packed(path))
+    """Return True if a file's content is DICOM, with or without a preamble, or gzip-compressed DICOM."""
+    return path.is_file() and (read_header(path) is not None or is_gzipped_dicom(path))
 
 
-def is_packed(path: Path) -> bool:
-    """Return True if a file is DICOM packed by gzip, which is recognized but not read."""
+def is_gzipped_dicom(path: Path) -> bool:
+    """Return True if a file is gzip-compressed DICOM, which is recognized but not supported."""
     with open(path, "rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return False
     try:
         with gzip.open(path) as packed:
-            return _begins_as_dicom(packed.read(_PREFIX))
+            return _begins_as_dicom(packed.read(_PREFIX_BYTES))
     except (OSError, EOFError, zlib.error):
         return False
 
@@ -77,38 +77,38 @@ def read_header(path: Path) -> Dataset | None:
     representations, either byte order) or its name ends in ``.dcm`` or ``.ima``.
     """
     try:
-        if not is_named(path) and not begins_as_dicom(path, (*_FIRST_GROUPS, *_OTHER_GROUPS)):
+        if not has_dicom_extension(path) and not begins_as_dicom(path, (*_USUAL_GROUPS, *_OTHER_GROUPS)):
             return None
         with quiet_pydicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
-            known = "Modality" in header or stored_class(header)
+            is_known = "Modality" in header or sop_class_of(header)
     except Exception:  # pydicom raises many types of error for damaged elements
         return None
-    return header if known else None
+    return header if is_known else None
 
 
-def stored_class(header: Dataset) -> str:
+def sop_class_of(header: Dataset) -> str:
     """Return the SOP class UID of a file; empty if it has none."""
-    return str(meta_of(header).get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")
+    return str(file_meta_of(header).get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")
 
 
-def meta_of(header: Dataset) -> Dataset:
+def file_meta_of(header: Dataset) -> Dataset:
     """Return the file meta information of a file; empty if it has none."""
     return getattr(header, "file_meta", None) or Dataset()
 
 
-def is_named(path: Path) -> bool:
+def has_dicom_extension(path: Path) -> bool:
     """Return whether a file's extension is a DICOM one."""
     return path.suffix.lower() in (".dcm", ".ima")
 
 
-def begins_as_dicom(path: Path, groups: tuple[int, ...] = _FIRST_GROUPS) -> bool:
+def begins_as_dicom(path: Path, groups: tuple[int, ...] = _USUAL_GROUPS) -> bool:
     """Return whether a file has the preamble, or starts with an element of a DICOM data set."""
     with open(path, "rb") as file:
-        return _begins_as_dicom(file.read(_PREFIX), groups)
+        return _begins_as_dicom(file.read(_PREFIX_BYTES), groups)
 
 
-def _begins_as_dicom(start: bytes, groups: tuple[int, ...] = _FIRST_GROUPS) -> bool:
+def _begins_as_dicom(start: bytes, groups: tuple[int, ...] = _USUAL_GROUPS) -> bool:
     """Return whether bytes have the preamble, or start with a standard element that can be the first."""
     if start[128:] == b"DICM":
         return True
@@ -122,7 +122,7 @@ def _begins_as_dicom(start: bytes, groups: tuple[int, ...] = _FIRST_GROUPS) -> b
             return True
         # Implicit value representation exists in little endian only.
         (length,) = struct.unpack("<I", start[4:8])
-        if order == "<" and length % 2 == 0 and length <= _LONGEST_FIRST:
+        if order == "<" and length % 2 == 0 and length <= _MAX_FIRST_LENGTH:
             return True
     return False
 
@@ -141,7 +141,7 @@ def is_dicomdir(path: Path) -> bool:
     return path.name.upper() == "DICOMDIR" and path.is_file()
 
 
-def listed_files(path: Path) -> list[Path]:
+def dicomdir_files(path: Path) -> list[Path]:
     """Return the image files listed in a ``DICOMDIR``.
 
     pydicom's own reader silently leaves out missing files.
@@ -152,16 +152,16 @@ def listed_files(path: Path) -> list[Path]:
     try:
         with quiet_pydicom():
             records = pydicom.dcmread(path).DirectoryRecordSequence
-            places = [
+            file_ids = [
                 [str(part) for part in np.atleast_1d(record.ReferencedFileID)]
                 for record in records
                 if record.DirectoryRecordType == "IMAGE"
             ]
     except Exception:  # pydicom raises many types of error for damaged elements
         raise InputError(f"{path}: a damaged DICOMDIR; give the folder of the series instead") from None
-    if any(part in ("", ".", "..") or re.search(r"[/\\:]", part) for place in places for part in place):
+    if any(part in ("", ".", "..") or re.search(r"[/\\:]", part) for file_id in file_ids for part in file_id):
         raise InputError(f"{path}: lists files that are not below it; give the folder of the series instead")
-    files = [path.parent.joinpath(*place) for place in places]
+    files = [path.parent.joinpath(*file_id) for file_id in file_ids]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise InputError(
@@ -174,8 +174,8 @@ def listed_files(path: Path) -> list[Path]:
 def files_in(folder: Path, *, below: bool) -> list[Path]:
     """Return the files of a folder that may be images, sorted by name.
 
-    Hidden files, files added by operating systems and ``DICOMDIR`` are left out. Links that lead nowhere,
-    pipes and devices are included; only ``Path.is_file`` tells them apart.
+    Hidden files, files added by operating systems and ``DICOMDIR`` are left out. Broken links, pipes and
+    devices are included; ``Path.is_file`` tells them from files.
 
     Args:
         folder: where to look.
@@ -190,5 +190,5 @@ def files_in(folder: Path, *, below: bool) -> list[Path]:
 
 def linked_folders(folder: Path) -> list[Path]:
     """Return the links to folders in a folder and below it, sorted by name; hidden ones are left out."""
-    links = (place for place in entries_below(folder) if place.is_symlink() and place.is_dir())
+    links = (path for path in entries_below(folder) if path.is_symlink() and path.is_dir())
     return [link for link in links if not is_hidden(link.relative_to(folder))]

@@ -23,16 +23,23 @@ from pydicom.uid import (
 )
 
 from isopose.errors import InputError
-from isopose.io.dicom_files import begins_as_dicom, is_named, is_packed, meta_of, read_header, stored_class
+from isopose.io.dicom_files import (
+    begins_as_dicom,
+    file_meta_of,
+    has_dicom_extension,
+    is_gzipped_dicom,
+    read_header,
+    sop_class_of,
+)
 from isopose.io.dicom_rescale import rescale_of
 from isopose.io.quiet import quiet_pydicom
 
 #: Modalities of objects that have rows and columns but are not scans.
-_NO_SCAN = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
-#: Those among them that some exports state for slices too.
-_VAGUE = {"OT", "SC"}
-_AGAIN = "copy it again or remove it"
-#: Modalities of slices, and the storage classes of CT and MR: a file's class decides if it states another.
+_NOT_SCANS = {"SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "OT", "SC"}
+#: Those of them that some exporters also write into slices.
+_VAGUE_MODALITIES = {"OT", "SC"}
+_REMEDY = "copy it again or remove it"
+#: Modalities of slices, and the modality of storage classes, for files that state none of these.
 MODALITIES = {"CT", "MR", "PT", "NM"}
 _CLASSES = {
     CTImageStorage: "CT",
@@ -42,11 +49,11 @@ _CLASSES = {
     EnhancedMRImageStorage: "MR",
 }
 #: Storage classes of slices. The class comes first in a file, so part of it survives truncation.
-_SCANS = {*_CLASSES, PositronEmissionTomographyImageStorage}
+_SLICE_CLASSES = {*_CLASSES, PositronEmissionTomographyImageStorage}
 #: Maximum length of a modality, in characters; a longer value may be free text.
-_MODALITY = 16
+_MAX_MODALITY_LENGTH = 16
 #: Functional group, element and number of values of each part of a frame's geometry.
-_PLACE = (
+_GEOMETRY_FIELDS = (
     ("PlanePositionSequence", "ImagePositionPatient", 3),
     ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
     ("PixelMeasuresSequence", "PixelSpacing", 2),
@@ -111,7 +118,7 @@ class NoFrame:
     lacks: str = ""
 
 
-def look_at(path: Path) -> list[DicomFrame] | NoFrame | None:
+def inspect_file(path: Path) -> list[DicomFrame] | NoFrame | None:
     """Return the frames of one file, or why it has none; None if it is not DICOM.
 
     Raises:
@@ -120,11 +127,11 @@ def look_at(path: Path) -> list[DicomFrame] | NoFrame | None:
     """
     try:
         with quiet_pydicom():
-            return _look_at(path)
+            return _inspect_file(path)
     except InputError:
         raise
     except Exception:  # pydicom decodes elements on access and raises many types of error
-        raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_AGAIN}") from None
+        raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_REMEDY}") from None
 
 
 def frames_of(path: Path) -> list[DicomFrame]:
@@ -133,44 +140,45 @@ def frames_of(path: Path) -> list[DicomFrame]:
     Raises:
         InputError: the file is DICOM but its header is truncated or damaged.
     """
-    found = look_at(path)
-    return found if isinstance(found, list) else []
+    content = inspect_file(path)
+    return content if isinstance(content, list) else []
 
 
-def _look_at(path: Path) -> list[DicomFrame] | NoFrame | None:
+def _inspect_file(path: Path) -> list[DicomFrame] | NoFrame | None:
     header = read_header(path)
-    if header is None and is_packed(path):
-        raise InputError(f"{path}: a DICOM file packed by gzip, which is not read; unpack it (gunzip)")
+    if header is None and is_gzipped_dicom(path):
+        raise InputError(f"{path}: gzip-compressed DICOM is not supported; decompress it (gunzip)")
     if header is None:
-        if is_named(path) or begins_as_dicom(path):
-            raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_AGAIN}")
+        if has_dicom_extension(path) or begins_as_dicom(path):
+            raise InputError(f"{path}: a damaged DICOM file, its header cannot be read; {_REMEDY}")
         return None
     kind, series = _kind(header), str(header.get("SeriesInstanceUID") or "")
     if not header.get("Rows") or not header.get("Columns"):
-        if any(uid.startswith(stored_class(header) or "-") for uid in _SCANS):
-            raise InputError(f"{path}: a damaged DICOM file, its header is cut off; {_AGAIN}")
+        if any(uid.startswith(sop_class_of(header) or "-") for uid in _SLICE_CLASSES):
+            raise InputError(f"{path}: a damaged DICOM file, its header is cut off; {_REMEDY}")
         return NoFrame(path, series, kind)
     stated = str(header.get("Modality") or "").strip().upper()
-    vague = stated in _VAGUE and stored_class(header) in _SCANS
-    if stated in _NO_SCAN and not vague:
+    vague = stated in _VAGUE_MODALITIES and sop_class_of(header) in _SLICE_CLASSES
+    if stated in _NOT_SCANS and not vague:
         return NoFrame(path, series, kind)
     shared = _first(header, "SharedFunctionalGroupsSequence")
-    each = header.get("PerFrameFunctionalGroupsSequence") or []
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     count = int(header.get("NumberOfFrames") or 1)
-    if count > 1 and not each:
+    if count > 1 and not per_frame:
         return NoFrame(path, series, kind, "a position of each of their frames")
-    if count != len(each or [None]):
+    if count != len(per_frame or [None]):
         raise InputError(
-            f"{path}: a damaged DICOM file, it has {count} frames and positions of {len(each)}; {_AGAIN}"
+            f"{path}: a damaged DICOM file, it has {count} frames and positions of {len(per_frame)}; "
+            f"{_REMEDY}"
         )
-    groups = [[group, shared] for group in each or [Dataset()]]
-    places = [_place(header, own) for own in groups]
-    lacks = dict.fromkeys(name for _, lacking in places for name in lacking)
+    groups = [[group, shared] for group in per_frame or [Dataset()]]
+    geometries = [_geometry(header, frame_groups) for frame_groups in groups]
+    lacks = dict.fromkeys(name for _, lacking in geometries for name in lacking)
     if lacks:
         return NoFrame(path, series, kind, " and ".join(lacks))
     return [
-        _frame(path, header, own, index, *place)
-        for index, (own, (place, _)) in enumerate(zip(groups, places, strict=True))
+        _frame(path, header, frame_groups, index, *geometry)
+        for index, (frame_groups, (geometry, _)) in enumerate(zip(groups, geometries, strict=True))
     ]
 
 
@@ -193,9 +201,9 @@ def _frame(
     return DicomFrame(
         path=path,
         index=index,
-        uid=str(header.get("SOPInstanceUID") or meta_of(header).get("MediaStorageSOPInstanceUID") or ""),
+        uid=str(header.get("SOPInstanceUID") or file_meta_of(header).get("MediaStorageSOPInstanceUID") or ""),
         series=str(header.get("SeriesInstanceUID") or ""),
-        number=_shown(header.get("SeriesNumber")),
+        number=_decimal(header.get("SeriesNumber")),
         modality=modality,
         kind=_kind(header),
         size=(int(header.Rows), int(header.Columns)),
@@ -211,21 +219,21 @@ def _frame(
     )
 
 
-def _place(header: Dataset, groups: Sequence[Dataset]) -> tuple[list[np.ndarray], list[str]]:
+def _geometry(header: Dataset, groups: Sequence[Dataset]) -> tuple[list[np.ndarray], list[str]]:
     """Return the position, orientation and pixel size of a frame, and the names of missing ones."""
-    found, lacks = [], []
-    for macro, name, count in _PLACE:
+    values, lacks = [], []
+    for macro, name, count in _GEOMETRY_FIELDS:
         value = _field(header, groups, macro, name)
         numbers = _numbers(value, count)
         if numbers is not None and _is_valid(name, numbers):
-            found.append(numbers)
+            values.append(numbers)
         elif value is not None:
             lacks.append(f"a valid {name}")
         elif name == "PixelSpacing" and header.get("ImagerPixelSpacing") is not None:
             lacks.append("PixelSpacing (ImagerPixelSpacing is that of the detector)")
         else:
             lacks.append(name)
-    return found, lacks
+    return values, lacks
 
 
 def _is_valid(name: str, numbers: np.ndarray) -> bool:
@@ -236,7 +244,7 @@ def _is_valid(name: str, numbers: np.ndarray) -> bool:
 
 def _kind(header: Dataset) -> str:
     """Return the name of a file's storage class in the standard, or another description of it."""
-    uid = stored_class(header)
+    uid = sop_class_of(header)
     name = UID(uid).name.removesuffix(" Storage") if uid in UID_dictionary else ""
     return name or _modality(header)
 
@@ -246,11 +254,16 @@ def _modality(header: Dataset) -> str:
     modality = str(header.get("Modality") or "").strip()
     if modality.upper() in MODALITIES:
         return modality.upper()
-    of_class = _CLASSES.get(UID(stored_class(header)))
+    of_class = _CLASSES.get(UID(sop_class_of(header)))
     if of_class is not None:
         return of_class
-    known = modality.isascii() and modality.isalnum() and modality.isupper() and len(modality) <= _MODALITY
-    return modality if known else "unknown modality"
+    is_code = (
+        modality.isascii()
+        and modality.isalnum()
+        and modality.isupper()
+        and len(modality) <= _MAX_MODALITY_LENGTH
+    )
+    return modality if is_code else "unknown modality"
 
 
 def _thickness(header: Dataset, groups: Sequence[Dataset]) -> np.ndarray | None:
@@ -283,7 +296,7 @@ def _numbers(value: Any, count: int) -> np.ndarray | None:
     return array if array.size == count and np.isfinite(array).all() else None
 
 
-def _shown(number: Any) -> str:
+def _decimal(number: Any) -> str:
     """Return a number as text; an empty text for any other value, which may identify the patient."""
     text = "" if number is None else str(number)
     return text if text.isascii() and text.removeprefix("-").isdecimal() else ""

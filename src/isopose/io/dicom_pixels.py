@@ -30,14 +30,14 @@ from pydicom.uid import (
 )
 
 from isopose.errors import InputError
-from isopose.io.dicom_files import meta_of
+from isopose.io.dicom_files import file_meta_of
 from isopose.io.dicom_frames import DicomFrame
 from isopose.io.dicom_rescale import rescaled
 from isopose.io.quiet import itk_name, quiet_itk, quiet_pydicom
 
-#: Value of padding in CT; in other modalities it is 0. Padding that is as dark as
-#: air already, at most so much below, stays: scanners write air as -1024 too.
-AIR_HU, AS_DARK = -1000, 24
+#: Value that replaces padding in CT, in HU (0 in other modalities). Padding up to this much darker is kept,
+#: since scanners also write air as -1024.
+AIR_HU, AIR_MARGIN_HU = -1000, 24
 _UNCOMPRESSED = (
     ImplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -45,13 +45,21 @@ _UNCOMPRESSED = (
     DeflatedExplicitVRLittleEndian,
 )
 #: Names of the pixel element, the padding value and the other end of the padding range.
-_PIXELS = (
+_PIXEL_ELEMENTS = (
     ("PixelData", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     ("FloatPixelData", "FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
     ("DoubleFloatPixelData", "DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
 )
-_FORM = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames")
-_TAGS = [*_FORM, *(name for names in _PIXELS for name in names)]
+_FORMAT_FIELDS = (
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "NumberOfFrames",
+)
+_TAGS = [*_FORMAT_FIELDS, *(name for names in _PIXEL_ELEMENTS for name in names)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +101,8 @@ class _Stored:
         lowest, highest = (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1)) if signed else (0, 2**self.bits)
         if self.shift == 0 and (low < lowest or high >= highest):
             # A padding value outside the range of the stored bits is compared with all allocated bits.
-            whole = self.array[index]
-            padded |= (whole >= low) & (whole <= high)
+            allocated = self.array[index]
+            padded |= (allocated >= low) & (allocated <= high)
         return padded
 
 
@@ -106,22 +114,22 @@ def pixels(frames: Sequence[DicomFrame]) -> Iterator[np.ndarray]:
     """
     per_file = Counter(frame.path for frame in frames)
     opened: dict[Path, _Stored] = {}
-    with tempfile.TemporaryDirectory(prefix="isopose-") as place:
+    with tempfile.TemporaryDirectory(prefix="isopose-") as folder:
         for frame in frames:
             stored = opened.get(frame.path)
             if stored is None:
                 itk_name(frame.path)  # refuse non-UTF-8 names here, as for other formats
-                stored = _stored(frame.path, Path(place))
+                stored = _read_stored(frame.path, Path(folder))
                 if per_file[frame.path] > 1:
                     opened[frame.path] = stored
             if stored.array.shape[1:] != frame.size or frame.index >= len(stored.array):
                 raise InputError(
                     f"{frame.path}: pixels do not match the header's size; copy or export it again"
                 )
-            yield _in_unit(stored, frame)
+            yield _rescaled_frame(stored, frame)
 
 
-def _in_unit(stored: _Stored, frame: DicomFrame) -> np.ndarray:
+def _rescaled_frame(stored: _Stored, frame: DicomFrame) -> np.ndarray:
     values = stored.values(frame.index)
     padded = stored.padded(frame.index, values)
     scaled = rescaled(values, frame.rescale)
@@ -129,7 +137,7 @@ def _in_unit(stored: _Stored, frame: DicomFrame) -> np.ndarray:
         return scaled
     air = AIR_HU if frame.modality == "CT" else 0
     with np.errstate(invalid="ignore"):
-        padded &= ~((scaled <= air) & (scaled >= air - AS_DARK))  # also where padding is NaN
+        padded &= ~((scaled <= air) & (scaled >= air - AIR_MARGIN_HU))  # also where padding is NaN
     if not padded.any():
         return scaled
     if not scaled.flags.writeable or scaled.dtype.kind == "u":
@@ -138,13 +146,13 @@ def _in_unit(stored: _Stored, frame: DicomFrame) -> np.ndarray:
     return scaled
 
 
-def _stored(path: Path, place: Path) -> _Stored:
-    """Return a file's stored values; ``place`` is a temporary folder for decompression."""
+def _read_stored(path: Path, folder: Path) -> _Stored:
+    """Return a file's stored values; ``folder`` is a temporary folder for decompression."""
     try:
         with quiet_pydicom():
             data = pydicom.dcmread(path, force=True, specific_tags=list(_TAGS))
-            names = next(names for names in _PIXELS if names[0] in data)
-            array, clean = _decoded(data, names[0], place)
+            names = next(names for names in _PIXEL_ELEMENTS if names[0] in data)
+            array, clean = _decode(data, names[0], folder)
             bits, shift = _bits(data, array, clean)
             padding = _padding(data, names[1], names[2], array.dtype)
     except Exception:  # any error of a damaged file; the library's message may quote the header
@@ -155,42 +163,42 @@ def _stored(path: Path, place: Path) -> _Stored:
     return _Stored(array, bits, shift, padding)
 
 
-def _decoded(data: Dataset, name: str, place: Path) -> tuple[np.ndarray, bool]:
+def _decode(data: Dataset, name: str, folder: Path) -> tuple[np.ndarray, bool]:
     """Return the stored values ``(frame, y, x)``, and whether unused bits were already removed."""
-    form = {field: int(data.get(field)) for field in _FORM if data.get(field) is not None}
-    if form.get("PixelRepresentation", 0) not in (0, 1):
+    fields = {field: int(data.get(field)) for field in _FORMAT_FIELDS if data.get(field) is not None}
+    if fields.get("PixelRepresentation", 0) not in (0, 1):
         raise ValueError("neither signed nor unsigned")
-    form["NumberOfFrames"] = form.get("NumberOfFrames") or 1
-    syntax, bits = _syntax(data), form.get("BitsAllocated", 16)
+    fields["NumberOfFrames"] = fields.get("NumberOfFrames") or 1
+    syntax, bits = _transfer_syntax(data), fields.get("BitsAllocated", 16)
     if syntax in _UNCOMPRESSED and syntax.is_little_endian and bits in (8, 16, 32, 64):
         if data[name].is_undefined_length:
             raise ValueError("compressed, against what the file says")
-        kind = "f" if name != "PixelData" else "i" if form.get("PixelRepresentation") else "u"
-        shape = form["NumberOfFrames"], form["Rows"], form["Columns"]
+        kind = "f" if name != "PixelData" else "i" if fields.get("PixelRepresentation") else "u"
+        shape = fields["NumberOfFrames"], fields["Rows"], fields["Columns"]
         array = np.frombuffer(data[name].value, f"<{kind}{bits // 8}", math.prod(shape))
         return array.reshape(shape), False
-    plain = Dataset()
-    for field, value in form.items():
-        setattr(plain, field, value)
-    plain.SamplesPerPixel, plain.PhotometricInterpretation = 1, "MONOCHROME2"
-    plain[name] = data[name]
-    plain.file_meta = FileMetaDataset()
-    plain.file_meta.TransferSyntaxUID = syntax
+    image = Dataset()
+    for field, value in fields.items():
+        setattr(image, field, value)
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image[name] = data[name]
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = syntax
     if syntax not in _UNCOMPRESSED or bits % 8:
         try:
-            array = _by_gdcm(plain, place)
+            array = _decode_by_gdcm(image, folder)
             return (array if array.ndim == 3 else array[None]), True
         except RuntimeError:
             # GDCM fails on very small run-length encoded images.
             if syntax != RLELossless:
                 raise
-    array = pixel_array(plain, raw=True, correct_unused_bits=False)
+    array = pixel_array(image, raw=True, correct_unused_bits=False)
     return (array if array.ndim == 3 else array[None]), False
 
 
-def _syntax(data: Dataset) -> UID:
+def _transfer_syntax(data: Dataset) -> UID:
     """Return the transfer syntax, as detected by pydicom if the file does not name one."""
-    named = meta_of(data).get("TransferSyntaxUID")
+    named = file_meta_of(data).get("TransferSyntaxUID")
     if named:
         return UID(named)
     implicit, little = data.original_encoding
@@ -199,13 +207,13 @@ def _syntax(data: Dataset) -> UID:
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _by_gdcm(plain: Dataset, place: Path) -> np.ndarray:
+def _decode_by_gdcm(image: Dataset, folder: Path) -> np.ndarray:
     uid = MultiFrameGrayscaleWordSecondaryCaptureImageStorage
-    plain.SOPClassUID, plain.SOPInstanceUID = uid, generate_uid()
-    plain.file_meta.MediaStorageSOPClassUID = uid
-    plain.file_meta.MediaStorageSOPInstanceUID = plain.SOPInstanceUID
-    file = place / "pixels.dcm"
-    pydicom.dcmwrite(file, plain, enforce_file_format=True)
+    image.SOPClassUID, image.SOPInstanceUID = uid, generate_uid()
+    image.file_meta.MediaStorageSOPClassUID = uid
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    file = folder / "pixels.dcm"
+    pydicom.dcmwrite(file, image, enforce_file_format=True)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(itk_name(file))
@@ -226,14 +234,14 @@ def _bits(data: Dataset, array: np.ndarray, clean: bool) -> tuple[int, int]:
 
 def _padding(data: Dataset, name: str, limit: str, dtype: np.dtype) -> tuple[float, float] | None:
     """Return the lowest and highest stored value that is declared as padding."""
-    value, other = (_as_stored(data.get(end), dtype) for end in (name, limit))
+    value, other = (_padding_value(data.get(end), dtype) for end in (name, limit))
     if value is None:
         return None
     low, high = sorted((value, value if other is None else other))
     return low, high
 
 
-def _as_stored(value: Any, dtype: np.dtype) -> float | None:
+def _padding_value(value: Any, dtype: np.dtype) -> float | None:
     """Return a padding value in the representation of the pixels; None if that is impossible.
 
     Many files declare the padding signed and the pixels unsigned, or the reverse. A value outside the range
@@ -250,5 +258,5 @@ def _as_stored(value: Any, dtype: np.dtype) -> float | None:
     if dtype.kind == "f":
         return number
     limits = np.iinfo(dtype)
-    turns = (0, 2**16, -(2**16), 2 ** (8 * dtype.itemsize), -(2 ** (8 * dtype.itemsize)))
-    return next((number + turn for turn in turns if limits.min <= number + turn <= limits.max), None)
+    offsets = (0, 2**16, -(2**16), 2 ** (8 * dtype.itemsize), -(2 ** (8 * dtype.itemsize)))
+    return next((number + offset for offset in offsets if limits.min <= number + offset <= limits.max), None)

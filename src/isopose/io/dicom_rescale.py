@@ -8,16 +8,16 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 #: Rescale types that mean HU in CT; an empty one does as well (PS3.3 C.8.2.1).
-_HU = ("", "HU", "HOUNSFIELD UNITS")
+_HU_TYPES = ("", "HU", "HOUNSFIELD UNITS")
 
 
-def rescale_of(places: Iterable[Dataset], modality: str) -> tuple[tuple[float, float] | None, str]:
+def rescale_of(headers: Iterable[Dataset], modality: str) -> tuple[tuple[float, float] | None, str]:
     """Return a frame's slope and intercept, or why its values cannot be rescaled to their unit.
 
     Real world value mappings are ignored: they map to quantities other than the modality's own unit.
 
     Args:
-        places: data sets that may hold slope and intercept, the preferred one first: the frame's own
+        headers: data sets that may hold slope and intercept, the preferred one first: the frame's own
             functional groups, the shared ones, the file itself. Both numbers are taken from the same data
             set.
         modality: CT requires a pair, with HU as its unit.
@@ -26,24 +26,25 @@ def rescale_of(places: Iterable[Dataset], modality: str) -> tuple[tuple[float, f
         The pair, or None if there is none; and the end of a sentence that begins with "has CT images", empty
             if the values can be used.
     """
-    places = list(places)
-    if any(place.get("ModalityLUTSequence") for place in places):
+    headers = list(headers)
+    if any(header.get("ModalityLUTSequence") for header in headers):
         return None, "whose values are looked up in a table (Modality LUT), expected a rescale slope"
-    for place in places:
-        slope, intercept = place.get("RescaleSlope"), place.get("RescaleIntercept")
+    for header in headers:
+        slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
         if slope in (None, "") and intercept in (None, ""):
             continue
         pair = _number(slope), _number(intercept)
         if pair[0] is None or pair[1] is None or pair[0] == 0:
             return None, _without(modality, " that can be used")
-        unit = str(place.get("RescaleType") or "").strip().upper()
-        if modality == "CT" and unit not in _HU:
+        unit = str(header.get("RescaleType") or "").strip().upper()
+        if modality == "CT" and unit not in _HU_TYPES:
             return None, "whose rescale type is not HU, so their values are another quantity"
         return (pair[0], pair[1]), ""
     return None, _without(modality, "") if modality == "CT" else ""
 
 
 def _without(modality: str, rest: str) -> str:
+    """Return the reason why values without a slope and intercept, or without usable ones, have no unit."""
     unit = "HU" if modality == "CT" else "known"
     return f"without rescale slope and intercept{rest}, so their values are not {unit}"
 

@@ -10,3 +10,9 @@ def ending(path: Path) -> str:
     """Return the readable extension of a file name in lower case (``.nii.gz`` as one), or an empty text."""
     name = Path(path).name.lower()
     return next((e for e in READABLE if name.endswith(e)), "")
+
+
+def stem(path: Path) -> str:
+    """Return a file name without its readable extension: ``scan`` of ``folder/scan.nii.gz``."""
+    name = Path(path).name
+    return name[: len(name) - len(ending(path))]

@@ -26,16 +26,16 @@ def check_grid(
     Raises:
         InputError: the grid is invalid or too large; the message names the file.
     """
-    wanted, most = math.prod(shape) * np.dtype(dtype).itemsize, largest_bytes()
-    if wanted > most:
+    needed, limit = math.prod(shape) * np.dtype(dtype).itemsize, largest_bytes()
+    if needed > limit:
         raise InputError(
-            f"{path}: its header promises {wanted / 2**30:.1f} GB of voxels, more than the "
-            f"limit of {most / 2**30:g} GB; if the size is right, set {VARIABLE}"
+            f"{path}: its header promises {needed / 2**30:.1f} GB of voxels, more than the "
+            f"limit of {limit / 2**30:g} GB; if the size is right, set {VARIABLE}"
         )
-    on_file(path, np.broadcast_to(np.uint8(0), shape), world_from_index)
+    checked_volume(path, np.broadcast_to(np.uint8(0), shape), world_from_index)
 
 
-def on_file(path: Path, array: np.ndarray, world_from_index: np.ndarray) -> Volume:
+def checked_volume(path: Path, array: np.ndarray, world_from_index: np.ndarray) -> Volume:
     """Return a volume; errors about its grid and values name the file.
 
     Raises:

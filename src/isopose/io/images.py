@@ -20,21 +20,21 @@ from isopose.io.archive import is_archive, unpacked
 from isopose.io.dicom import read_series
 from isopose.io.dicom_files import is_dicom
 from isopose.io.endings import READABLE, ending
-from isopose.io.header import check_grid, on_file
+from isopose.io.header import check_grid, checked_volume
 from isopose.io.itk_header import check_fields, check_files, read_text_header
 from isopose.io.nifti import read_nifti
 from isopose.io.nifti_place import LPS_FROM_RAS
-from isopose.io.quiet import complained, itk_name, quiet_itk
+from isopose.io.quiet import itk_name, quiet_itk, reports_damage
 
 #: Extensions of formats that can be written; each is a single file, so a result is whole or absent.
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 #: Maximum distance from a whole number at which a label is rounded.
-ROUNDING = 1e-3
+LABEL_TOLERANCE = 1e-3
 #: Rounding error of float32 for values up to 255.
 _EPSILON = 256 * float(np.finfo(np.float32).eps)
 #: zlib's compression level: CT becomes as small as at higher levels, in a third of the time.
-_LEVEL = 3
-_TYPES = {
+_COMPRESSION_LEVEL = 3
+_DTYPES = {
     # A channel axis of length one is read as a vector with one component.
     getattr(sitk, f"sitk{vector}{name}"): dtype
     for vector in ("", "Vector")
@@ -64,7 +64,7 @@ def read_volume(path: Path, series: str | None = None, *, modality: Modality | N
             voxel, is sheared, has no orientation, has values that are not finite, or (DICOM) is not one
             regular series or of another modality.
     """
-    path = existing(path)
+    path = check_exists(path)
     if is_archive(path):
         with unpacked(path) as folder:
             return read_series(folder, series, modality)
@@ -73,19 +73,19 @@ def read_volume(path: Path, series: str | None = None, *, modality: Modality | N
         return read_series(path, series, modality)
     if kind in (".nii", ".nii.gz"):
         return read_nifti(path)
-    reader, shape, matrix, dtype = _information(path)
-    with quiet_itk() as heard:
+    reader, shape, matrix, dtype = _open_reader(path)
+    with quiet_itk() as messages:
         try:
             image = reader.Execute()
         except RuntimeError:
             # ITK's message may quote patient data from the header.
             raise InputError(f"{path}: truncated or corrupt; copy or export it again") from None
-    if complained(heard):
+    if reports_damage(messages):
         raise InputError(f"{path}: truncated or corrupt (its voxels do not unpack); copy or export it again")
     array = scratch.zeros(shape, dtype)
     with np.errstate(over="ignore"):  # float32 overflow becomes infinite, which is refused below
         array[...] = sitk.GetArrayViewFromImage(image).reshape(shape)
-    return on_file(path, array, matrix)
+    return checked_volume(path, array, matrix)
 
 
 def read_labels(path: Path, like: Volume | None = None, note: Callable[[str], None] | None = None) -> Volume:
@@ -110,10 +110,10 @@ def read_labels(path: Path, like: Volume | None = None, note: Callable[[str], No
             f"{path}: expected labels from 0 to 255, got values from {low} to {high}; is it the image?"
         )
     if volume.array.dtype.kind == "f":
-        labels, farthest = _rounded(path, volume.array)
-        if farthest and note is not None:
+        labels, max_distance = _round_labels(path, volume.array)
+        if max_distance and note is not None:
             note(
-                f"its labels are whole numbers only to within {farthest:.2g} and were rounded; "
+                f"its labels are whole numbers only to within {max_distance:.2g} and were rounded; "
                 "store them as integers without a scale factor"
             )
     else:
@@ -122,21 +122,21 @@ def read_labels(path: Path, like: Volume | None = None, note: Callable[[str], No
     return volume if like is None else on_image_grid(path, volume, like)
 
 
-def _rounded(path: Path, array: np.ndarray) -> tuple[np.ndarray, float]:
+def _round_labels(path: Path, array: np.ndarray) -> tuple[np.ndarray, float]:
     """Return values from 0 to 255 as uint8, and the largest distance from a whole number."""
-    labels, farthest = scratch.zeros(array.shape, np.uint8), 0.0
+    labels, max_distance = scratch.zeros(array.shape, np.uint8), 0.0
     for plane, values in zip(labels, array, strict=True):
-        whole = np.rint(values)
-        off = np.abs(values - whole)
-        if off.max() > ROUNDING + _EPSILON:
-            worst = values.flat[off.argmax()]
+        rounded = np.rint(values)
+        distance = np.abs(values - rounded)
+        if distance.max() > LABEL_TOLERANCE + _EPSILON:
+            example = values.flat[distance.argmax()]
             raise InputError(
-                f"{path}: holds values that are not whole numbers, e.g. {worst:g}: expected labels, which "
+                f"{path}: holds values that are not whole numbers, e.g. {example:g}: expected labels, which "
                 "must be resampled by nearest neighbor"
             )
-        plane[...] = whole
-        farthest = max(farthest, float(off.max()))
-    return labels, farthest
+        plane[...] = rounded
+        max_distance = max(max_distance, float(distance.max()))
+    return labels, max_distance
 
 
 def on_image_grid(path: Path, labels: Volume, image: Volume) -> Volume:
@@ -148,13 +148,14 @@ def on_image_grid(path: Path, labels: Volume, image: Volume) -> Volume:
     tolerance = 0.1 * float(image.spacing.min())
     if labels.same_grid(image, tolerance):
         return image.with_array(labels.array)
-    there, here = labels.reoriented(), image.reoriented()
-    if there.same_grid(here, tolerance):
-        return image.with_array(image.reorientation().undo(there.array))
+    reoriented_labels, reoriented_image = labels.reoriented(), image.reoriented()
+    if reoriented_labels.same_grid(reoriented_image, tolerance):
+        return image.with_array(image.reorientation().undo(reoriented_labels.array))
     size, wanted = (" x ".join(map(str, v.array.shape[::-1])) for v in (labels, image))
     detail = f"{size} voxels, the image has {wanted}"
-    if there.array.shape == here.array.shape:
-        detail = f"the same size, but voxels up to {there.grid_distance(here):.2f} mm apart"
+    if reoriented_labels.array.shape == reoriented_image.array.shape:
+        distance = reoriented_labels.grid_distance(reoriented_image)
+        detail = f"the same size, but voxels up to {distance:.2f} mm apart"
     raise InputError(f"{path}: does not lie on the image's grid ({detail}); export both on the same grid")
 
 
@@ -220,7 +221,7 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     with (
         open(path, "wb") as raw,
         # Without a time stamp, the same volume always gives the same bytes.
-        gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0)
+        gzip.GzipFile("", "wb", _COMPRESSION_LEVEL, raw, mtime=0)
         if ending(path) == ".nii.gz"
         else nullcontext(raw) as file,
     ):
@@ -238,14 +239,14 @@ def to_sitk(volume: Volume) -> sitk.Image:
     return image
 
 
-def missing(path: Path) -> str:
+def missing_message(path: Path) -> str:
     """Return the message for a path that does not exist."""
     if path.is_symlink():
         return f"{path}: is a broken link; fetch its file (git annex get, dvc pull) or repair the link"
     return f"{path}: no such file or folder"
 
 
-def existing(path: Path) -> Path:
+def check_exists(path: Path) -> Path:
     """Return the path of a file or folder.
 
     Raises:
@@ -253,16 +254,21 @@ def existing(path: Path) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(missing(path))
+        raise InputError(missing_message(path))
     if not path.is_file() and not path.is_dir():  # a pipe or a device has no end, or never begins
-        raise InputError(f"{path}: expected a file or a folder, found neither; give the scan's own file")
+        raise InputError(f"{path}: is neither a file nor a folder; give the scan's own file")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; copy or export it again")
     return path
 
 
-def _information(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int], np.ndarray, DTypeLike]:
-    """Return a reader that is ready to read the voxels, and shape, matrix and type as for a volume."""
+def _open_reader(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int], np.ndarray, DTypeLike]:
+    """Open a NRRD or MetaImage file and check its header.
+
+    Returns:
+        A reader of the voxels, the array shape ``(z, y, x)``, ``lps_from_index`` ``(4, 4)`` in mm, and the
+        type of the volume's array.
+    """
     kind = ending(path)
     if kind not in _READERS:
         raise InputError(
@@ -282,7 +288,7 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int]
                 f"{path}: its header or the files that it names cannot be read; copy or export it again"
             ) from None
     size, pixel = reader.GetSize(), reader.GetPixelID()
-    single = pixel in _TYPES and reader.GetNumberOfComponents() == 1
+    single = pixel in _DTYPES and reader.GetNumberOfComponents() == 1
     if len(size) < 3 or any(n > 1 for n in size[3:]) or not single:
         raise InputError(
             f"{path}: expected one 3D volume with one number per voxel, got {' x '.join(map(str, size))} "
@@ -293,7 +299,7 @@ def _information(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int]
     rank = len(size)
     matrix[:3, :3] = np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3] * reader.GetSpacing()[:3]
     matrix[:3, 3] = reader.GetOrigin()[:3]
-    shape, dtype = (size[2], size[1], size[0]), _TYPES[pixel]
+    shape, dtype = (size[2], size[1], size[0]), _DTYPES[pixel]
     check_grid(path, shape, matrix, dtype)
     return reader, shape, matrix, dtype
 

@@ -12,11 +12,11 @@ from isopose.errors import InputError
 
 #: Maximum length in bytes of a header, and of a field's value in NRRD: ITK crashes on longer values.
 #: Comments, contents and custom keys may be longer, as Slicer writes them.
-LONGEST_HEADER, LONGEST_VALUE = 1 << 20, 500
+MAX_HEADER_BYTES, MAX_VALUE_BYTES = 1 << 20, 500
 #: Maximum length in bytes of a field's name in MetaImage: longer ones overflow a buffer in ITK.
-LONGEST_NAME = 200
+MAX_NAME_BYTES = 200
 #: The fields of NRRD (definition of the format, section 5); ITK crashes on some others.
-FIELDS = (
+NRRD_FIELDS = (
     *("dimension", "type", "block size", "encoding", "endian", "min", "max", "old min", "old max"),
     *("data file", "line skip", "byte skip", "number", "sample units", "space", "space dimension"),
     *("space units", "space origin", "space directions", "measurement frame", "sizes", "spacings"),
@@ -26,37 +26,40 @@ FIELDS = (
 #: written as one word.
 _NRRD = re.compile(
     rb"#.*|[^:]+:=.*|content: .*|(?P<name>"
-    + "|".join(f.replace(" ", " ?") for f in FIELDS).encode()
-    + rb"): (?P<value>.{0,%d})" % LONGEST_VALUE,
+    + "|".join(f.replace(" ", " ?") for f in NRRD_FIELDS).encode()
+    + rb"): (?P<value>.{0,%d})" % MAX_VALUE_BYTES,
     re.IGNORECASE,
 )
 #: A line of MetaImage: a field of the format, or an entry of an ITK image's dictionary, such as a DICOM tag
 #: whose text may switch character sets by an escape sequence.
-_META = re.compile(rb"(?P<name>[^\x00-\x1f\x7f=:]{1,%d})[=:](?P<value>[^\x00]*)" % LONGEST_NAME)
+_META = re.compile(rb"(?P<name>[^\x00-\x1f\x7f=:]{1,%d})[=:](?P<value>[^\x00]*)" % MAX_NAME_BYTES)
 #: A further line of a text in that dictionary. ITK skips it together with the next field.
-_FURTHER = re.compile(rb"[^\x00-\x08\x0a-\x1a\x1c-\x1f\x7f=:]{1,%d}" % LONGEST_NAME)
+_CONTINUATION = re.compile(rb"[^\x00-\x08\x0a-\x1a\x1c-\x1f\x7f=:]{1,%d}" % MAX_NAME_BYTES)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 #: NRRD spaces with patient axes, which ITK converts to LPS; it silently treats any other space as LPS.
-SPACES = ("LPS", "left-posterior-superior", "RAS", "right-anterior-superior", "LAS", "left-anterior-superior")
+NRRD_SPACES = (
+    *("LPS", "left-posterior-superior", "RAS", "right-anterior-superior"),
+    *("LAS", "left-anterior-superior"),
+)
 #: A file name pattern with one number; for others ITK prints uninitialized memory or crashes.
-_PATTERN = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
+_FILE_PATTERN = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
 #: Fields that define the voxels of MetaImage; a duplicate is part of a text with several lines.
-_ONCE = (
+_VOXEL_FIELDS = (
     *("NDims", "DimSize", "ElementSpacing", "ElementSize", "ElementType", "ElementNumberOfChannels"),
     *("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "HeaderSize"),
     *("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData", "CompressedDataSize"),
 )
 #: Fields of MetaImage that must not be skipped.
-_KEPT = (
-    *_ONCE,
+_DECISIVE_FIELDS = (
+    *_VOXEL_FIELDS,
     *("ElementDataFile", "DistanceUnits", "AnatomicalOrientation"),
     *("ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset"),
 )
-_MM = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
+_MM_UNITS = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
 def read_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]]:
-    """Return the fields of a header, which may crash ITK if it is not lines of text.
+    """Parse the text header of a NRRD or MetaImage file; ITK may crash on one that is not lines of text.
 
     Args:
         path: the file.
@@ -70,51 +73,51 @@ def read_text_header(path: Path, kind: str) -> tuple[dict[str, str], list[bytes]
         InputError: the header has no end or an invalid line. The message quotes no line, since it may contain
             a patient's name.
     """
-    with open(path, "rb") as opened:
-        start = opened.read(LONGEST_HEADER)
+    with open(path, "rb") as file:
+        start = file.read(MAX_HEADER_BYTES)
     nrrd = kind in (".nrrd", ".nhdr")
     fields: dict[str, str] = {}
     lines = start.replace(b"\r\n", b"\n").split(b"\n")
-    rest: list[bytes] = []
+    data_files: list[bytes] = []
     skipped = False
     for number, line in enumerate(lines):
         if nrrd and not line:
             break
-        fits = None
+        match = None
         if nrrd and number == 0:
-            fits = re.match(rb"NRRD.*", line)
+            match = re.match(rb"NRRD.*", line)
         elif line:
-            fits = (_NRRD if nrrd else _META).fullmatch(line)
-        if not nrrd and number and line and not fits and _FURTHER.fullmatch(line):
+            match = (_NRRD if nrrd else _META).fullmatch(line)
+        if not nrrd and number and line and not match and _CONTINUATION.fullmatch(line):
             skipped = True
             continue
         # The last line of a file may be empty.
-        if (line and not fits) or (_CONTROL.search(line) if nrrd or not fits else b"\x00" in line):
+        if (line and not match) or (_CONTROL.search(line) if nrrd or not match else b"\x00" in line):
             raise InputError(
                 f"{path}: line {number + 1} of its header is not one of a {kind} file; "
                 "copy or export it again"
             )
-        named = fits.groupdict() if fits else {}
-        if named.get("name"):
-            name, value = (named[n].decode("utf-8", "surrogateescape").strip() for n in ("name", "value"))
+        groups = match.groupdict() if match else {}
+        if groups.get("name"):
+            name, value = (groups[n].decode("utf-8", "surrogateescape").strip() for n in ("name", "value"))
             name = name.lower().replace(" ", "") if nrrd else name
-            if name in fields and name in _ONCE:
+            if name in fields and name in _VOXEL_FIELDS:
                 raise InputError(f"{path}: its header has the field {name} twice; copy or export it again")
             if not skipped:
                 fields[name] = value
-            elif name in _KEPT:
+            elif name in _DECISIVE_FIELDS:
                 raise InputError(
                     f"{path}: a text of several lines in its header hides the field {name} from ITK; "
                     "export it again without that text"
                 )
             skipped = False
         if (nrrd and fields.get("datafile", "").startswith("LIST")) or "ElementDataFile" in fields:
-            rest = [line for line in lines[number + 1 :] if line.strip()]
+            data_files = [line for line in lines[number + 1 :] if line.strip()]
             break
     else:
         if kind in (".nrrd", ".mha"):
             raise InputError(f"{path}: its header has no end; copy or export it again")
-    return fields, rest
+    return fields, data_files
 
 
 def check_fields(path: Path, kind: str, fields: dict[str, str]) -> None:
@@ -136,10 +139,10 @@ def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
         raise InputError(
             f"{path}: the header has no 'space', so left and right are unknown; export it again with one"
         )
-    if space.lower() not in map(str.lower, SPACES):
+    if space.lower() not in map(str.lower, NRRD_SPACES):
         raise InputError(
             f"{path}: the header's 'space' is not one of the patient's, so left and right are unknown; "
-            f"expected {', '.join(SPACES)}, export it again"
+            f"expected {', '.join(NRRD_SPACES)}, export it again"
         )
     directions = fields.get("spacedirections", "")
     if len(re.findall(r"\([^()]*\)", directions)) != 3 or "nan" in directions.lower():
@@ -147,14 +150,14 @@ def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
             f"{path}: expected 'space directions' of three axes, so that each voxel has a place; "
             "export it again"
         )
-    for name in ("spaceunits", "units"):
-        if any(unit.strip().lower() not in (*_MM, "none", "???") for unit in _quoted(fields.get(name, ""))):
-            raise InputError(
-                f"{path}: expected millimeters, but the header's units are others; export it again in mm"
-            )
+    units = [unit for name in ("spaceunits", "units") for unit in _quoted(fields.get(name, ""))]
+    if any(unit.strip().lower() not in (*_MM_UNITS, "none", "???") for unit in units):
+        raise InputError(
+            f"{path}: expected millimeters, but the header's units are others; export it again in mm"
+        )
     if {"oldmin", "oldmax"} & set(fields):
         raise InputError(
-            f"{path}: its values were quantized ('old min', 'old max') and are no HU; "
+            f"{path}: its values were quantized ('old min', 'old max'), so they are not HU; "
             "export it again as int16"
         )
 
@@ -173,7 +176,7 @@ def _check_meta(path: Path, fields: dict[str, str]) -> None:
             f"{path}: its 'AnatomicalOrientation' needs a 'TransformMatrix', which the header does not have, "
             "so left and right are unknown; export it again"
         )
-    if fields.get("DistanceUnits", "mm").lower() not in (*_MM, "?"):
+    if fields.get("DistanceUnits", "mm").lower() not in (*_MM_UNITS, "?"):
         raise InputError(
             f"{path}: expected millimeters, but the header's DistanceUnits are others; export it again in mm"
         )
@@ -187,45 +190,46 @@ def _check_meta(path: Path, fields: dict[str, str]) -> None:
 
 
 def check_files(path: Path, fields: dict[str, str], rest: list[bytes]) -> None:
-    """Refuse data files that do not make up a scan, with which ITK crashes or returns uninitialized voxels.
+    """Refuse lists and patterns of data files with which ITK crashes or returns uninitialized voxels.
 
     Args:
         path: the file, for the message.
         fields: of its header, see :func:`read_text_header`.
-        rest: the lines that follow a list of data files.
+        rest: the lines of a list of data files.
 
     Raises:
-        InputError: there is not one file for each slice, or no pattern of file names.
+        InputError: not one file for each slice, or an invalid pattern of file names.
     """
-    if "%" in (file := fields.get("datafile", "")) and not _PATTERN.fullmatch(file.split()[0]):
+    if "%" in (file := fields.get("datafile", "")) and not _FILE_PATTERN.fullmatch(file.split()[0]):
         raise InputError(f"{path}: the pattern of its 'data file' cannot be read; export it as one file")
     words = fields.get("ElementDataFile", "").split()
     if not words:
         return
-    sizes = [_whole(n) for n in fields.get("DimSize", "").split()]
+    sizes = [_count(n) for n in fields.get("DimSize", "").split()]
     if words[0].upper() == "LIST":
         # Number of dimensions of each file; by default all but the last.
-        each = (_whole(words[1]) if len(words) > 1 else 0) or len(sizes) - 1
-        found, wanted = len(rest), math.prod(sizes[each:]) if 0 < each <= len(sizes) else 0
+        dims_per_file = (_count(words[1]) if len(words) > 1 else 0) or len(sizes) - 1
+        count = len(rest)
+        expected = math.prod(sizes[dims_per_file:]) if 0 < dims_per_file <= len(sizes) else 0
     elif "%" in words[0]:
-        numbers = [_whole(n) for n in words[1:]]
-        if not _PATTERN.fullmatch(words[0]) or len(numbers) != 3 or numbers[2] < 1:
+        numbers = [_count(n) for n in words[1:]]
+        if not _FILE_PATTERN.fullmatch(words[0]) or len(numbers) != 3 or numbers[2] < 1:
             raise InputError(
                 f"{path}: expected a pattern of file names with first, last and step in 'ElementDataFile', "
                 "such as slice_%03d.raw 1 40 1; export it as one file"
             )
         first, last, step = numbers
-        found, wanted = (last - first) // step + 1, math.prod(sizes[len(sizes) - 1 :])
+        count, expected = (last - first) // step + 1, math.prod(sizes[len(sizes) - 1 :])
     else:
         return
-    if found != wanted:
+    if count != expected:
         raise InputError(
-            f"{path}: expected a file for each of {wanted} slices, but the header lists {max(found, 0)}; "
+            f"{path}: expected a file for each of {expected} slices, but the header lists {max(count, 0)}; "
             "export it as one file"
         )
 
 
-def _whole(text: str) -> int:
+def _count(text: str) -> int:
     """Return a count in a header; 0 if it is not a whole number."""
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 

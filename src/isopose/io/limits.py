@@ -6,7 +6,7 @@ from isopose.errors import InputError
 
 #: Default limit of a scan in memory and of an unpacked archive in gigabytes; :data:`VARIABLE` overrides it. A
 #: series of 10,000 slices of 512 x 512 takes 5.
-LARGEST_GB = 16.0
+DEFAULT_GB = 16.0
 VARIABLE = "ISOPOSE_MAX_GB"
 
 
@@ -16,11 +16,11 @@ def largest_bytes() -> int:
     Raises:
         InputError: the variable is not a number.
     """
-    given = os.environ.get(VARIABLE, "")
+    text = os.environ.get(VARIABLE, "")
     try:
-        gigabytes = float(given) if given else LARGEST_GB
+        gigabytes = float(text) if text else DEFAULT_GB
         if not 0 < gigabytes < 1e6:
             raise ValueError
     except ValueError:
-        raise InputError(f"{VARIABLE}: expected gigabytes, e.g. {LARGEST_GB:g}, got {given!r}") from None
+        raise InputError(f"{VARIABLE}: expected gigabytes, e.g. {DEFAULT_GB:g}, got {text!r}") from None
     return int(gigabytes * 2**30)

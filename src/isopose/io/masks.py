@@ -9,29 +9,29 @@ from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.cases import Dataset
 from isopose.io.endings import READABLE
-from isopose.io.images import missing, read_labels
+from isopose.io.images import missing_message, read_labels
 
 
 def mask_path(folder: Path, name: str) -> Path:
     """Return the path of a scan's mask; whether it exists is checked when it is read.
 
     Args:
-        folder: of the masks.
-        name: of the scan, as its results are named.
+        folder: folder of masks.
+        name: name of the scan's results.
     """
     paths = [folder / f"{name}{ending}" for ending in READABLE]
     return next((path for path in paths if path.exists()), paths[0])
 
 
 def check_masks(folder: Path) -> None:
-    """Check that there is a folder of masks.
+    """Check that the user's folder of masks exists.
 
     Raises:
-        InputError: there is none.
+        InputError: the path does not exist, or is not a folder.
     """
     if not folder.is_dir():
         raise InputError(
-            f"--masks: {missing(folder)}" if not folder.exists() else f"--masks {folder}: no folder"
+            f"--masks {folder}: not a folder" if folder.exists() else f"--masks: {missing_message(folder)}"
         )
 
 

@@ -12,9 +12,9 @@ from isopose.geometry.volume import is_sheared
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Largest shift of a voxel, in mm, if the qform replaces a sform that is not orthogonal.
-_STANDS_IN_MM = 0.5
+_MAX_QFORM_SHIFT_MM = 0.5
 #: Largest excess of the quaternion's length over 1 that rounding may cause.
-_LONGER = 1e-3
+_QUATERNION_TOLERANCE = 1e-3
 #: Below this, or below this multiple of the header's rounding error, the square of the quaternion's first
 #: part is only rounding of the others: a rotation by 180 degrees. nifti1_io.c has the first limit, nibabel
 #: the second.
@@ -49,24 +49,24 @@ def world_from_index(path: Path, header: Nifti1Header, size: list[int]) -> np.nd
             f"{path}: the header has no orientation (sform and qform codes are 0), so left and right are "
             "unknown; export it again with an orientation"
         )
-    srow = header.get_sform()
+    sform_matrix = header.get_sform()
     if not qform:
-        return LPS_FROM_RAS @ srow
+        return LPS_FROM_RAS @ sform_matrix
     if not sform:
         _check_qform(path, header)
         return LPS_FROM_RAS @ _qform(header)
-    other = _qform(header)
-    if np.isfinite([srow, other]).all():
+    qform_matrix = _qform(header)
+    if np.isfinite([sform_matrix, qform_matrix]).all():
         corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in size))])
-        apart = np.linalg.norm(corners @ (srow - other).T, axis=1).max()
-        if apart > np.linalg.norm(srow[:3, :3], axis=0).max():
+        distance = np.linalg.norm(corners @ (sform_matrix - qform_matrix).T, axis=1).max()
+        if distance > np.linalg.norm(sform_matrix[:3, :3], axis=0).max():
             raise InputError(
-                f"{path}: the header's sform and qform place the volume up to {apart:.1f} mm apart; "
+                f"{path}: the header's sform and qform place the volume up to {distance:.1f} mm apart; "
                 "find out which one is right and set the other's code to 0"
             )
-        if apart <= _STANDS_IN_MM and is_sheared(srow) and not is_sheared(other):
-            return LPS_FROM_RAS @ other
-    return LPS_FROM_RAS @ srow
+        if distance <= _MAX_QFORM_SHIFT_MM and is_sheared(sform_matrix) and not is_sheared(qform_matrix):
+            return LPS_FROM_RAS @ qform_matrix
+    return LPS_FROM_RAS @ sform_matrix
 
 
 def _check_qform(path: Path, header: Nifti1Header) -> None:
@@ -77,7 +77,7 @@ def _check_qform(path: Path, header: Nifti1Header) -> None:
             f"{path}: the header's qform has pixdim {header['pixdim'][:4].tolist()}, expected 1 or -1 and "
             "three positive sides, so left and right are unknown; export it again"
         )
-    if np.square(_quaternion(header)).sum() > 1.0 + _LONGER:
+    if np.square(_quaternion(header)).sum() > 1.0 + _QUATERNION_TOLERANCE:
         raise InputError(f"{path}: the header's qform is no rotation; export it again")
 
 

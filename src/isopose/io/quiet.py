@@ -15,11 +15,12 @@ import SimpleITK as sitk
 
 from isopose.errors import InputError
 
-#: Bytes of a scan's name: results add a label's name, an ending and a prefix while they are written.
-LONGEST_NAME = 200
-_ONE_AT_A_TIME = threading.RLock()
+#: Maximum length of a scan's name in bytes; names of results add a label, an extension and, while they are
+#: written, a prefix.
+MAX_NAME_BYTES = 200
+_STDERR_LOCK = threading.RLock()
 #: Source locations and names in messages of ITK, GDCM, MetaIO and NrrdIO.
-_OF_ITK = re.compile(rb"\.[cht](?:xx|pp)?, line \d+|gdcm|itk|nrrd|openjpeg", re.IGNORECASE)
+_ITK_MESSAGE = re.compile(rb"\.[cht](?:xx|pp)?, line \d+|gdcm|itk|nrrd|openjpeg", re.IGNORECASE)
 
 
 def check_name(path: Path) -> None:
@@ -31,8 +32,8 @@ def check_name(path: Path) -> None:
     itk_name(path)
     if not path.name.isprintable():
         raise InputError(f"{path}: its name has control characters; rename it")
-    if len(path.name.encode()) > LONGEST_NAME:
-        raise InputError(f"{path}: its name has over {LONGEST_NAME} bytes; rename it")
+    if len(path.name.encode()) > MAX_NAME_BYTES:
+        raise InputError(f"{path}: its name has over {MAX_NAME_BYTES} bytes; rename it")
 
 
 def itk_name(path: Path) -> str:
@@ -61,20 +62,20 @@ def quiet_itk() -> Iterator[list[str]]:
             from elsewhere (a progress bar), unless it comes from ITK or its libraries, which may quote the
             file's contents.
     """
-    heard: list[str] = []
-    with _ONE_AT_A_TIME:
-        shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    lines: list[str] = []
+    with _STDERR_LOCK:
+        was_displayed = sitk.ProcessObject.GetGlobalWarningDisplay()
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
         try:
-            with _standard_error_aside(heard):
-                yield heard
+            with _captured_stderr(lines):
+                yield lines
         finally:
-            sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+            sitk.ProcessObject.SetGlobalWarningDisplay(was_displayed)
 
 
-def complained(heard: list[str]) -> bool:
+def reports_damage(lines: list[str]) -> bool:
     """Return whether MetaIO reported damage although reading seemed to succeed."""
-    return any("Uncompress failed" in line or "MetaImage:" in line or "MetaObject:" in line for line in heard)
+    return any("Uncompress failed" in line or "MetaImage:" in line or "MetaObject:" in line for line in lines)
 
 
 class _Quiet:
@@ -122,25 +123,25 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 @contextmanager
-def _standard_error_aside(heard: list[str]) -> Iterator[None]:
+def _captured_stderr(lines: list[str]) -> Iterator[None]:
     try:
-        kept = os.dup(2)
+        original = os.dup(2)
     except OSError:  # the process has no standard error
         yield
         return
     try:
-        with tempfile.TemporaryFile() as caught:
+        with tempfile.TemporaryFile() as captured:
             sys.stderr.flush()
-            os.dup2(caught.fileno(), 2)
+            os.dup2(captured.fileno(), 2)
             try:
                 yield
             finally:
                 sys.stderr.flush()
-                os.dup2(kept, 2)
-                caught.seek(0)
-                text = caught.read()
-                heard.extend(text.decode(errors="replace").splitlines())
-            if not (complained(heard) or _OF_ITK.search(text)):
+                os.dup2(original, 2)
+                captured.seek(0)
+                text = captured.read()
+                lines.extend(text.decode(errors="replace").splitlines())
+            if not (reports_damage(lines) or _ITK_MESSAGE.search(text)):
                 os.write(2, text)
     finally:
-        os.close(kept)
+        os.close(original)

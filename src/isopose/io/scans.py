@@ -9,11 +9,11 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import composed
 from isopose.io.cases import Case
-from isopose.io.channels import by_channel
+from isopose.io.channels import group_channels
 from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
 from isopose.io.endings import ending
-from isopose.io.images import missing
+from isopose.io.images import missing_message
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Scan:
     """One scan to predict, with the name of its results.
 
     Args:
-        name: of its results.
-        path: its image; with several channels that of the first.
+        name: name of its results.
+        path: its image; with several channels, the image of the first.
         series: number or instance UID, for DICOM that holds several series.
         further: images of the channels after the first.
         mask: file of the body's mask, in place of the automatic one.
@@ -62,15 +62,15 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
         InputError: two scans would write the same result, or a series is chosen of an input that is not
             DICOM. A missing path is kept as a scan, whose prediction then fails.
     """
-    absent = [path for path in inputs if not os.path.lexists(path)]
-    if absent and len(absent) == len(inputs):
-        raise InputError(missing(absent[0]))
-    found: list[Path] = []
+    missing_paths = [path for path in inputs if not os.path.lexists(path)]
+    if missing_paths and len(missing_paths) == len(inputs):
+        raise InputError(missing_message(missing_paths[0]))
+    paths: list[Path] = []
     for path in inputs:
-        found += (_scans_in(path) if path.is_dir() else []) or [path]
+        paths += (_scans_in(path) if path.is_dir() else []) or [path]
     scans = [
         Scan(scan_name(images[0]), images[0], series, tuple(images[1:]))
-        for images in by_channel(found, partial(scan_name, whole=True))
+        for images in group_channels(paths, partial(scan_name, whole=True))
     ]
     names = [scan.name for scan in scans]
     for scan in scans:
@@ -84,7 +84,7 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
     return scans
 
 
-def check_apart(inputs: Sequence[Path], output: Path) -> None:
+def check_output_apart(inputs: Sequence[Path], output: Path) -> None:
     """Check that results are not written into a folder of scans, which the next run would take for scans.
 
     Args:
@@ -94,13 +94,13 @@ def check_apart(inputs: Sequence[Path], output: Path) -> None:
     Raises:
         InputError: the output is a folder of scans, or lies in one of a DICOM series.
     """
-    place = output.resolve()
+    target = output.resolve()
     for path in inputs:
         if not path.is_dir():
             continue
         folder = path.resolve()
         # Everything below the folder of a series is part of it.
-        if place == folder or (folder in place.parents and not _scans_in(path)):
+        if target == folder or (folder in target.parents and not _scans_in(path)):
             raise InputError(
                 f"{output}: is the folder of the scans, where the next run would take results for scans; "
                 "choose another folder for --output"
@@ -117,8 +117,8 @@ def _scans_in(folder: Path) -> list[Path]:
     images = [p for p in files if is_image(p)]
     if images and holds_slices(folder):
         return []
-    packed = files if files and all(p.suffix.lower() == ".zip" and not p.is_dir() for p in files) else []
-    return images or packed
+    archives = files if files and all(p.suffix.lower() == ".zip" and not p.is_dir() for p in files) else []
+    return images or archives
 
 
 def is_image(path: Path) -> bool:

@@ -34,7 +34,7 @@ def true_rolls(folder: Path) -> dict[str, float]:
     The angle is that of the first axis, see :func:`isopose.phantom.randomized.roll_of`.
     """
     try:
-        found = {case: float(np.arctan2(pose[1, 0], pose[0, 0])) for case, pose in true_poses(folder).items()}
+        rolls = {case: float(np.arctan2(pose[1, 0], pose[0, 0])) for case, pose in true_poses(folder).items()}
     except IndexError:
         return {}
-    return {case: angle for case, angle in found.items() if np.isfinite(angle)}
+    return {case: angle for case, angle in rolls.items() if np.isfinite(angle)}

@@ -37,8 +37,8 @@ def model_card(model: Model) -> str:
 def _how(model: Model) -> str:
     config, unet = model.config, model.pipeline.unet
     parameters = sum(weight.numel() for weight in unet.parameters())
-    what = f"{config.unet.depth} slices of " if config.dims == 3 else ""
-    size = f"{what}{config.unet_size} × {config.unet_size} pixels"
+    extent = f"{config.unet.depth} slices of " if config.dims == 3 else ""
+    size = f"{extent}{config.unet_size} × {config.unet_size} pixels"
     if config.unet.context:
         size += f", with {config.unet.context} neighboring slices on each side"
     steps = [
@@ -69,26 +69,27 @@ def _patients(training: TrainingInfo) -> str:
 
 
 def _rows(model: Model) -> Iterator[tuple[str, ...]]:
-    seen = model.fingerprint
+    data = model.fingerprint
     directions = DIRECTIONS[model.config.data.plane]
     pixels = (f"pixel, {direction} (mm)" for direction in directions)
     for axis, name in enumerate((*pixels, "slice distance (mm)")):
-        three = (seen.spacing_min[axis], seen.spacing_median[axis], seen.spacing_max[axis])
+        three = (data.spacing_min[axis], data.spacing_median[axis], data.spacing_max[axis])
         yield (name, *(f"{value:.2f}" for value in three))
-    yield "slices", str(seen.slices_min), f"{seen.slices_median:.0f}", str(seen.slices_max)
+    yield "slices", str(data.slices_min), f"{data.slices_median:.0f}", str(data.slices_max)
     for axis, name in enumerate(f"body, {direction} (mm)" for direction in directions):
-        yield name, "", f"{seen.body_median_mm[axis]:.0f}", f"{seen.body_max_mm[axis]:.0f}"
-    for label in seen.labels:
+        yield name, "", f"{data.body_median_mm[axis]:.0f}", f"{data.body_max_mm[axis]:.0f}"
+    for label in data.labels:
         three = (label.volume_min_ml, label.volume_median_ml, label.volume_max_ml)
         yield (f"{label.name} (ml, in {label.cases} scans)", *(f"{value:.1f}" for value in three))
-    for channel in seen.channels:
+    for channel in data.channels:
         scale = channel.scale
         if isinstance(scale, Intensity):
             three = (scale.low, scale.median, scale.high)
             low, high = scale.percentiles
             unit = ["HU"] if _is_ct(model, channel.name) else []
-            which = ", ".join([*([] if seen.channels == (channel,) else [channel.name]), *unit])
-            name = f"labeled voxels ({which}{', ' if which else ''}percentiles {low:g} and {high:g})"
+            channel_note = ", ".join([*([] if data.channels == (channel,) else [channel.name]), *unit])
+            percentiles = f"percentiles {low:g} and {high:g}"
+            name = f"labeled voxels ({channel_note}{', ' if channel_note else ''}{percentiles})"
             yield (name, *(f"{value:.0f}" for value in three))
 
 

@@ -121,14 +121,14 @@ def save_model(folder: Path, model: Model) -> None:
             "labels": model.labels.to_json(),
             "air": model.pipeline.air,
             "top": model.pipeline.top,
-            "config": _nameless(model.config).model_dump(mode="json"),
+            "config": _without_reference_name(model.config).model_dump(mode="json"),
             "fingerprint": model.fingerprint.to_json(),
             "info": model.info.to_json(),
         },
     )
 
 
-def _nameless(config: Config) -> Config:
+def _without_reference_name(config: Config) -> Config:
     """Return the configuration without the id of the reference case, which may identify a patient."""
     return config.model_copy(update={"pose": config.pose.model_copy(update={"reference": None})})
 
@@ -171,10 +171,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         )
     values = read_json(manifest)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        given = values.get("format") if isinstance(values, dict) else None
+        version = values.get("format") if isinstance(values, dict) else None
         raise InputError(
-            f"{manifest}: model format {given!r}, this isopose {__version__} reads {FORMAT}; use the isopose "
-            "that made it, or train again"
+            f"{manifest}: model format {version!r}, this isopose {__version__} reads {FORMAT}; use the "
+            "isopose that made it, or train again"
         )
     return values
 

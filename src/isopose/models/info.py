@@ -12,7 +12,7 @@ from isopose.strict import STRICT, Count, first_problem
 Row = dict[str, str | int | float]
 #: Below this slope more than half of a patient's rotation remains in the homogenized slice, which then varies
 #: nearly as much as before: the network has not learned rotation.
-LEAST_SLOPE = 0.5
+MIN_SLOPE = 0.5
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class StageInfo:
 
 
 @dataclass(frozen=True)
-class Turning:
+class RollCheck:
     """How well a trained STN1 estimates the roll; medians over slices.
 
     Args:
@@ -102,7 +102,7 @@ class Turning:
     @property
     def learned(self) -> bool:
         """Whether the network follows turns well enough to bring patients to one roll."""
-        return self.slope >= LEAST_SLOPE
+        return self.slope >= MIN_SLOPE
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class ModelInfo:
     training: TrainingInfo
     reference: ReferenceInfo = ReferenceInfo()
     stages: dict[str, StageInfo] = field(default_factory=dict)
-    turning: Turning | None = None
+    turning: RollCheck | None = None
     history: tuple[Row, ...] = ()
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 

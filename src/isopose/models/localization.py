@@ -8,7 +8,7 @@ from torch import Tensor, nn
 #: Features of the two convolution blocks, from the authors' later public code.
 FEATURES = (8, 10)
 #: Hidden units. Our choice: the authors' later code has 1024, 32 learn faster here.
-HIDDEN = 32
+HIDDEN_UNITS = 32
 
 
 class Localization(nn.Module):
@@ -44,8 +44,10 @@ class Localization(nn.Module):
             pool(2),
             nn.ReLU(inplace=True),
         )
-        self.hidden = nn.Linear(FEATURES[1] * (size // 4) ** 2 * (1 if depth is None else depth // 4), HIDDEN)
-        self.output = nn.Linear(HIDDEN, outputs)
+        self.hidden = nn.Linear(
+            FEATURES[1] * (size // 4) ** 2 * (1 if depth is None else depth // 4), HIDDEN_UNITS
+        )
+        self.output = nn.Linear(HIDDEN_UNITS, outputs)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 

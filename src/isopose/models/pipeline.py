@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from isopose.config import Config
-from isopose.geometry.box import BOX_SIZE, carried
+from isopose.geometry.box import BOX_SIZE, transferred
 from isopose.geometry.pose import POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import compose, invert, warp
 from isopose.models.crop import CropTransformer
@@ -142,9 +142,9 @@ class Networks(nn.Module):
         pose, theta2 = self.joint_step(image, mask, initial_pose)
         after = self.pose.agreement(mask, pose)
         learned = (after >= self.config.predict.min_pose_dice) | (after >= before)
-        kept = torch.where(learned[:, None], pose, initial_pose)
-        theta2 = carried(theta2, matrix_from_pose(pose), matrix_from_pose(kept))
-        return SliceTransforms(kept, theta2, torch.where(learned, after, before), learned)
+        chosen_pose = torch.where(learned[:, None], pose, initial_pose)
+        theta2 = transferred(theta2, matrix_from_pose(pose), matrix_from_pose(chosen_pose))
+        return SliceTransforms(chosen_pose, theta2, torch.where(learned, after, before), learned)
 
     def joint_step(self, image: Tensor, mask: Tensor, initial_pose: Tensor) -> tuple[Tensor, Tensor]:
         """Return refined poses ``(N, 5)`` and crops ``(N, 3, 3)`` from the joint network.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from isopose.settings import UNetConfig
 
 #: Fewest voxels along z at the bottleneck.
-LEAST_DEPTH = 4
+MIN_DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def plan_unet(size: int, levels: int, config: UNetConfig, *, dims: int = 2, chan
     """Plan a U-Net that halves its input at each level and doubles the features up to a cap.
 
     Volumes have fewer and longer voxels along z. The depth is halved only at levels where it is at least half
-    the side, and not below :data:`LEAST_DEPTH`: voxels become nearly cubic, as in nnU-Net.
+    the side, and not below :data:`MIN_DEPTH`: voxels become nearly cubic, as in nnU-Net.
 
     Args:
         size: pixels along a side of the input.
@@ -62,6 +62,6 @@ def plan_unet(size: int, levels: int, config: UNetConfig, *, dims: int = 2, chan
 def _depths(sizes: tuple[int, ...], depth: int) -> tuple[int, ...]:
     depths = [depth]
     for side in sizes[:-1]:
-        halve = 2 * depths[-1] >= side and depths[-1] >= 2 * LEAST_DEPTH
+        halve = 2 * depths[-1] >= side and depths[-1] >= 2 * MIN_DEPTH
         depths.append(depths[-1] // 2 if halve else depths[-1])
     return tuple(depths)

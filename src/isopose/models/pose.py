@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from isopose.choices import Plane
-from isopose.geometry.box import filled_part
+from isopose.geometry.box import filled_fraction
 from isopose.geometry.moments import Moments, moments, pose_at_angle, pose_from_moments
 from isopose.geometry.overlap import soft_dice
 from isopose.geometry.pose import (
@@ -27,7 +27,7 @@ from isopose.settings import PoseConfig
 AGREEMENT_SIZE = 48
 #: Where a slice's pose comes from, in the order in which they are tried; "hand" is a person's correction.
 POSE_SOURCES = ("anatomy", "learned", "moments", "header", "identity", "hand")
-BY_HAND = POSE_SOURCES.index("hand")
+HAND_SOURCE = POSE_SOURCES.index("hand")
 
 
 class SlicePoses(NamedTuple):
@@ -87,8 +87,8 @@ class PoseTransformer(nn.Module):
         self.air, self.top = float(air), float(top)
         anatomy = config.start == "anatomy"
         self.roll = RollNetwork() if anatomy else None
-        alone = config.learned and not anatomy and not joint
-        self.localization = Localization(config.size, POSE_SIZE) if alone else None
+        learned_alone = config.learned and not anatomy and not joint
+        self.localization = Localization(config.size, POSE_SIZE) if learned_alone else None
 
     @property
     def keeps_header(self) -> bool:
@@ -207,7 +207,7 @@ class PoseTransformer(nn.Module):
             scan_roll: ``()`` initial roll of the scan, from which one pass is enough; None: two passes for
                 each slice. Used by the roll network only.
         """
-        outline, filled = moments(mask), filled_part(mask)
+        outline, filled = moments(mask), filled_fraction(mask)
         if self.plane != "axial":
             # A silhouette that the field of view cuts above and below fills its box, and shows its width.
             filled = torch.zeros_like(filled)

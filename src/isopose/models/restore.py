@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from isopose.data.runs import CHUNK, parts_of
+from isopose.data.runs import CHUNK, slice_chunks
 from isopose.geometry.parts import whole_from_slab
 from isopose.geometry.warp import Mode, Size, compose, invert, warp
 
@@ -110,7 +110,7 @@ def restore_slices(
     Yields:
         The slab's slices, and their probabilities ``(classes, n, y, x)``, which sum to 1.
     """
-    for part in parts_of(shape, chunk):
+    for part in slice_chunks(shape, chunk):
         yield part, restore_slab(probabilities, volume_from_crop, shape, part)
 
 

@@ -29,7 +29,7 @@ OWN_PERCENTILES = (2.0, 98.5)
 FEATURES = (16, 32, 64, 96)
 HIDDEN = 64
 #: Offset and slope of the odds of a network that was not calibrated: evidence counts in full.
-ALWAYS = (20.0, 0.0)
+UNCALIBRATED_ODDS = (20.0, 0.0)
 #: Those of the network that shipped when a calibration had none: models saved then hold its weights.
 FORMER_ODDS = (-0.7246, 0.4514)
 #: Upper bound of the concentration: a standard deviation of 1.3 degrees.
@@ -99,7 +99,7 @@ class RollNetwork(nn.Module):
 
         #: Calibration: factor and power of the concentration, the share of error common to a patient's
         #: slices, offset and slope of the odds that it shows the roll.
-        self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0, *ALWAYS]))
+        self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0, *UNCALIBRATED_ODDS]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Add the former network's odds to a calibration that was saved without any."""

@@ -21,7 +21,7 @@ from isopose.settings import PoseConfig
 WEIGHTS: Final[dict[Contrast, str]] = {"ct": "roll.safetensors", "any": "roll-any.safetensors"}
 REFERENCES: Final = {"child": "reference-child.safetensors", "adult": "reference-adult.safetensors"}
 #: The reference where none is named.
-USUAL_REFERENCE: Final = "child"
+DEFAULT_REFERENCE: Final = "child"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ShippedReference:
     side_mm: float
 
 
-def compact(network: RollNetwork) -> dict[str, Tensor]:
+def compact_state(network: RollNetwork) -> dict[str, Tensor]:
     """Return a network's state dict as it is shipped.
 
     Weights are rounded to float16; batch-norm statistics and the calibration keep their precision.
@@ -80,7 +80,7 @@ def shipped_transformer(
     return transformer.eval().requires_grad_(False)
 
 
-def load_reference(name: str = USUAL_REFERENCE) -> ShippedReference:
+def load_reference(name: str = DEFAULT_REFERENCE) -> ShippedReference:
     """Return a shipped reference outline.
 
     Args:

@@ -17,11 +17,11 @@ from isopose.models.shipped import load_reference, load_shipped
 from isopose.settings import PoseConfig
 
 #: Radius of the opening that removes the table, as a fraction of the image's longer side.
-THIN = 0.01
+TABLE_FRACTION = 0.01
 #: Threshold of the body above the darkest value, as a fraction of the soft-tissue window.
-ABOVE_AIR = 0.03
+BODY_THRESHOLD = 0.03
 #: Lower bound of probabilities, so that their logarithms are finite.
-LEAST = 1e-6
+MIN_PROBABILITY = 1e-6
 
 
 class PosedNetwork(nn.Module):
@@ -44,7 +44,7 @@ class PosedNetwork(nn.Module):
         self.darkest = (max(low, low if seen_from is None else seen_from) - mean) / sd
         bottom, top = ((value - mean) / sd for value in SOFT_TISSUE_HU)
         self.air = (low - mean) / sd
-        self.threshold = max(bottom, self.air) + ABOVE_AIR * (top - bottom)
+        self.threshold = max(bottom, self.air) + BODY_THRESHOLD * (top - bottom)
         self.pose = PoseTransformer(PoseConfig(per="slice"), load_reference().mask, bottom, top)
         assert self.pose.roll is not None
         load_shipped(self.pose.roll)
@@ -120,7 +120,7 @@ def body(image: Tensor, threshold: float) -> Tensor:
         ``(N, 1, S, S)`` float in {0, 1}.
     """
     bright = (image > threshold).float()
-    radius = max(1, round(THIN * image.shape[-1]))
+    radius = max(1, round(TABLE_FRACTION * image.shape[-1]))
     window = 2 * radius + 1
     eroded = -F.max_pool2d(F.pad(-bright, (radius,) * 4, value=-1.0), window, stride=1)
     opened = F.max_pool2d(eroded, window, stride=1, padding=radius)
@@ -137,4 +137,4 @@ def _restored(logits: Tensor, theta: Tensor, size: tuple[int, int], mode: Mode) 
     """Restore logits to the image's pose as log probabilities ``(N, classes, *size)``."""
     with torch.autocast(logits.device.type, enabled=False):
         back = restore(logits.float().softmax(dim=1), theta, size, mode=mode)
-        return back.clamp(min=LEAST).log()
+        return back.clamp(min=MIN_PROBABILITY).log()

@@ -13,7 +13,7 @@ LOWEST_HU = -200.0
 #: Suffix of the plans' name.
 SUFFIX = "Isopose"
 #: Key of nnU-Net's original lower bound, to which the wrapped network's input is still clipped.
-SEEN = "isopose_seen_from"
+SEEN_FROM_KEY = "isopose_seen_from"
 
 
 def write_plans(dataset: str, name: str = "nnUNetPlans") -> Path:
@@ -33,36 +33,39 @@ def write_plans(dataset: str, name: str = "nnUNetPlans") -> Path:
     if not root:
         raise InputError("nnUNet_preprocessed: expected the environment to name nnU-Net's folder; export it")
     pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else dataset
-    found = sorted(folder for folder in Path(root).glob(pattern) if (folder / f"{name}.json").is_file())
-    if len(found) != 1:
+    folders = sorted(folder for folder in Path(root).glob(pattern) if (folder / f"{name}.json").is_file())
+    if len(folders) != 1:
         raise InputError(
-            f"{root}: expected one dataset {dataset} with {name}.json, found {len(found)}; plan it first: "
+            f"{root}: expected one dataset {dataset} with {name}.json, found {len(folders)}; plan it first: "
             f"nnUNetv2_plan_and_preprocess -d {dataset} --no_pp"
         )
-    plans = read_json(found[0] / f"{name}.json")
+    plans = read_json(folders[0] / f"{name}.json")
     try:
-        kept = keeping_fat(plans)
+        new_plans = keeping_fat(plans)
     except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{found[0] / name}.json: expected nnU-Net's plans of a CT; plan it again") from None
-    path = found[0] / f"{kept['plans_name']}.json"
-    write_json(path, kept)
+        raise InputError(
+            f"{folders[0] / name}.json: expected nnU-Net's plans of a CT; plan it again"
+        ) from None
+    path = folders[0] / f"{new_plans['plans_name']}.json"
+    write_json(path, new_plans)
     return path
 
 
 def keeping_fat(plans: dict[str, Any]) -> dict[str, Any]:
     """Return plans under another name, with another folder of preprocessed data, that do not clip fat.
 
-    Fat is only used for the pose: the input of nnU-Net's network is clipped as before (:data:`SEEN`).
+    Fat is only used for the pose: the input of nnU-Net's network is clipped as before, to the lower bound
+    under :data:`SEEN_FROM_KEY`.
     """
-    kept = copy.deepcopy(plans)
+    new_plans = copy.deepcopy(plans)
     name = plans["plans_name"]
-    kept["plans_name"] = name + SUFFIX
-    intensities = kept["foreground_intensity_properties_per_channel"]["0"]
-    intensities[SEEN] = intensities["percentile_00_5"]
+    new_plans["plans_name"] = name + SUFFIX
+    intensities = new_plans["foreground_intensity_properties_per_channel"]["0"]
+    intensities[SEEN_FROM_KEY] = intensities["percentile_00_5"]
     intensities["percentile_00_5"] = min(intensities["percentile_00_5"], LOWEST_HU)
-    for configuration in kept["configurations"].values():
+    for configuration in new_plans["configurations"].values():
         # Configurations that inherit from others have no identifier of their own.
         if "data_identifier" in configuration:
             rest = configuration["data_identifier"].removeprefix(name)
-            configuration["data_identifier"] = kept["plans_name"] + rest
-    return kept
+            configuration["data_identifier"] = new_plans["plans_name"] + rest
+    return new_plans

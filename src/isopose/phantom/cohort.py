@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from isopose.choices import Modality, Plane
 from isopose.errors import InputError, IsoposeError
 from isopose.files import output_folder, replacing, write_json, write_text
-from isopose.io.nifti import is_whole
+from isopose.io.nifti import is_complete
 from isopose.io.truth import TRUTH_FILE
 from isopose.outputs import claim
 from isopose.parallel import in_order
@@ -29,12 +29,12 @@ from isopose.phantom.case import (
 from isopose.phantom.mr import drawn_for_mr
 from isopose.phantom.pet import render_uptake
 from isopose.phantom.render import KIDNEY, TUMOR, render
-from isopose.phantom.stack import FEWEST, stack_of
+from isopose.phantom.stack import MIN_SLICES, stack_of
 
 #: Increased whenever the same parameters give other images.
 VERSION = 1
 #: Volume in ml below which a tumor is small, and maximum number of patients drawn for each one that is used.
-SMALL_ML, MOST_DRAWN = 20.0, 40
+SMALL_ML, MAX_DRAWN = 20.0, 40
 ENDING = ".nii.gz"
 #: Parameters that are recorded only if they differ from this default.
 OPTIONAL = {"small_tumors": None, "pet": False, "modality": "ct", "plane": "axial"}
@@ -183,7 +183,7 @@ def _choose(
     for count in (cases - tests, tests):
         few = round(small_tumors * count)
         left.append({True: few, False: count - few})
-    for index in range(MOST_DRAWN * cases):
+    for index in range(MAX_DRAWN * cases):
         wanted = {small for part in left for small, count in part.items() if count}
         if not wanted:
             break
@@ -195,7 +195,7 @@ def _choose(
                 break
     if any(count for part in left for count in part.values()):
         raise InputError(
-            f"phantom: of {MOST_DRAWN * cases} patients too few have a tumor below {SMALL_ML:g} ml, or too "
+            f"phantom: of {MAX_DRAWN * cases} patients too few have a tumor below {SMALL_ML:g} ml, or too "
             "few a larger one; choose another share of small tumors"
         )
     return [*parts[0], *parts[1]]
@@ -249,9 +249,10 @@ def _check_plane(plane: str, modality: str, size: int, slices: int | None) -> No
         return
     if modality != "mr":
         raise InputError(f"phantom: {plane} slices are drawn in MR only; add --modality mr")
-    if slices is not None and slices > size // FEWEST:
+    if slices is not None and slices > size // MIN_SLICES:
         raise InputError(
-            f"phantom: slices is {slices}, expected at most {size // FEWEST} {plane} slices of {size} pixels"
+            f"phantom: slices is {slices}, expected at most {size // MIN_SLICES} {plane} slices of {size} "
+            "pixels"
         )
 
 
@@ -311,7 +312,7 @@ def _make(one: _CaseToMake) -> dict[str, Any]:
             try:
                 with replacing(path) as temporary:
                     sitk.WriteImage(volume, str(temporary), useCompression=True, compressionLevel=1)
-                    if not is_whole(temporary):
+                    if not is_complete(temporary):
                         raise OSError
             except (OSError, RuntimeError):
                 raise IsoposeError(f"{path}: cannot be written; is the disk full or read-only?") from None
@@ -339,7 +340,7 @@ def _own_generator(one: _CaseToMake, key: int) -> np.random.Generator:
 def _existing(one: _CaseToMake, shape: tuple[int, int, int]) -> np.ndarray | None:
     """Return the labels of a complete case, else None."""
     files = [one.image, one.label, *([one.uptake] if one.pet else [])]
-    if not all(file.is_file() and is_whole(file) for file in files):
+    if not all(file.is_file() and is_complete(file) for file in files):
         return None
     try:
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(one.label)))

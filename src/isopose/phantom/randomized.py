@@ -23,7 +23,7 @@ from isopose.phantom.scan import sample_scan
 #: pelvis to the lower chest.
 LOWEST, HIGHEST = -6.0, 6.5
 #: Fraction of the patients with a tumor of the cohorts' size; the others' tumors have a tenth of it.
-SICK = 0.5
+FULL_TUMOR_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def sample_slab(seed: int, index: int, *, slices: int, size: int) -> Slab:
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
     age = age_at(float(rng.random()))
     pose = sample_pose(rng, float(rng.random()), reference_size(age).width)
-    sick = 1.0 if rng.random() < SICK else 0.1
+    sick = 1.0 if rng.random() < FULL_TUMOR_SHARE else 0.1
     anatomy = dense(rng, sample_anatomy(rng, age, pose.gravity_canonical, tumor_share=sick))
     scan = sample_scan(rng, anatomy, pose, size, 4)
     level = anatomy.size.level

@@ -11,7 +11,7 @@ from isopose.phantom.pose import Pose
 #: Pixel sizes in mm of a 512 matrix, as in the paper's cohort.
 FINEST_MM, COARSEST_MM = 0.35, 0.95
 THINNEST_MM, THICKEST_MM = 1.0, 5.0
-LEAST_MARGIN_MM = 5.0
+MIN_MARGIN_MM = 5.0
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ def sample_scan(
     pixel = float(np.clip(field / 512.0, FINEST_MM, COARSEST_MM)) * 512.0 / size
     points = landmarks(anatomy) @ pose.rotation.T + np.array(pose.offset)
     low, high = float(points[:, 2].min()), float(points[:, 2].max())
-    margins = anatomy.size.level * rng.uniform(0.7, 2.0, 2) + LEAST_MARGIN_MM
+    margins = anatomy.size.level * rng.uniform(0.7, 2.0, 2) + MIN_MARGIN_MM
     thickness = float(rng.uniform(THINNEST_MM, THICKEST_MM))
     if slices is None:
         count = int(np.ceil((high - low + margins.sum()) / thickness))
     else:
         count = slices
-        spare = max(THICKEST_MM * count - (high - low), 2.0 * LEAST_MARGIN_MM)
-        extra = margins - LEAST_MARGIN_MM
-        trim = (spare - 2.0 * LEAST_MARGIN_MM) / float(extra.sum())
-        margins = LEAST_MARGIN_MM + extra * min(1.0, trim)
+        spare = max(THICKEST_MM * count - (high - low), 2.0 * MIN_MARGIN_MM)
+        extra = margins - MIN_MARGIN_MM
+        trim = (spare - 2.0 * MIN_MARGIN_MM) / float(extra.sum())
+        margins = MIN_MARGIN_MM + extra * min(1.0, trim)
         thickness = max(THINNEST_MM, (high - low + float(margins.sum())) / count)
     middle = 0.5 * (low - margins[0] + high + margins[1])
     # Quantum noise: thin slices and large bodies are noisier at a given dose; the scanner compensates in

@@ -13,7 +13,7 @@ from isopose.phantom.scan import PhantomScan
 #: Usual thickness of the slices, mm.
 THICKNESS_MM = (3.0, 6.0)
 #: Fewest voxels across a slice, so that it is thicker than its pixels.
-FEWEST = 2
+MIN_SLICES = 2
 
 
 @dataclass(frozen=True)
@@ -98,5 +98,5 @@ def stack_of(scan: PhantomScan, plane: Plane, slices: int | None, rng: np.random
     origin = (scan.origin[0], scan.origin[1], middle - 0.5 * (count - 1) * scan.pixel)
     cubes = replace(scan, slices=count, thickness=scan.pixel, origin=origin)
     thickness = float(rng.uniform(*THICKNESS_MM))
-    each = max(FEWEST, round(thickness / scan.pixel) if slices is None else scan.size // slices)
+    each = max(MIN_SLICES, round(thickness / scan.pixel) if slices is None else scan.size // slices)
     return ThickStack(plane, cubes, each, scan.size // each if slices is None else slices)

@@ -25,9 +25,9 @@ WINDOW_HU = (-160.0, 240.0)
 LARGEST_PICTURE = 400_000
 
 #: Most voxels of a scan from which its display range is computed.
-_VOXELS = 1_000_000
+_MAX_VOXELS = 1_000_000
 
-_BACKGROUND, _INK, _QUIET, _WARNING = "#101418", "#f2f4f6", "#a9b4be", "#ffc14d"
+_BACKGROUND, _TEXT_COLOR, _MUTED_COLOR, _WARNING = "#101418", "#f2f4f6", "#a9b4be", "#ffc14d"
 _FRAME, _REFERENCE, _CROP, _TRUTH = "#56b4e9", "#ff8fc7", "#ff7f50", "#ffffff"
 
 _CELL_INCHES = 2.3
@@ -123,7 +123,7 @@ def window_of_scan(array: np.ndarray) -> tuple[float, float]:
     Args:
         array: any shape, finite.
     """
-    few = array.reshape(-1)[:: -(-array.size // _VOXELS)].astype(np.float64)
+    few = array.reshape(-1)[:: -(-array.size // _MAX_VOXELS)].astype(np.float64)
     bright = few[few > few.mean()]
     if not bright.size:
         return float(few[0]) - 1.0, float(few[0]) + 1.0
@@ -151,7 +151,7 @@ def _draw_figure(rows: Sequence[Steps], label_names: Sequence[str]) -> Figure:
         },
     )
     for axes, heading in zip(cells[0], headings, strict=True):
-        axes.set_title(heading, color=_INK, size=10, pad=5)
+        axes.set_title(heading, color=_TEXT_COLOR, size=10, pad=5)
     colors = class_colors(label_names)
     for row, line in zip(rows, cells, strict=True):
         _draw_row(row, list(line), colors)
@@ -235,15 +235,15 @@ def _mark_sides(axes: Axes) -> None:
     """Mark the patient's right (R) and left (L) side of the image."""
     for x, side in ((0.03, "R"), (0.97, "L")):
         align = "left" if x < 0.5 else "right"
-        axes.text(x, 0.5, side, color=_QUIET, size=8, ha=align, va="center", transform=axes.transAxes)
+        axes.text(x, 0.5, side, color=_MUTED_COLOR, size=8, ha=align, va="center", transform=axes.transAxes)
 
 
 def _write_text(figure: Figure, axes: Axes, row: Steps) -> None:
     """Write heading, lines and warnings to the left of the row."""
     width, height = figure.get_size_inches()
     left, place = 0.15 / width, axes.get_position(original=True).y1 - 0.05 / height
-    entries = [(row.heading, _INK, "bold")] if row.heading else []
-    entries += [(line, _QUIET, "normal") for line in row.lines]
+    entries = [(row.heading, _TEXT_COLOR, "bold")] if row.heading else []
+    entries += [(line, _MUTED_COLOR, "normal") for line in row.lines]
     entries += [(f"! {line}", _WARNING, "normal") for line in row.warnings]
     for text, color, weight in entries:
         lines = textwrap.wrap(text, 27) or [""]
@@ -268,7 +268,7 @@ def _draw_legend(
         loc="lower center",
         ncols=len(entries),
         frameon=False,
-        labelcolor=_INK,
+        labelcolor=_TEXT_COLOR,
         fontsize=8,
         handlelength=1.4,
         columnspacing=1.6,

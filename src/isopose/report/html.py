@@ -185,15 +185,15 @@ def failures_section(evaluation: Evaluation) -> ReportSection:
     def failed(scores: Scores) -> bool:
         return scores.dice is not None and (scores.dice < FAILURE_DICE or scores.outcome == "false alarm")
 
-    found = [
+    failures = [
         (case, target)
         for case in evaluation.cases
         for target in evaluation.targets
         if failed(case.scores[target])
     ]
-    found.sort(key=lambda entry: badness(entry[0].scores[entry[1]], "dice"), reverse=True)
+    failures.sort(key=lambda entry: badness(entry[0].scores[entry[1]], "dice"), reverse=True)
     rows: list[tuple[Cell, ...]] = []
-    for case, target in found:
+    for case, target in failures:
         scores = case.scores[target]
         outcome = scores.outcome if scores.outcome != "scored" else "poor overlap"
         rows.append(

@@ -173,20 +173,20 @@ def score_against_age(evaluation: Evaluation) -> bytes | None:
     Returns:
         An SVG, or ``None`` where no age is known.
     """
-    known = [(case.age_years, case) for case in evaluation.cases if case.age_years is not None]
-    if not known:
+    with_age = [(case.age_years, case) for case in evaluation.cases if case.age_years is not None]
+    if not with_age:
         return None
     width, height, gap = 250.0, 170.0, 56.0
     parts = []
     for index, target in enumerate(evaluation.targets):
         left = gap + (index % 3) * (width + gap)
         top = 34.0 + (index // 3) * (height + 70)
-        oldest = max(age for age, _ in known)
+        oldest = max(age for age, _ in with_age)
         # The dots of 0 and 1 are drawn whole, so the axis reaches a little beyond.
         ages = _find_range([0.0, max(oldest, 1.0)])
         panel = _Panel(left, top, width, height, ages, (-0.04, 1.04), _DICE_TICKS)
         parts.append(panel.frame(target, "age (years)"))
-        for age, case in known:
+        for age, case in with_age:
             scores = case.scores[target]
             if scores.dice is not None:
                 parts.append(_draw_dot(*panel.at(age, scores.dice), _is_bad(scores)))

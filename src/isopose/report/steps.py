@@ -17,10 +17,10 @@ from isopose.inference.predictors import crop_probabilities
 from isopose.models.folder import Model
 from isopose.models.restore import most_probable
 from isopose.report.figure import Steps, draw_steps, window_of_scan
-from isopose.scan.find import channels_of
+from isopose.scan.find import unet_channels
 
 #: Slices of a scan that are drawn.
-ROWS = 4
+DRAWN_SLICES = 4
 _CORNERS = torch.tensor([[-1.0, -1.0, 1.0], [1.0, -1.0, 1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]])
 
 
@@ -31,22 +31,27 @@ def write_steps(model: Model, volume: Volume, prediction: Prediction, path: Path
 
 @torch.inference_mode()
 def steps_of(
-    model: Model, volume: Volume, prediction: Prediction, *, truth: Volume | None = None, rows: int = ROWS
+    model: Model,
+    volume: Volume,
+    prediction: Prediction,
+    *,
+    truth: Volume | None = None,
+    rows: int = DRAWN_SLICES,
 ) -> list[Steps]:
     """Return the steps of some slices, see :func:`write_steps`.
 
     ``truth`` are ground-truth labels on the scan's grid, stored values, where known.
     """
     plane = model.config.data.plane
-    upright, apply = volume.reoriented(plane), volume.reorientation(plane).apply
+    reoriented, apply = volume.reoriented(plane), volume.reorientation(plane).apply
     classes = model.labels.to_classes(apply(prediction.labels.array))
     true_classes = None if truth is None else model.labels.to_classes(apply(truth.array))
     if true_classes is not None:
         true_classes *= structures(true_classes)
     # Brightness of MR may differ along a scan, and must not differ between its pictures.
-    ends = None if model.modality == "ct" else window_of_scan(upright.array)
+    ends = None if model.modality == "ct" else window_of_scan(reoriented.array)
     return [
-        _show_slice(model, upright, prediction, classes, true_classes, int(z), ends)
+        _show_slice(model, reoriented, prediction, classes, true_classes, int(z), ends)
         for z in chosen_slices(prediction, classes, true_classes, rows)
     ]
 
@@ -66,7 +71,7 @@ def chosen_slices(
 
 def _show_slice(
     model: Model,
-    upright: Volume,
+    volume: Volume,
     prediction: Prediction,
     classes: np.ndarray,
     truth: np.ndarray | None,
@@ -81,8 +86,9 @@ def _show_slice(
     theta2 = torch.from_numpy(records.theta2[z])[None].to(device)
     size = model.config.data.size
     homogenized, _ = pipeline.homogenized(image, mask, matrix_from_pose(pose), size)
-    seen, homogenizing = channels_of(prepared, np.array([z]), records, model.config.unet, device)
-    crop, beside = pipeline.cut(seen, compose(homogenizing, theta2[:, None])), model.config.unet.context
+    channels, homogenizing = unet_channels(prepared, np.array([z]), records, model.config.unet, device)
+    crop = pipeline.cut(channels, compose(homogenizing, theta2[:, None]))
+    neighbors = model.config.unet.context
     reference = resize(pipeline.pose.reference_mask, (size, size))
     slice_from_homogenized = compose(prepared.slice_from_frame.to(device), matrix_from_pose(pose)[0])
     warnings = []
@@ -92,13 +98,13 @@ def _show_slice(
         warnings.append("cut off by the crop")
     answer = crop_probabilities(model, crop, ensemble_of(model).views[0])
     return Steps(
-        native=upright.array[z].astype(np.float32),
-        native_spacing_yx=(float(upright.spacing[1]), float(upright.spacing[0])),
-        frame_outline=_to_pixels(slice_from_homogenized, (upright.array.shape[1], upright.array.shape[2])),
+        native=volume.array[z].astype(np.float32),
+        native_spacing_yx=(float(volume.spacing[1]), float(volume.spacing[0])),
+        frame_outline=_to_pixels(slice_from_homogenized, (volume.array.shape[1], volume.array.shape[2])),
         homogenized=_to_plane(homogenized),
         reference_mask=_to_plane(reference) >= 0.5,
         crop_outline=_to_pixels(theta2[0], (size, size)),
-        cropped=_to_plane(crop.chunk(len(prepared.images), dim=1)[prepared.pose_channel][:, beside:]),
+        cropped=_to_plane(crop.chunk(len(prepared.images), dim=1)[prepared.pose_channel][:, neighbors:]),
         crop_classes=most_probable(answer)[0].cpu().numpy(),
         native_classes=classes[z],
         native_truth=None if truth is None else truth[z],

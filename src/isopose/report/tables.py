@@ -22,7 +22,7 @@ from isopose.files import write_json, write_text
 #: Shown for a missing value, since an empty cell would look like an omission.
 NO_VALUE = "–"
 #: The metric that decides what is worst.
-_FIRST = next(iter(METRICS))
+_PRIMARY_METRIC = next(iter(METRICS))
 
 Cell = str | int | float | None
 #: Note on scores if some scans are only partly labeled.
@@ -185,7 +185,7 @@ def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
         Column("Patients"),
         Column("Scans"),
         first,
-        Column("Median", METRICS[_FIRST].digits),
+        Column("Median", METRICS[_PRIMARY_METRIC].digits),
         Column("Worst scan"),
         *others,
         Column("Missed / false / empty"),
@@ -208,7 +208,7 @@ def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
 
 
 def _make_stratum_row(group: str, summary: Summary) -> tuple[Cell, ...]:
-    statistic = summary.statistics[_FIRST]
+    statistic = summary.statistics[_PRIMARY_METRIC]
     first, *others = (spread(one, metric) for metric, one in summary.statistics.items())
     return (
         group,
@@ -217,7 +217,7 @@ def _make_stratum_row(group: str, summary: Summary) -> tuple[Cell, ...]:
         summary.scans,
         first,
         statistic.median,
-        _format_worst(statistic, _FIRST),
+        _format_worst(statistic, _PRIMARY_METRIC),
         *others,
         f"{summary.missed} / {summary.false_alarms} / {summary.empty}",
     )
@@ -234,7 +234,9 @@ _SCORE_COLUMNS: tuple[tuple[Column, str], ...] = (
 
 def case_table(evaluation: Evaluation, target: str) -> Table:
     """Return one row per scan, worst Dice first; columns that no scan fills are left out."""
-    ordered = sorted(evaluation.cases, key=lambda case: badness(case.scores[target], _FIRST), reverse=True)
+    ordered = sorted(
+        evaluation.cases, key=lambda case: badness(case.scores[target], _PRIMARY_METRIC), reverse=True
+    )
     facts: list[tuple[Column, Callable[[CaseScores], Cell]]] = [
         (Column("Case", text=True), lambda case: case.case)
     ]

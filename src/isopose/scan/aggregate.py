@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 #: Pairs of slices computed at a time, so that memory does not grow with the square of their number.
-PAIRS = 1_000_000
+PAIRS_PER_CHUNK = 1_000_000
 
 
-def pooled(evidence: Tensor, z_mm: Tensor, width_mm: float) -> tuple[Tensor, Tensor]:
+def pooled_evidence(evidence: Tensor, z_mm: Tensor, width_mm: float) -> tuple[Tensor, Tensor]:
     """Average the evidence of the roll over neighboring slices, with Gaussian weights along the scan.
 
     For independent slices with von Mises distributed angles the direction of the sum of concentration times
@@ -30,13 +30,13 @@ def pooled(evidence: Tensor, z_mm: Tensor, width_mm: float) -> tuple[Tensor, Ten
         weights.
     """
 
-    def rows(near: Tensor, _: Tensor) -> Tensor:
-        weight = near / near.sum(dim=1, keepdim=True)
+    def rows(weights: Tensor, _: Tensor) -> Tensor:
+        weight = weights / weights.sum(dim=1, keepdim=True)
         counts = 1.0 / weight.square().sum(dim=1, keepdim=True)
         return torch.cat([weight @ evidence.double(), counts], dim=1)
 
-    found = _at_each_slice(rows, z_mm, width_mm).to(evidence.dtype)
-    return found[:, :2], found[:, 2]
+    summed = _at_each_slice(rows, z_mm, width_mm).to(evidence.dtype)
+    return summed[:, :2], summed[:, 2]
 
 
 def common_values(values: Tensor, weight: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ def smooth_values(values: Tensor, weight: Tensor, z_mm: Tensor, width_mm: float)
     """
     y = values.double()
 
-    def rows(near: Tensor, distance: Tensor) -> Tensor:
-        w = near * weight.double()
+    def rows(weights: Tensor, distance: Tensor) -> Tensor:
+        w = weights * weight.double()
         s0, s1, s2 = w.sum(1), (w * distance).sum(1), (w * distance.square()).sum(1)
         t0, t1 = w @ y, (w * distance) @ y
         # A small ridge on the slope, so that the line is level for a single slice or slices at one position.
@@ -105,7 +105,7 @@ def _at_each_slice(rows: Callable[[Tensor, Tensor], Tensor], z_mm: Tensor, width
     # An exported graph cannot loop over a dynamic number of slices.
     if torch.compiler.is_compiling():
         return values_at(z)
-    step = max(1, PAIRS // max(len(z), 1))
+    step = max(1, PAIRS_PER_CHUNK // max(len(z), 1))
     out = values_at(z[:step])
     if step < len(z):
         # Written in place: small results between large freed buffers would fragment the heap.

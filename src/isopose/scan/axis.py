@@ -14,12 +14,12 @@ TILT_SD = math.radians(5.0)
 #: Largest tilt of a body on the table; more is due to a bad mask.
 MAX_TILT = math.radians(20.0)
 #: Rounds of reweighting, and the residual, in medians, beyond which a slice's weight is less than half.
-ROUNDS, OUTLYING = 10, 3.0
+ROUNDS, OUTLIER_MEDIANS = 10, 3.0
 #: Most slices, evenly spread, whose pairs give the initial slope.
-PAIRED = 128
+MAX_PAIRED_SLICES = 128
 
 
-def line_through(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def fit_line(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Fit a robust straight line to the centroids of a scan's slices.
 
     It starts from the median slope of all pairs of slices (Theil and Sen), then iterates least squares with
@@ -34,32 +34,34 @@ def line_through(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Te
     Returns:
         ``(2,)`` the line's x and y at z = 0, and ``(2,)`` their slopes along z.
     """
-    points, places, belief = centers.double(), z.double(), weight.double()
-    belief = belief / belief.sum().clamp(min=1e-12) * belief.shape[0]
+    points, positions, weights = centers.double(), z.double(), weight.double()
+    weights = weights / weights.sum().clamp(min=1e-12) * weights.shape[0]
     stiffness = (CENTROID_SD / math.tan(TILT_SD)) ** 2
-    slope = _median_slope(points, belief, places)
-    mean, middle = common_values(points - places[:, None] * slope, belief), places.new_zeros(())
+    slope = _median_slope(points, weights, positions)
+    mean, middle = common_values(points - positions[:, None] * slope, weights), positions.new_zeros(())
     for _ in range(ROUNDS):
-        off = (points - mean - (places - middle)[:, None] * slope).norm(dim=1)
+        residuals = (points - mean - (positions - middle)[:, None] * slope).norm(dim=1)
         # Residuals within the usual scatter of centroids are not down-weighted.
-        scale = OUTLYING * median(off).clamp(min=CENTROID_SD / OUTLYING)
-        w = belief / (1.0 + (off / scale).square())
-        middle, mean = (w @ places) / w.sum(), (w @ points) / w.sum()
-        along = places - middle
+        scale = OUTLIER_MEDIANS * median(residuals).clamp(min=CENTROID_SD / OUTLIER_MEDIANS)
+        w = weights / (1.0 + (residuals / scale).square())
+        middle, mean = (w @ positions) / w.sum(), (w @ points) / w.sum()
+        along = positions - middle
         slope = ((w * along) @ (points - mean)) / ((w * along.square()).sum() + stiffness)
     return (mean - middle * slope).to(centers.dtype), slope.to(centers.dtype)
 
 
-def _median_slope(points: Tensor, belief: Tensor, places: Tensor) -> Tensor:
+def _median_slope(points: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
     """Return the weighted median ``(2,)`` of the slopes of all pairs of slices."""
-    count = places.shape[0]
-    some = torch.arange(0, count, (count + PAIRED - 1) // PAIRED, device=places.device)
-    points, belief, places = points[some], belief[some], places[some]
-    distance = places[None] - places[:, None]
+    count = positions.shape[0]
+    sampled = torch.arange(
+        0, count, (count + MAX_PAIRED_SLICES - 1) // MAX_PAIRED_SLICES, device=positions.device
+    )
+    points, weights, positions = points[sampled], weights[sampled], positions[sampled]
+    distance = positions[None] - positions[:, None]
     # Each pair once, without pairs at one position; without any pair the slope is 0.
-    apart = distance > 1e-9
-    slopes = (points[None] - points[:, None]) * (apart / distance.where(apart, 1.0))[..., None]
-    weight = belief[None] * belief[:, None] * apart
+    distances = distance > 1e-9
+    slopes = (points[None] - points[:, None]) * (distances / distance.where(distances, 1.0))[..., None]
+    weight = weights[None] * weights[:, None] * distances
     return common_values(slopes.flatten(0, 1), weight.flatten())
 
 

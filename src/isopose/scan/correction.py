@@ -18,9 +18,9 @@ from torch import Tensor
 
 from isopose.errors import InputError
 from isopose.files import hash_of, read_json, write_json
-from isopose.geometry.box import MIN_CROP, carried
+from isopose.geometry.box import MIN_CROP, transferred
 from isopose.geometry.frame import Frame
-from isopose.geometry.moments import moments, spread_along
+from isopose.geometry.moments import moments, radii_along
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, LOG_SCALE_Y, POSE_SIZE, SHIFT_X, matrix_from_pose
 from isopose.renamed import CORRECTION, with_present_names
 from isopose.strict import STRICT, Hash, first_problem
@@ -129,7 +129,7 @@ class Correction:
         if not self.crops:
             return None
         values = np.array([[np.log(one.scale), one.x, one.y] for one in self.crops])
-        scale, x, y = _between([one.slice for one in self.crops], values, slices).T
+        scale, x, y = _interpolate([one.slice for one in self.crops], values, slices).T
         theta2 = torch.zeros(len(slices), 3, 3)
         theta2[:, 0, 0] = theta2[:, 1, 1] = torch.from_numpy(np.exp(scale)).float()
         theta2[:, 0, 2], theta2[:, 1, 2] = torch.from_numpy(x).float(), torch.from_numpy(y).float()
@@ -138,12 +138,12 @@ class Correction:
         seen_in = _to_reference(poses.cpu(), outline_of(reference_mask), self.reference)
         if torch.equal(seen_in, poses.cpu()):
             return theta2
-        return carried(theta2, matrix_from_pose(seen_in), matrix_from_pose(poses.cpu()))
+        return transferred(theta2, matrix_from_pose(seen_in), matrix_from_pose(poses.cpu()))
 
     def _set_poses(self, slices: np.ndarray) -> Tensor:
         values = np.array([one.pose for one in self.poses])
         values[:, ANGLE] = np.unwrap(values[:, ANGLE])
-        return torch.from_numpy(_between([one.slice for one in self.poses], values, slices)).float()
+        return torch.from_numpy(_interpolate([one.slice for one in self.poses], values, slices)).float()
 
 
 _CORRECTION = TypeAdapter(Correction)
@@ -152,7 +152,7 @@ _CORRECTION = TypeAdapter(Correction)
 def outline_of(reference_mask: Tensor) -> OutlineMoments:
     """Return center and spread of a reference mask ``(1, 1, S, S)``."""
     of = moments(reference_mask)
-    spread = spread_along(of, torch.zeros_like(of.angle))[0].tolist()
+    spread = radii_along(of, torch.zeros_like(of.angle))[0].tolist()
     return OutlineMoments((float(of.center[0, 0]), float(of.center[0, 1])), (spread[0], spread[1]))
 
 
@@ -196,18 +196,18 @@ def read_corrections(folder: Path) -> dict[str, Correction]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of corrections, as isopose serve keeps them")
-    found: dict[str, Correction] = {}
+    corrections: dict[str, Correction] = {}
     for path in sorted(folder.glob("*.json")):
         correction = correction_from_json(read_json(path), str(path))
-        if correction.image_sha256 in found:
+        if correction.image_sha256 in corrections:
             raise InputError(f"{path}: a second correction of the same scan; keep one")
-        found[correction.image_sha256] = correction
-    if not found:
+        corrections[correction.image_sha256] = correction
+    if not corrections:
         raise InputError(f"{folder}: holds no correction (*.json)")
-    return found
+    return corrections
 
 
-def _between(places: Sequence[int], values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _interpolate(places: Sequence[int], values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Interpolate values ``(K, n)`` at ascending places linearly; returns ``(N, n)`` at the wanted places."""
     return np.stack([np.interp(wanted, places, column) for column in values.T], axis=1)
 

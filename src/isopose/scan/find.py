@@ -9,15 +9,15 @@ from torch import Tensor
 from isopose.choices import Per
 from isopose.data.neighbors import neighbors_of
 from isopose.data.preprocess import Prepared
-from isopose.geometry.box import carried
+from isopose.geometry.box import transferred
 from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALE_Y, matrix_from_pose
 from isopose.models.pipeline import Networks, SliceTransforms
-from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer, SlicePoses
+from isopose.models.pose import HAND_SOURCE, POSE_SOURCES, PoseTransformer, SlicePoses
 from isopose.scan.correction import Correction
 from isopose.scan.pose import RollDecision, ScanPose
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
 from isopose.scan.prior import ScanRoll
-from isopose.scan.volume import places, volume_agreement, volume_pose
+from isopose.scan.volume import slice_positions, volume_agreement, volume_pose
 from isopose.settings import PredictConfig, UNetConfig
 
 
@@ -27,14 +27,14 @@ def batches_of(prepared: Prepared, size: int) -> list[np.ndarray]:
     return [with_body[first : first + size] for first in range(0, len(with_body), size)]
 
 
-def frames(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+def images_and_masks(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return image and mask ``(N, 1, S, S)`` of the slices with the given indices, on a device."""
     image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
     mask = torch.from_numpy(prepared.mask[rows])[:, None].float().to(device)
     return image, mask
 
 
-def channels_of(
+def unet_channels(
     prepared: Prepared, rows: np.ndarray, scan: ScanPose, config: UNetConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return the U-Net's view of slices before the crop: each with its neighbors, each in its own pose.
@@ -50,10 +50,12 @@ def channels_of(
         Images ``(N, C, S, S)``, channel after channel, each with all neighbors; and theta1 ``(N, K, 3, 3)``
             of the slice and its neighbors.
     """
-    shown = np.flatnonzero(scan.has_body)
-    beside = shown[neighbors_of(shown, prepared.spacing[2], config)[np.searchsorted(shown, rows)]]
-    image = torch.from_numpy(prepared.images[:, beside].swapaxes(0, 1)).flatten(1, 2).to(device)
-    return image, matrix_from_pose(torch.from_numpy(scan.pose[beside]).to(device))
+    body_slices = np.flatnonzero(scan.has_body)
+    neighbors = body_slices[
+        neighbors_of(body_slices, prepared.spacing[2], config)[np.searchsorted(body_slices, rows)]
+    ]
+    image = torch.from_numpy(prepared.images[:, neighbors].swapaxes(0, 1)).flatten(1, 2).to(device)
+    return image, matrix_from_pose(torch.from_numpy(scan.pose[neighbors]).to(device))
 
 
 def slice_poses_of(
@@ -75,7 +77,11 @@ def slice_poses_of(
         return None
     device = transformer.reference_mask.device
     return slice_poses(
-        transformer, lambda rows: frames(prepared, rows, device), batches, settings.min_pose_dice, per
+        transformer,
+        lambda rows: images_and_masks(prepared, rows, device),
+        batches,
+        settings.min_pose_dice,
+        per,
     )
 
 
@@ -115,9 +121,9 @@ def find_poses(
             scan.pose[rows, scale] = math.log(side_mm / prepared.frame.fov_mm)
     scan.mirrored[rows] = slices.mirrored.cpu()
     scan.source[rows] = slices.source.cpu()
-    by_hand = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
-    if by_hand is not None:
-        scan.pose[rows], scan.confidence[rows], scan.source[rows] = by_hand, 1.0, BY_HAND
+    manual = correction and correction.poses_at(rows, prepared.frame, transformer.reference_mask)
+    if manual is not None:
+        scan.pose[rows], scan.confidence[rows], scan.source[rows] = manual, 1.0, HAND_SOURCE
     _set_agreement(transformer, prepared, settings, scan)
     return scan
 
@@ -145,20 +151,22 @@ def find_crops(
     device = networks.pose.reference_mask.device
     rows = np.concatenate(batches)
     initial = torch.from_numpy(scan.pose).to(device)
-    parts = [networks.transforms(*frames(prepared, part, device), initial[part]) for part in batches]
+    parts = [
+        networks.transforms(*images_and_masks(prepared, part, device), initial[part]) for part in batches
+    ]
     slices = SliceTransforms(*map(torch.cat, zip(*parts, strict=True)))
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
     pose, theta2 = scan_transforms(networks.config, initial[rows], slices, z_mm, per)
     if networks.joint is not None and correction is not None and correction.poses:
-        theta2 = carried(theta2, matrix_from_pose(pose), matrix_from_pose(initial[rows]))
+        theta2 = transferred(theta2, matrix_from_pose(pose), matrix_from_pose(initial[rows]))
     elif networks.joint is not None:
         scan.pose[rows] = pose.cpu()
         scan.source[rows[slices.learned.cpu().numpy()]] = POSE_SOURCES.index("learned")
         _set_agreement(networks.pose, prepared, settings, scan)
     if correction is not None:
         final = torch.from_numpy(scan.pose[rows])
-        by_hand = correction.crops_at(rows, final, networks.pose.reference_mask)
-        theta2 = theta2 if by_hand is None else by_hand.to(device)
+        manual = correction.crops_at(rows, final, networks.pose.reference_mask)
+        theta2 = theta2 if manual is None else manual.to(device)
     scan.theta2[rows] = theta2.cpu()
     return scan
 
@@ -188,7 +196,7 @@ def find_volume_pose(
     scan.pose[:], scan.source[:], scan.confidence[:], scan.mirrored[:] = 0.0, 0, 0.0, 0.0
     if slices is not None:
         with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
-        z = places(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
+        z = slice_positions(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
         pose, confidence, roll = volume_pose(networks.pose, slices, z)
         scan.pose[0], scan.confidence[0] = pose.cpu(), float(confidence)
         scan.decision = _decide(networks.pose, roll)
@@ -210,10 +218,10 @@ def _decide(transformer: PoseTransformer, roll: ScanRoll | None) -> RollDecision
     if roll is None or transformer.plane != "axial":
         return None
     return RollDecision(
-        shown_degrees=math.degrees(roll.shown),
+        shown_degrees=math.degrees(roll.slices_angle),
         odds=float(roll.odds),
         needed_odds=transformer.config.turn_odds,
-        header_kept=not bool(roll.believed),
+        header_kept=not bool(roll.overrides_header),
         outline_visible=bool(roll.outline_visible),
     )
 
@@ -228,7 +236,7 @@ def _set_agreement(
     device = transformer.reference_mask.device
     for part in batches_of(prepared, settings.batch_size):
         pose = torch.from_numpy(scan.pose[part]).to(device)
-        scan.agreement[part] = transformer.agreement(frames(prepared, part, device)[1], pose).cpu()
+        scan.agreement[part] = transformer.agreement(images_and_masks(prepared, part, device)[1], pose).cpu()
         if transformer.roll is None:
-            found = scan.source[part] != BY_HAND
+            found = scan.source[part] != HAND_SOURCE
             scan.confidence[part] = np.where(found, scan.agreement[part], 1.0)

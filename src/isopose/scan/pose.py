@@ -13,7 +13,7 @@ from isopose.scan.aggregate import common_values
 from isopose.strict import STRICT
 
 #: Agreement with the reference's outline up to which a slice has no weight for size and center.
-LEAST_AGREEMENT = 0.5
+MIN_AGREEMENT = 0.5
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ScanPose:
         The weight of a slice grows with its agreement.
         """
         pose = torch.from_numpy(self.pose[self.has_body])
-        weight = (torch.from_numpy(self.agreement[self.has_body]) - LEAST_AGREEMENT).clamp(min=1e-3)
+        weight = (torch.from_numpy(self.agreement[self.has_body]) - MIN_AGREEMENT).clamp(min=1e-3)
         angle = torch.atan2((weight * pose[:, ANGLE].sin()).sum(), (weight * pose[:, ANGLE].cos()).sum())
         return torch.cat([angle[None], common_values(pose[:, LOG_SCALE_X:], weight)]).numpy()
 

@@ -9,19 +9,27 @@ from torch import Tensor
 
 from isopose.choices import Per
 from isopose.config import Config
-from isopose.geometry.box import carried, common_crop
+from isopose.geometry.box import common_crop, transferred
 from isopose.geometry.moments import Moments
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, matrix_from_pose
 from isopose.models.pipeline import SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of, turned, views_at_angle
-from isopose.scan.aggregate import common_values, pooled, smooth_values
-from isopose.scan.pose import LEAST_AGREEMENT
-from isopose.scan.prior import RIGHT, ScanRoll, direction, header_roll, log_i0, mass_within, scan_roll
+from isopose.scan.aggregate import common_values, pooled_evidence, smooth_values
+from isopose.scan.pose import MIN_AGREEMENT
+from isopose.scan.prior import (
+    CORRECT_WITHIN,
+    ScanRoll,
+    direction,
+    header_roll,
+    log_i0,
+    probability_within,
+    scan_roll,
+)
 from isopose.settings import PoseConfig
 
 #: Number of slices from which the initial roll of a scan is estimated.
-FIRST = 5
+INITIAL_SLICES = 5
 #: Standard deviation of the roll along a scan, around the scan's own: a patient is twisted by no more.
 ALONG_SD = math.radians(2.0)
 
@@ -31,7 +39,7 @@ def with_per(config: PoseConfig, per: Per | None) -> PoseConfig:
     return config if per is None else config.model_copy(update={"per": per})
 
 
-def joined(parts: Sequence[SlicePoses]) -> SlicePoses:
+def concatenated(parts: Sequence[SlicePoses]) -> SlicePoses:
     """Concatenate the poses of batches of slices of one scan."""
     outline = Moments(*(torch.cat(values) for values in zip(*(part.outline for part in parts), strict=True)))
     return SlicePoses._make(
@@ -59,9 +67,11 @@ def slice_poses(
     if transformer.roll is not None and (per or transformer.config.per) != "slice":
         rows = np.concatenate(batches)
         # Evenly spread, without the outermost slices, which may show lungs or hips.
-        few = min(FIRST, len(rows))
-        initial = initial_roll(transformer, *read(rows[(np.arange(few) * 2 + 1) * len(rows) // (2 * few)]))
-    return joined([transformer.estimate(*read(part), min_agreement, initial) for part in batches])
+        count = min(INITIAL_SLICES, len(rows))
+        initial = initial_roll(
+            transformer, *read(rows[(np.arange(count) * 2 + 1) * len(rows) // (2 * count)])
+        )
+    return concatenated([transformer.estimate(*read(part), min_agreement, initial) for part in batches])
 
 
 def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> Tensor:
@@ -107,8 +117,8 @@ def scan_poses(
 
     Returns:
         Poses ``(N, 5)``; the probability ``(N,)`` that each roll is right within
-        :data:`isopose.scan.prior.RIGHT`, without the roll network the agreement with the reference's outline;
-        and the scan's roll, None if it comes from outlines or STN1.
+        :data:`isopose.scan.prior.CORRECT_WITHIN`, without the roll network the agreement with the reference's
+        outline; and the scan's roll, None if it comes from outlines or STN1.
     """
     config = with_per(transformer.config, per)
     if transformer.keeps_header:
@@ -123,10 +133,10 @@ def scan_poses(
         angle, probability = _smooth_roll(slices.evidence, z_mm, scan, calibration, config)
     else:
         angle, probability = slices.pose[:, ANGLE], _own_probability(slices.evidence, calibration)
-    angle = torch.where(scan.believed, angle, scan.angle)
-    probability = torch.where(scan.believed, probability, scan.probability)
+    angle = torch.where(scan.overrides_header, angle, scan.angle)
+    probability = torch.where(scan.overrides_header, probability, scan.probability)
     pose = transformer.pose_at_angle(slices.outline, angle)
-    rest = _combined(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
+    rest = _common_or_smoothed(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     pose = torch.cat([angle[:, None], rest], dim=1)
     return torch.where(scan.outline_visible, pose, torch.zeros_like(pose)), probability, scan
 
@@ -134,7 +144,7 @@ def scan_poses(
 def _header_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tuple[Tensor, Tensor, ScanRoll]:
     """Return what :func:`scan_poses` does, with the header's roll."""
     scan = header_roll(slices.filled, config)
-    rest = _combined(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
+    rest = _common_or_smoothed(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     pose = torch.cat([scan.angle.expand(len(rest), 1), rest], dim=1)
     visible = torch.where(scan.outline_visible, pose, torch.zeros_like(pose))
     return visible, scan.probability.expand(len(rest)), scan
@@ -145,9 +155,9 @@ def _outline_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tupl
     if config.per == "slice":
         return slices.pose, slices.agreement
     width = math.inf if config.per == "volume" else config.smooth_mm
-    evidence, _ = pooled(slices.evidence, z_mm, width)
+    evidence, _ = pooled_evidence(slices.evidence, z_mm, width)
     angle = torch.atan2(evidence[:, 1], evidence[:, 0])
-    rest = _combined(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
+    rest = _common_or_smoothed(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
     return torch.cat([angle[:, None], rest], dim=1), slices.agreement
 
 
@@ -167,27 +177,29 @@ def _smooth_roll(
         config: width of the neighborhood.
     """
     length = evidence.norm(dim=1)
-    own = calibrated_concentration(length, calibration)
-    tight = 1.0 / (ALONG_SD**2 + 1.0 / scan.concentration.clamp(min=1e-6))
-    spread = own * tight / (own + tight)
-    away = torch.atan2(evidence[:, 1], evidence[:, 0]) - scan.angle
-    belief = torch.sigmoid(log_odds_of(length, calibration) + spread * away.cos() - log_i0(spread))
-    local, count = pooled(belief[:, None] * evidence, z_mm, config.smooth_mm)
+    own_concentration = calibrated_concentration(length, calibration)
+    scan_concentration = 1.0 / (ALONG_SD**2 + 1.0 / scan.concentration.clamp(min=1e-6))
+    concentration = own_concentration * scan_concentration / (own_concentration + scan_concentration)
+    offset = torch.atan2(evidence[:, 1], evidence[:, 0]) - scan.angle
+    weights = torch.sigmoid(
+        log_odds_of(length, calibration) + concentration * offset.cos() - log_i0(concentration)
+    )
+    local, count = pooled_evidence(weights[:, None] * evidence, z_mm, config.smooth_mm)
     strength = calibrated_concentration(local.norm(dim=1), calibration) * effective_count(count, calibration)
-    shown = strength[:, None] * local / local.norm(dim=1, keepdim=True).clamp(min=1e-9)
-    both = shown + tight * direction(scan.angle)
-    angle = torch.atan2(both[:, 1], both[:, 0])
-    nothing = torch.zeros_like(strength)
-    right = scan.probability / mass_within(nothing[:1], scan.concentration[None])[0]
-    return angle, right.clamp(max=1.0) * mass_within(nothing, both.norm(dim=1))
+    local_vector = strength[:, None] * local / local.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    joint_vector = local_vector + scan_concentration * direction(scan.angle)
+    angle = torch.atan2(joint_vector[:, 1], joint_vector[:, 0])
+    zeros = torch.zeros_like(strength)
+    correct = scan.probability / probability_within(zeros[:1], scan.concentration[None])[0]
+    return angle, correct.clamp(max=1.0) * probability_within(zeros, joint_vector.norm(dim=1))
 
 
 def _own_probability(evidence: Tensor, calibration: Tensor) -> Tensor:
     """Return the probability ``(N,)`` that the roll of each slice by itself is right."""
     length = evidence.norm(dim=1)
-    within = mass_within(torch.zeros_like(length), calibrated_concentration(length, calibration))
+    within = probability_within(torch.zeros_like(length), calibrated_concentration(length, calibration))
     reliable = log_odds_of(length, calibration).sigmoid()
-    return reliable * within + (1.0 - reliable) * RIGHT / math.pi
+    return reliable * within + (1.0 - reliable) * CORRECT_WITHIN / math.pi
 
 
 def scan_transforms(
@@ -212,21 +224,21 @@ def scan_transforms(
     pose, theta2 = slices.pose, slices.theta2
     shared = with_per(config.pose, per)
     if config.stn == "joint" and shared.per != "slice":
-        pose = initial_pose + _combined(slices.pose - initial_pose, slices.agreement, z_mm, shared)
-        theta2 = carried(theta2, matrix_from_pose(slices.pose), matrix_from_pose(pose))
+        pose = initial_pose + _common_or_smoothed(slices.pose - initial_pose, slices.agreement, z_mm, shared)
+        theta2 = transferred(theta2, matrix_from_pose(slices.pose), matrix_from_pose(pose))
     if config.crop.enabled and config.crop.per == "volume":
         theta2 = common_crop(theta2).expand(theta2.shape[0], 3, 3)
     return pose, theta2
 
 
-def _combined(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfig) -> Tensor:
+def _common_or_smoothed(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfig) -> Tensor:
     """Return values ``(N, K)`` of slices as they are, as their common median or smoothed, as ``per`` says.
 
     The weight of a slice grows with its agreement.
     """
     if config.per == "slice":
         return values
-    weight = (agreement - LEAST_AGREEMENT).clamp(min=1e-3)
+    weight = (agreement - MIN_AGREEMENT).clamp(min=1e-3)
     if config.per == "volume":
         return common_values(values, weight).expand(weight.shape[0], -1)
     return smooth_values(values, weight, z_mm, config.smooth_mm)

@@ -17,15 +17,15 @@ from isopose.scan.aggregate import median
 from isopose.settings import PoseConfig
 
 #: Largest error of a roll that counts as right.
-RIGHT = math.radians(6.0)
+CORRECT_WITHIN = math.radians(6.0)
 #: Roll (radians) beyond which the patient does not lie as the header says, but on a side or prone.
-TURNED = math.radians(60.0)
+TURNED_ROLL = math.radians(60.0)
 #: Standard deviations (radians) of patients who lie further off the header's pose, and around a quarter or
 #: half turn of those who are turned by one.
 WIDE_SD, TURNED_SD = math.radians(30.0), math.radians(20.0)
 #: If the mask fills at least this part of its bounding box in most slices, the body exceeds the field of
 #: view, and its outline is not visible. The outlines of five real trunks fill 0.79 to 0.84 at the median.
-FILLED = 0.95
+MAX_FILLED = 0.95
 
 
 class ScanRoll(NamedTuple):
@@ -33,22 +33,22 @@ class ScanRoll(NamedTuple):
 
     Args:
         angle: ``()`` radians; 0, the header's, where the slices do not override it.
-        shown: ``()`` radians, the roll that the slices show, whether it is used or not.
+        slices_angle: ``()`` radians, the roll that the slices show, whether it is used or not.
         mean: ``()`` radians, the mean of the posterior if the slices show the roll: where they are weak, near
             the header's.
         odds: ``()`` odds that the slices show the roll: alone or given the header, whichever is less.
-        believed: ``()`` True (the slices override the header) where the odds reach ``config.turn_odds`` and
-            an outline is visible.
+        overrides_header: ``()`` True (the slices override the header) where the odds reach
+            ``config.turn_odds`` and an outline is visible.
         outline_visible: ``()`` False where the body exceeds the field of view.
         concentration: ``()`` of the angle, where it rests on the slices.
-        probability: ``()`` posterior probability that the angle is right within :data:`RIGHT`.
+        probability: ``()`` posterior probability that the angle is right within :data:`CORRECT_WITHIN`.
     """
 
     angle: Tensor
-    shown: Tensor
+    slices_angle: Tensor
     mean: Tensor
     odds: Tensor
-    believed: Tensor
+    overrides_header: Tensor
     outline_visible: Tensor
     concentration: Tensor
     probability: Tensor
@@ -81,28 +81,28 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
     log_weight = (
         weight.log() + log_i0(joint_concentration) - log_i0(concentration) - log_i0(prior.norm(dim=1))
     )
-    alone = log_odds_of(length, calibration)
-    against_header = alone + log_weight.logsumexp(dim=0)
+    slice_log_odds = log_odds_of(length, calibration)
+    against_header = slice_log_odds + log_weight.logsumexp(dim=0)
     # Agreement with the header must not raise the odds above those of the slices alone.
-    odds = torch.minimum(alone, against_header).exp()
+    odds = torch.minimum(slice_log_odds, against_header).exp()
     posterior = log_weight.softmax(dim=0) @ (joint / joint_concentration[:, None].clamp(min=1e-9))
-    shown, posterior_mean = torch.atan2(mean[1], mean[0]), torch.atan2(posterior[1], posterior[0])
-    visible = median(filled) < FILLED
-    believed = (odds >= config.turn_odds) & visible
-    angle = torch.where(believed, shown, torch.zeros_like(shown))
+    slices_angle, posterior_mean = torch.atan2(mean[1], mean[0]), torch.atan2(posterior[1], posterior[0])
+    visible = median(filled) < MAX_FILLED
+    overrides_header = (odds >= config.turn_odds) & visible
+    angle = torch.where(overrides_header, slices_angle, torch.zeros_like(slices_angle))
     # Without an outline only the prior is left.
     share = against_header.sigmoid() * visible
     directions = torch.cat([joint, prior])
     concentrations = torch.cat([joint_concentration, prior.norm(dim=1)])
     masses = torch.cat([share * log_weight.softmax(dim=0), (1.0 - share) * weight])
     offset = torch.atan2(directions[:, 1], directions[:, 0]) - angle
-    probability = (masses * mass_within(offset, concentrations)).sum()
+    probability = (masses * probability_within(offset, concentrations)).sum()
     return ScanRoll(
         angle=angle,
-        shown=shown,
+        slices_angle=slices_angle,
         mean=posterior_mean,
         odds=odds,
-        believed=believed,
+        overrides_header=overrides_header,
         outline_visible=visible,
         concentration=joint_concentration[log_weight.argmax()],
         probability=probability,
@@ -119,15 +119,15 @@ def header_roll(filled: Tensor, config: PoseConfig) -> ScanRoll:
     weight, prior = _prior(config, filled)
     nothing, offset = torch.zeros_like(filled[0]), torch.atan2(prior[:, 1], prior[:, 0])
     concentrations = prior.norm(dim=1)
-    probability = (weight * mass_within(offset, concentrations)).sum()
-    visible = median(filled) < FILLED
-    believed = torch.zeros_like(visible)
+    probability = (weight * probability_within(offset, concentrations)).sum()
+    visible = median(filled) < MAX_FILLED
+    overrides_header = torch.zeros_like(visible)
     return ScanRoll(
         angle=nothing,
-        shown=nothing,
+        slices_angle=nothing,
         mean=nothing,
         odds=nothing,
-        believed=believed,
+        overrides_header=overrides_header,
         outline_visible=visible,
         concentration=concentrations[0],
         probability=probability,
@@ -139,8 +139,8 @@ def direction(angle: Tensor) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
-def mass_within(offset: Tensor, concentration: Tensor) -> Tensor:
-    """Return the probability that angles of von Mises distributions lie within :data:`RIGHT` of 0.
+def probability_within(offset: Tensor, concentration: Tensor) -> Tensor:
+    """Return the probability that angles of von Mises distributions lie within :data:`CORRECT_WITHIN` of 0.
 
     Approximated by the normal distribution of the same concentration.
 
@@ -150,7 +150,7 @@ def mass_within(offset: Tensor, concentration: Tensor) -> Tensor:
     """
     offset = torch.remainder(offset + math.pi, 2.0 * math.pi) - math.pi
     scale = (concentration / 2.0).sqrt()
-    return 0.5 * (torch.erf((offset + RIGHT) * scale) - torch.erf((offset - RIGHT) * scale))
+    return 0.5 * (torch.erf((offset + CORRECT_WITHIN) * scale) - torch.erf((offset - CORRECT_WITHIN) * scale))
 
 
 def log_i0(x: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ from isopose.geometry.warp import warp
 from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.aggregate import median
-from isopose.scan.axis import line_through, tilt_of
-from isopose.scan.pose import LEAST_AGREEMENT
+from isopose.scan.axis import fit_line, tilt_of
+from isopose.scan.pose import MIN_AGREEMENT
 from isopose.scan.poses import scan_poses
 from isopose.scan.prior import ScanRoll
 
@@ -53,8 +53,8 @@ def volume_pose(
     if transformer.config.start != "identity":
         slice_pose = poses[0]
         log_scale = slice_pose[LOG_SCALE_X:SHIFT_X]
-        weight = (slices.agreement - LEAST_AGREEMENT).clamp(min=1e-3)
-        at_middle, slope = line_through(slices.outline.center, weight, z)
+        weight = (slices.agreement - MIN_AGREEMENT).clamp(min=1e-3)
+        at_middle, slope = fit_line(slices.outline.center, weight, z)
         out[ROLL] = slice_pose[ANGLE]
         out[PITCH], out[YAW] = tilt_of(slope, slice_pose[ANGLE])
         out[LOG_SCALES] = torch.cat([log_scale, log_scale.mean(dim=0, keepdim=True)])
@@ -82,7 +82,7 @@ def volume_agreement(networks: Networks, mask: Tensor, stack_from_homogenized: T
     return soft_dice(slices[area > 0.5 * area.max()], reference[0]).mean()
 
 
-def places(slices: np.ndarray, count: int, stack_from_frame: Tensor) -> Tensor:
+def slice_positions(slices: np.ndarray, count: int, stack_from_frame: Tensor) -> Tensor:
     """Return positions ``(N,)`` of slices along z from the stack's middle, in half sides of the frame.
 
     Args:

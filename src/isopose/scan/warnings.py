@@ -7,16 +7,16 @@ import numpy as np
 
 from isopose.choices import Contrast
 from isopose.geometry.pose import POSE_SIZE
-from isopose.models.pose import BY_HAND, POSE_SOURCES, PoseTransformer
+from isopose.models.pose import HAND_SOURCE, POSE_SOURCES, PoseTransformer
 from isopose.scan.pose import RollDecision, ScanPose
-from isopose.scan.prior import TURNED
+from isopose.scan.prior import TURNED_ROLL
 from isopose.settings import PredictConfig
 
 #: Mean logit from which a scan counts as mirrored, by the contrast of the roll network. CT: of 500 unseen
 #: phantoms none comes near it (at most 0.2), 98 % exceed it when mirrored; two real scans, turned and scaled
 #: in 120 ways, have at most -1.8. Any contrast: of 60 phantoms in MR and 60 MR made of real CT none exceeds
 #: it, 47 and 20 do when mirrored (benchmarks/pose_mr.py).
-MIRRORED: Final[dict[Contrast, float]] = {"ct": 0.7, "any": 0.4}
+MIRRORED_SCORE: Final[dict[Contrast, float]] = {"ct": 0.7, "any": 0.4}
 
 
 def pose_warnings(
@@ -36,22 +36,22 @@ def pose_warnings(
     lines = []
     for source, name in enumerate(POSE_SOURCES):
         where = _where(scan, scan.source == source)
-        if where is not None and source == BY_HAND:
+        if where is not None and source == HAND_SOURCE:
             lines.append(f"the pose was set by hand{where}")
         elif where is not None and name != ("learned" if learned else config.start):
             lines.append(f"pose fell back to {name}{where}")
-    if transformer.plane == "axial" and abs(scan.roll) > TURNED:
+    if transformer.plane == "axial" and abs(scan.roll) > TURNED_ROLL:
         lines.append(
             f"rotated by {math.degrees(scan.roll):+.0f} degrees relative to the position in the file's "
             "header: turned back; check the sides"
         )
-    if scan.decision is not None and scan.decision.header_kept and BY_HAND not in scan.source:
-        return [*lines, _kept(scan.decision, unseen=transformer.keeps_header)]
+    if scan.decision is not None and scan.decision.header_kept and HAND_SOURCE not in scan.source:
+        return [*lines, _header_warning(scan.decision, unseen=transformer.keeps_header)]
     if transformer.roll is not None:
         doubted = _where(scan, has_body & (scan.confidence < settings.min_confidence))
         if doubted is not None:
             lines.append(f"low confidence in the roll of the patient{doubted}")
-        if total and float(scan.mirrored[has_body].mean()) > MIRRORED[config.contrast]:
+        if total and float(scan.mirrored[has_body].mean()) > MIRRORED_SCORE[config.contrast]:
             lines.append("looks like its own mirror image (liver on the left); check the sides in the header")
     low = _where(scan, has_body & (scan.agreement < settings.min_pose_dice))
     if low is not None and (joint or config.learned or config.start != "identity"):
@@ -59,13 +59,13 @@ def pose_warnings(
     return lines
 
 
-def _kept(decision: RollDecision, *, unseen: bool) -> str:
+def _header_warning(decision: RollDecision, *, unseen: bool) -> str:
     """Return the one line about a scan that is left as its header says; ``unseen``: no network saw it."""
     if not decision.outline_visible:
         return "no outline of a body is visible: its pose and size are left as the file has them"
     if unseen:
         return "the roll was not estimated: left as the file's header says"
-    if abs(decision.shown_degrees) > math.degrees(TURNED) and decision.odds >= 1.0:
+    if abs(decision.shown_degrees) > math.degrees(TURNED_ROLL) and decision.odds >= 1.0:
         return (
             f"its slices show a patient rotated by {decision.shown_degrees:+.0f} degrees against the file's "
             f"header, but at odds of {decision.odds:.1f} only ({decision.needed_odds:g} are needed): left as "

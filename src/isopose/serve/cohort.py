@@ -22,7 +22,7 @@ from isopose.io.images import read_labels, read_volume
 from isopose.io.scans import find_scans
 from isopose.labels import Labels, class_colors
 from isopose.serve.values import shown_values
-from isopose.serve.viewing import FORMAT, about, read_view, write_label_map, write_scan
+from isopose.serve.viewing import FORMAT, describe_scan, read_view, write_label_map, write_scan
 
 #: Maximum length of a comment in characters.
 LONGEST_COMMENT = 1000
@@ -31,7 +31,7 @@ THUMBNAIL = 96
 #: Columns of ``review.csv``.
 COLUMNS = ("case", "decision", "comment")
 #: Number of cached cases; each takes the space of a scan.
-KEPT = 6
+MAX_CACHED_CASES = 6
 
 
 @dataclass(frozen=True)
@@ -122,18 +122,18 @@ def open_cohort(
     Raises:
         InputError: there is no prediction, or the labels are unknown.
     """
-    found = label_maps(predictions)
-    if not found:
+    predicted = label_maps(predictions)
+    if not predicted:
         raise InputError(f"{predictions}: expected a folder of predicted label maps, found none")
-    records = {case: _read_record(path.with_name(record_name(case))) for case, path in found.items()}
+    records = {case: _read_record(path.with_name(record_name(case))) for case, path in predicted.items()}
     known_images, known_truths, named, channels = _read_dataset(truth)
     if images is not None:
         known_images = {scan.name: scan.path for scan in find_scans([images])}
-    others = label_maps(against) if against is not None else {}
+    compared = label_maps(against) if against is not None else {}
     values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
     if not values:
         raise InputError(f"{predictions}: the labels are unknown; give them, e.g. --label kidney=1")
-    ours, theirs = _index_by_case(scores), _index_by_case(scores_against)
+    evaluated, compared_evaluated = _index_by_case(scores), _index_by_case(scores_against)
     cases = tuple(
         Reviewed(
             case,
@@ -141,15 +141,15 @@ def open_cohort(
             records[case],
             known_images.get(case),
             known_truths.get(case),
-            others.get(case),
-            ours.get(case),
-            theirs.get(case),
+            compared.get(case),
+            evaluated.get(case),
+            compared_evaluated.get(case),
             _modality_of(records[case], channels),
         )
-        for case, path in sorted(found.items())
+        for case, path in sorted(predicted.items())
     )
-    made = Labels.create(values)
-    return ReviewedCohort(cases, made, scores.targets if scores else tuple(made.targets()), folder)
+    label_set = Labels.create(values)
+    return ReviewedCohort(cases, label_set, scores.targets if scores else tuple(label_set.targets()), folder)
 
 
 def _read_dataset(
@@ -159,10 +159,10 @@ def _read_dataset(
     if truth is None:
         return {}, {}, None, None
     if truth.is_dir() and not (truth / "dataset.json").exists() and (maps := label_maps(truth)):
-        beside = truth.with_name(truth.name.replace("labels", "images"))
+        image_folder = truth.with_name(truth.name.replace("labels", "images"))
         scans = {}
-        if beside != truth and beside.is_dir():
-            scans = {scan.name: scan.path for scan in find_scans([beside])}
+        if image_folder != truth and image_folder.is_dir():
+            scans = {scan.name: scan.path for scan in find_scans([image_folder])}
         if not (truth.parent / "dataset.json").exists():
             return scans, maps, None, None
         around = open_dataset(truth.parent)
@@ -254,32 +254,32 @@ def thumbnail(cohort: ReviewedCohort, case: Reviewed) -> Path:
     else:
         image = read_volume(case.image)
         labels = read_labels(case.prediction, image)
-    upright, shown = image.reoriented(), cohort.labels.to_classes(labels.reoriented().array)
-    marked = (shown > 0).sum(axis=(1, 2))
+    reoriented, classes = image.reoriented(), cohort.labels.to_classes(labels.reoriented().array)
+    marked = (classes > 0).sum(axis=(1, 2))
     z = int(marked.argmax()) if marked.any() else len(marked) // 2
     # The pictures of the table look like that of the case.
-    values = shown_values(upright.array, case.modality)
+    values = shown_values(reoriented.array, case.modality)
     low, high = values.usual
-    gray = np.clip((values.stored(upright.array[z]).astype(np.float32) - low) / (high - low), 0, 1) * 255
+    gray = np.clip((values.stored(reoriented.array[z]).astype(np.float32) - low) / (high - low), 0, 1) * 255
     picture = np.repeat(gray[..., None], 3, axis=2)
     for index, color in enumerate(class_colors(cohort.labels.names), start=1):
         tint = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)])
-        picture[shown[z] == index] = 0.5 * picture[shown[z] == index] + 0.5 * tint
-    drawn = Image.fromarray(picture.astype(np.uint8))
-    height, width = picture.shape[0] * upright.spacing[1], picture.shape[1] * upright.spacing[0]
+        picture[classes[z] == index] = 0.5 * picture[classes[z] == index] + 0.5 * tint
+    image_drawn = Image.fromarray(picture.astype(np.uint8))
+    height, width = picture.shape[0] * reoriented.spacing[1], picture.shape[1] * reoriented.spacing[0]
     scale = THUMBNAIL / max(height, width)
-    drawn = drawn.resize(
+    image_drawn = image_drawn.resize(
         (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR
     )
     with replacing(path) as temporary:
-        drawn.save(temporary, format="PNG")
+        image_drawn.save(temporary, format="PNG")
     return path
 
 
 def case_view(cohort: ReviewedCohort, number: int) -> tuple[Path, dict[str, Any]]:
     """Return the folder of a case's scan and label maps for the page, and the contents of ``view.json``.
 
-    The folders of the last :data:`KEPT` cases are kept.
+    The folders of the last :data:`MAX_CACHED_CASES` cases are kept.
 
     Raises:
         InputError: a file cannot be read, or a label map is not on the scan's grid.
@@ -294,23 +294,28 @@ def case_view(cohort: ReviewedCohort, number: int) -> tuple[Path, dict[str, Any]
         else:
             blank = read_labels(case.prediction)
             image = blank.with_array(np.zeros(blank.array.shape, np.int16))
-        upright, values = write_scan(place, image, case.modality)
-        shown = {"labels": case.prediction, "truth": case.truth, "against": case.against}
-        for name, path in shown.items():
+        reoriented, values = write_scan(place, image, case.modality)
+        label_maps_shown = {"labels": case.prediction, "truth": case.truth, "against": case.against}
+        for name, path in label_maps_shown.items():
             if path is not None and path.exists():
                 write_label_map(place, read_labels(path, image), cohort.labels, f"{name}.nii")
         marked = np.flatnonzero((read_labels(case.prediction, image).reoriented().array > 0).any(axis=(1, 2)))
-        best = int(marked[len(marked) // 2]) if len(marked) else upright.array.shape[0] // 2
-        there = [name for name in shown if (place / f"{name}.nii").exists()]
+        best = int(marked[len(marked) // 2]) if len(marked) else reoriented.array.shape[0] // 2
+        maps_present = [name for name in label_maps_shown if (place / f"{name}.nii").exists()]
         write_json(
             place / "view.json",
-            {"format": FORMAT, **about(upright, cohort.labels, values), "best": best, "maps": there},
+            {
+                "format": FORMAT,
+                **describe_scan(reoriented, cohort.labels, values),
+                "best": best,
+                "maps": maps_present,
+            },
         )
     else:
         (place / "view.json").touch()
     # Newest first. An incomplete folder has no view.json, and is made again when it is requested.
     ready = sorted((cohort.folder / "views").glob("*/view.json"), key=lambda one: -one.stat().st_mtime_ns)
-    for old in ready[KEPT:]:
+    for old in ready[MAX_CACHED_CASES:]:
         shutil.rmtree(old.parent, ignore_errors=True)
     value: dict[str, Any] = read_json(place / "view.json")
     return place, value

@@ -13,9 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from isopose.errors import InputError
 
 #: Header required for changes; a page of another site cannot send it.
-INTENT = "x-isopose"
+INTENT_HEADER = "x-isopose"
 #: Query parameter and cookie name of the token.
-TOKEN = "token"
+TOKEN_NAME = "token"
 #: Minimum length of a user's token in characters.
 SHORTEST_TOKEN = 16
 
@@ -118,9 +118,11 @@ class Guard:
             await PlainTextResponse(reason, 403)(scope, receive, send_guarded)
             return
         if self.access.token and not self._has_token(request):
-            if scope["method"] in _SAFE and self._matches(request.query_params.get(TOKEN, "")):
+            if scope["method"] in _SAFE and self._matches(request.query_params.get(TOKEN_NAME, "")):
                 # Redirect to the address without the token, so that it stays out of history and copied links.
-                rest = urlencode([item for item in request.query_params.multi_items() if item[0] != TOKEN])
+                rest = urlencode(
+                    [item for item in request.query_params.multi_items() if item[0] != TOKEN_NAME]
+                )
                 away = RedirectResponse(scope["path"] + (f"?{rest}" if rest else ""), 303)
                 away.set_cookie(self.cookie, self.access.token, httponly=True, samesite="strict")
                 await away(scope, receive, send_guarded)
@@ -142,8 +144,8 @@ class Guard:
             return "requests from other sites are refused"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return "requests from other sites are refused; type the address instead"
-        if request.scope["method"] not in _SAFE and INTENT not in headers:
-            return f"expected a header {INTENT}, which the page itself sends"
+        if request.scope["method"] not in _SAFE and INTENT_HEADER not in headers:
+            return f"expected a header {INTENT_HEADER}, which the page itself sends"
         return ""
 
     def _has_token(self, request: HTTPConnection) -> bool:
@@ -152,8 +154,8 @@ class Guard:
             return True
         return self._matches(request.cookies.get(self.cookie, ""))
 
-    def _matches(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self.access.token.encode())
+    def _matches(self, token: str) -> bool:
+        return hmac.compare_digest(token.encode(), self.access.token.encode())
 
 
 def is_loopback(host: str) -> bool:

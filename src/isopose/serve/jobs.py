@@ -127,7 +127,7 @@ class Jobs:
         """Append a stored scan to the queue."""
         with self._cursor() as cursor:
             cursor.execute(
-                f"INSERT INTO jobs (number, filename, upload, state, turn) VALUES (?, ?, ?, ?, {_LAST})",
+                f"INSERT INTO jobs (number, filename, upload, state, turn) VALUES (?, ?, ?, ?, {_NEXT_TURN})",
                 (number, filename, upload, QUEUED),
             )
 
@@ -170,7 +170,7 @@ class Jobs:
         with self._cursor() as cursor:
             cursor.execute(
                 f"UPDATE jobs SET state = ?, done = 0, total = 0, problem = NULL, series = ?, "
-                f"correction = ?, turn = {_LAST} WHERE number = ? AND state NOT IN (?, ?)",
+                f"correction = ?, turn = {_NEXT_TURN} WHERE number = ? AND state NOT IN (?, ?)",
                 (QUEUED, series, text, number, QUEUED, RUNNING),
             )
             return cursor.rowcount == 1
@@ -190,7 +190,7 @@ class Jobs:
                 cursor.close()
 
 
-_LAST = "(SELECT COALESCE(MAX(turn), 0) + 1 FROM jobs)"
+_NEXT_TURN = "(SELECT COALESCE(MAX(turn), 0) + 1 FROM jobs)"
 
 
 def _read_job(row: sqlite3.Row) -> Job:

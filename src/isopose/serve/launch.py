@@ -14,7 +14,7 @@ from urllib.parse import quote
 from isopose.errors import InputError
 from isopose.files import only_writer, output_folder
 from isopose.progress import Reporter
-from isopose.serve.guard import TOKEN, Access, is_loopback
+from isopose.serve.guard import TOKEN_NAME, Access, is_loopback
 
 #: Environment variable that may hold the token, which other users could read in a command line.
 VARIABLE = "ISOPOSE_TOKEN"
@@ -56,14 +56,14 @@ def run_server(
         port = listening.getsockname()[1]
         access = Access(access.host, port, access.token, access.names)
         app = make(access)
-        shown = f"[{access.host}]" if ":" in access.host else access.host
-        address = f"http://{shown}:{port}/"
+        host_name = f"[{access.host}]" if ":" in access.host else access.host
+        address = f"http://{host_name}:{port}/"
         if not is_loopback(access.host):
             reporter.say(
                 "warning: others on the network can reach this server, and the connection is not encrypted; "
                 "an SSH tunnel to a server on 127.0.0.1 is safer (docs/guides/page.md)"
             )
-        opened = f"{address}?{TOKEN}={quote(access.token, safe='')}" if access.token else address
+        opened = f"{address}?{TOKEN_NAME}={quote(access.token, safe='')}" if access.token else address
         reporter.say(f"isopose is at {opened}  (Ctrl-C stops it; its data are in {folder})")
         server = uvicorn.Server(
             # No log of requests: addresses may hold the token, and names of files.

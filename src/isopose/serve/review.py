@@ -16,7 +16,7 @@ from isopose.serve.viewing import reduced
 from isopose.version import __version__
 
 #: Number of scans read at a time; each takes the memory of one.
-READERS = 2
+MAX_READERS = 2
 
 
 def review_app(cohort: ReviewedCohort, access: Access) -> FastAPI:
@@ -40,7 +40,7 @@ def review_app(cohort: ReviewedCohort, access: Access) -> FastAPI:
 
 def _add_table(app: FastAPI, cohort: ReviewedCohort, decisions: Decisions) -> None:
     """Add the routes of the table: all cases, their thumbnails, and people's decisions."""
-    reading, writing = threading.Semaphore(READERS), threading.Lock()
+    reading, writing = threading.Semaphore(MAX_READERS), threading.Lock()
 
     @app.get("/api/cohort")
     def list_cases() -> dict[str, Any]:

@@ -29,7 +29,7 @@ from isopose.serve.worker import RESULT, JobWorker, Settings
 from isopose.version import __version__
 
 #: Accepted uploads: formats of one file each, and a zipped DICOM series.
-TAKEN = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")
+ACCEPTED_EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")
 #: Characters of a file's name that are kept.
 LONGEST_NAME = 200
 #: Results by the last part of their address: file, type, and ending of the download's name.
@@ -83,7 +83,7 @@ def _add_queue(app: FastAPI, folder: Path, jobs: Jobs) -> None:
 
     @app.get("/api/about")
     def describe_server() -> dict[str, Any]:
-        return {"version": __version__, "taken": TAKEN, "largest_bytes": largest_bytes()}
+        return {"version": __version__, "taken": ACCEPTED_EXTENSIONS, "largest_bytes": largest_bytes()}
 
     @app.get("/api/jobs")
     def list_jobs(names: bool = False) -> list[dict[str, Any]]:
@@ -109,9 +109,9 @@ def _add_predictions(app: FastAPI, folder: Path, jobs: Jobs, worker: JobWorker) 
     async def add(
         request: Request, filename: Annotated[str, Query(max_length=LONGEST_NAME)]
     ) -> dict[str, int]:
-        kind = next((one for one in TAKEN if filename.lower().endswith(one)), None)
+        kind = next((one for one in ACCEPTED_EXTENSIONS if filename.lower().endswith(one)), None)
         if kind is None:
-            raise HTTPException(415, f"expected a file that ends in {', '.join(TAKEN)}")
+            raise HTTPException(415, f"expected a file that ends in {', '.join(ACCEPTED_EXTENSIONS)}")
         # Stored under a temporary name until it is complete, so that an incomplete upload is not a job.
         arriving = folder / f"arriving-{secrets.token_hex(8)}"
         try:
@@ -135,14 +135,14 @@ def _add_predictions(app: FastAPI, folder: Path, jobs: Jobs, worker: JobWorker) 
         """Queue a scan again; without a correction the earlier one is kept, e.g. for a cancelled scan."""
         job = _find_job(jobs, number)
         checked = _check_correction(folder, job, correction) if isinstance(correction, dict) else None
-        kept = job.correction if checked is None else checked.to_json()
+        kept_correction = job.correction if checked is None else checked.to_json()
         if correction == "as found":
-            kept = None
-        if not jobs.again(number, series=series or job.series, correction=kept):
+            kept_correction = None
+        if not jobs.again(number, series=series or job.series, correction=kept_correction):
             raise HTTPException(409, "the scan is already waiting or running")
         if checked is not None:
             write_correction(folder / "corrections", checked)
-        elif kept is None and job.correction is not None:
+        elif kept_correction is None and job.correction is not None:
             # A removed correction must not be used in training.
             correction_path(folder / "corrections", job.correction["image_sha256"]).unlink(missing_ok=True)
         worker.wake()
@@ -167,8 +167,8 @@ def _add_results(app: FastAPI, folder: Path, jobs: Jobs) -> None:
     def send_view(number: int) -> dict[str, Any]:
         place, info = find_view(number)
         results = place.parent / "result"
-        there = [kind for kind, (name, *_) in DOWNLOADS.items() if (results / name).exists()]
-        return {**info, "downloads": there}
+        kinds_present = [kind for kind, (name, *_) in DOWNLOADS.items() if (results / name).exists()]
+        return {**info, "downloads": kinds_present}
 
     @app.get("/api/jobs/{number}/scan.nii")
     def send_scan(number: int, few: Annotated[bool, Query(alias="reduced")] = False) -> FileResponse:
@@ -227,7 +227,7 @@ def _find_job(jobs: Jobs, number: int) -> Job:
     return job
 
 
-def _check_correction(folder: Path, job: Job, given: dict[str, Any]) -> Correction:
+def _check_correction(folder: Path, job: Job, values: dict[str, Any]) -> Correction:
     """Return a valid correction for this scan, with the frame and reference of its prediction."""
     view = read_view(folder / "jobs" / str(job.number) / "view")
     if view is None or "reference" not in view["steps"]:
@@ -240,14 +240,14 @@ def _check_correction(folder: Path, job: Job, given: dict[str, Any]) -> Correcti
     }
     try:
         return correction_from_json(
-            {**{key: given.get(key, []) for key in ("poses", "crops")}, **known}, "the pose set by hand"
+            {**{key: values.get(key, []) for key in ("poses", "crops")}, **known}, "the pose set by hand"
         )
     except InputError as error:
         raise HTTPException(422, str(error)) from None
 
 
 def _find_kind(job: Job) -> str:
-    return next(kind for kind in TAKEN if job.upload.endswith(kind))
+    return next(kind for kind in ACCEPTED_EXTENSIONS if job.upload.endswith(kind))
 
 
 def forget(folder: Path) -> None:

@@ -21,9 +21,9 @@ WINDOWS_HU: dict[str, tuple[float, float]] = {
     "wide": (-1000.0, 1000.0),
 }
 #: Width of the other windows of MR, as factors of the usual one's.
-BRIGHTER, DARKER = 0.5, 1.5
+NARROW_WINDOW, WIDE_WINDOW = 0.5, 1.5
 #: If the modality is unknown, a scan with a value below this is taken for CT (HU of air).
-ONLY_CT = -200.0
+CT_BELOW = -200.0
 _INT16 = np.iinfo(np.int16)
 
 
@@ -75,10 +75,10 @@ def shown_values(array: np.ndarray, modality: Modality | None) -> Shown:
 
     Args:
         array: ``(z, y, x)``, finite.
-        modality: of the scan; None: unknown, then CT if a value lies below :data:`ONLY_CT`.
+        modality: of the scan; None: unknown, then CT if a value lies below :data:`CT_BELOW`.
     """
     if modality is None:
-        modality = "ct" if float(array.min()) < ONLY_CT else "mr"
+        modality = "ct" if float(array.min()) < CT_BELOW else "mr"
     if modality == "ct":
         return Shown(1.0, 0.0, "HU", dict(WINDOWS_HU))
     low, high = float(array.min()), float(array.max())
@@ -86,12 +86,12 @@ def shown_values(array: np.ndarray, modality: Modality | None) -> Shown:
     dark, usual = window_of_scan(array)
     ends = {
         "usual": (dark, usual),
-        "brighter": (dark, dark + BRIGHTER * (usual - dark)),
-        "darker": (dark, dark + DARKER * (usual - dark)),
+        "brighter": (dark, dark + NARROW_WINDOW * (usual - dark)),
+        "darker": (dark, dark + WIDE_WINDOW * (usual - dark)),
         "all": (low, max(high, low + slope)),
     }
-    made = Shown(slope, intercept, "", {})
-    return Shown(slope, intercept, "", {name: made.stored_range(*pair) for name, pair in ends.items()})
+    scaled = Shown(slope, intercept, "", {})
+    return Shown(slope, intercept, "", {name: scaled.stored_range(*pair) for name, pair in ends.items()})
 
 
 def _spread(low: float, high: float, *, whole: bool) -> tuple[float, float]:

@@ -36,11 +36,11 @@ from isopose.serve.values import Shown, shown_values
 #: Version of the files in ``view/``.
 FORMAT = 4
 #: Pixels along a side of a homogenized slice on the page.
-SHOWN = 256
+HOMOGENIZED_PIXELS = 256
 #: Slices homogenized at a time.
-BATCH = 32
+BATCH_SLICES = 32
 #: Voxels that a browser without a graphics card draws quickly.
-FEW = 1_500_000
+MAX_SHOWN_VOXELS = 1_500_000
 #: Bytes before the voxels of a NIfTI file without extensions.
 _NIFTI_HEADER = 352
 
@@ -65,17 +65,17 @@ def write_view(
     for path in (folder / "view.json", *folder.glob("reduced-*")):
         path.unlink(missing_ok=True)
     plane = model.config.data.plane
-    upright, shown = write_scan(folder, volume, model.modality, plane)
+    reoriented, values = write_scan(folder, volume, model.modality, plane)
     write_label_map(folder, prediction.labels, model.labels, plane=plane)
     write_steps = _write_steps if model.config.dims == 2 else _write_planes
-    steps = write_steps(folder, model, prediction, shown)
-    known = ("volumes_ml", "warnings", "roll_degrees", "pitch_degrees", "yaw_degrees", "scales", "slices")
+    steps = write_steps(folder, model, prediction, values)
+    keys = ("volumes_ml", "warnings", "roll_degrees", "pitch_degrees", "yaw_degrees", "scales", "slices")
     write_json(
         folder / "view.json",
         {
             "format": FORMAT,
-            **about(upright, model.labels, shown),
-            **{key: record[key] for key in (*known, "frame", "confidence", "agreement") if key in record},
+            **describe_scan(reoriented, model.labels, values),
+            **{key: record[key] for key in (*keys, "frame", "confidence", "agreement") if key in record},
             "corrected": "correction_sha256" in record,
             "image_sha256": record["input_sha256"],
             "min_confidence": model.config.predict.min_confidence,
@@ -86,19 +86,19 @@ def write_view(
     )
 
 
-def about(upright: Volume, labels: Labels, shown: Shown) -> dict[str, Any]:
+def describe_scan(volume: Volume, labels: Labels, values: Shown) -> dict[str, Any]:
     """Return grid, values and labels of a scan for a page.
 
     Args:
-        upright: the reoriented scan.
+        volume: the reoriented scan.
         labels: their names and colors are listed by class.
-        shown: how its values are stored and shown.
+        values: how its values are stored and shown.
     """
     return {
-        "shape": list(upright.array.shape),
-        "spacing": [float(value) for value in upright.spacing],
-        "values": shown.to_json(),
-        "reduced": list(reduction((upright.array.shape[0], upright.array.shape[1], upright.array.shape[2]))),
+        "shape": list(volume.array.shape),
+        "spacing": [float(value) for value in volume.spacing],
+        "values": values.to_json(),
+        "reduced": list(reduction((volume.array.shape[0], volume.array.shape[1], volume.array.shape[2]))),
         "labels": [
             {"name": name, "color": color}
             for name, color in zip(labels.names, class_colors(labels.names), strict=True)
@@ -110,58 +110,59 @@ def write_scan(
     folder: Path, volume: Volume, modality: Modality | None, plane: Plane = "axial"
 ) -> tuple[Volume, Shown]:
     """Write ``scan.nii``; return the scan with the plane's slices along z, and how its values are shown."""
-    upright = volume.reoriented(plane)
-    shown = shown_values(upright.array, modality)
-    array = shown.stored(upright.array)
-    write_image(Volume(np.ascontiguousarray(array), upright.world_from_index), folder / "scan.nii")
-    return upright, shown
+    reoriented = volume.reoriented(plane)
+    values = shown_values(reoriented.array, modality)
+    array = values.stored(reoriented.array)
+    write_image(Volume(np.ascontiguousarray(array), reoriented.world_from_index), folder / "scan.nii")
+    return reoriented, values
 
 
 def write_label_map(
     folder: Path, predicted: Volume, labels: Labels, name: str = "labels.nii", plane: Plane = "axial"
 ) -> None:
     """Write a label map of stored values as class indices, slices along z; ignored voxels are 0."""
-    upright = predicted.reoriented(plane)
-    classes = labels.to_classes(upright.array)
+    reoriented = predicted.reoriented(plane)
+    classes = labels.to_classes(reoriented.array)
     write_image(
-        Volume(np.ascontiguousarray(classes * structures(classes)), upright.world_from_index), folder / name
+        Volume(np.ascontiguousarray(classes * structures(classes)), reoriented.world_from_index),
+        folder / name,
     )
 
 
 @torch.inference_mode()
-def _write_steps(folder: Path, model: Model, prediction: Prediction, shown: Shown) -> dict[str, Any]:
+def _write_steps(folder: Path, model: Model, prediction: Prediction, values: Shown) -> dict[str, Any]:
     pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.scan_pose
     assert prediction.crops is not None, "the page shows the prediction in the crop"
     device, slices = pipeline.pose.reference_mask.device, len(records.pose)
-    size, side = min(SHOWN, model.config.data.size), model.config.unet_size
-    air = shown.stored(np.array(prepared.scale.low))
+    size, side = min(HOMOGENIZED_PIXELS, model.config.data.size), model.config.unet_size
+    air = values.stored(np.array(prepared.scale.low))
     homogenized = np.full((slices, size, size), air, np.int16)
     crop = np.full((slices, side, side), air, np.int16)
     with_body = np.flatnonzero(records.has_body)
-    for first in range(0, len(with_body), BATCH):
-        rows = with_body[first : first + BATCH]
+    for first in range(0, len(with_body), BATCH_SLICES):
+        rows = with_body[first : first + BATCH_SLICES]
         image = torch.from_numpy(prepared.image[rows])[:, None].to(device)
         theta1 = matrix_from_pose(torch.from_numpy(records.pose[rows]).to(device))
         theta = compose(theta1, torch.from_numpy(records.theta2[rows]).to(device))
         for out, matrix, pixels in ((homogenized, theta1, size), (crop, theta, side)):
-            seen = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
-            out[rows] = _store(shown, prepared.scale, seen[:, 0])
+            resampled = warp(image, matrix, (pixels, pixels), fill=pipeline.air)
+            out[rows] = _store(values, prepared.scale, resampled[:, 0])
     _write_arrays(folder, homogenized=homogenized, crop=crop, crop_labels=prediction.crops)
     outline = outline_of(pipeline.pose.reference_mask)
     return {
-        **_describe_steps(model, prepared.scale, shown),
+        **_describe_steps(model, prepared.scale, values),
         # A correction belongs to this reference outline.
         "reference": {"center": list(outline.center), "spread": list(outline.spread)},
     }
 
 
 @torch.inference_mode()
-def _write_planes(folder: Path, model: Model, prediction: Prediction, shown: Shown) -> dict[str, Any]:
+def _write_planes(folder: Path, model: Model, prediction: Prediction, values: Shown) -> dict[str, Any]:
     """Write, for each slice of a volume, the homogenized plane that meets it in the frame's center."""
     pipeline, prepared, scan = model.pipeline, prediction.prepared, prediction.scan_pose
     assert prediction.crops is not None, "the page shows the prediction in the crop"
     device, slices = pipeline.pose.reference_mask.device, prepared.shape[0]
-    size, side = min(SHOWN, model.config.data.size), model.config.unet_size
+    size, side = min(HOMOGENIZED_PIXELS, model.config.data.size), model.config.unet_size
     stack_from_frame = prepared.frame.stack_from_frame(slices, prepared.spacing[2]).to(device)
     pose = torch.from_numpy(scan.pose).to(device)
     stack_from_homogenized = pipeline.input_from_homogenized(pose, stack_from_frame)
@@ -176,8 +177,8 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction, shown: Sho
     arrays = []
     for matrix, pixels in ((planes, size), (crop_planes, side)):
         theta = compose(stack_from_homogenized, matrix[None])
-        seen = warp(image, theta, (slices, pixels, pixels), fill=pipeline.air)
-        arrays.append(_store(shown, prepared.scale, seen[0, 0]))
+        resampled = warp(image, theta, (slices, pixels, pixels), fill=pipeline.air)
+        arrays.append(_store(values, prepared.scale, resampled[0, 0]))
     z = ((2.0 * np.arange(slices) + 1.0) / slices - 1.0 - n) / m
     depth = len(prediction.crops)
     nearest = ((z - scan.theta2[0, 2, 3]) / scan.theta2[0, 2, 2] + 1.0) * depth / 2.0
@@ -188,7 +189,7 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction, shown: Sho
     to_frame = stack_from_homogenized[0].cpu().numpy().astype(float)
     square = scan.theta2[0].astype(float)[np.ix_([0, 1, 3], [0, 1, 3])].tolist()
     return {
-        **_describe_steps(model, prepared.scale, shown),
+        **_describe_steps(model, prepared.scale, values),
         "slices": [
             {
                 "slice": int(row),
@@ -202,17 +203,17 @@ def _write_planes(folder: Path, model: Model, prediction: Prediction, shown: Sho
     }
 
 
-def _describe_steps(model: Model, scale: Scale, shown: Shown) -> dict[str, Any]:
+def _describe_steps(model: Model, scale: Scale, values: Shown) -> dict[str, Any]:
     return {
         "outline": contours(model.pipeline.pose.reference_mask),
-        "window": list(shown.stored_range(scale.low, scale.high)),
+        "window": list(values.stored_range(scale.low, scale.high)),
         "crop_enabled": model.config.crop.enabled,
     }
 
 
-def _store(shown: Shown, scale: Scale, normalized: Tensor) -> np.ndarray:
+def _store(values: Shown, scale: Scale, normalized: Tensor) -> np.ndarray:
     """Return normalized values as stored numbers of the scan."""
-    return shown.stored((normalized * max(scale.sd, 1e-8) + scale.mean).cpu().numpy())
+    return values.stored((normalized * max(scale.sd, 1e-8) + scale.mean).cpu().numpy())
 
 
 def _write_arrays(folder: Path, **arrays: np.ndarray) -> None:
@@ -245,9 +246,12 @@ def read_view(folder: Path) -> dict[str, Any] | None:
 
 
 def reduction(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return the steps along ``(x, y, z)`` that reduce a volume to :data:`FEW` voxels."""
+    """Return the steps along ``(x, y, z)`` that reduce a volume to :data:`MAX_SHOWN_VOXELS` voxels."""
     steps = [1, 1, 1]
-    while math.prod(-(-size // step) for size, step in zip(shape, reversed(steps), strict=True)) > FEW:
+    while (
+        math.prod(-(-size // step) for size, step in zip(shape, reversed(steps), strict=True))
+        > MAX_SHOWN_VOXELS
+    ):
         sizes = [size // step for size, step in zip(reversed(shape), steps, strict=True)]
         steps[int(np.argmax(sizes))] += 1
     return steps[0], steps[1], steps[2]

@@ -22,11 +22,11 @@ from isopose.silence import silence
 #: Name of a job's results; the name of the upload may be a patient's.
 RESULT = "segmentation"
 #: Seconds between checks whether the running scan was cancelled.
-LOOK = 0.2
+CANCEL_CHECK_SECONDS = 0.2
 #: Seconds between attempts to write the queue on a full disk.
-AGAIN = 5.0
+RETRY_SECONDS = 5.0
 #: Seconds between two progress messages.
-_REPORT = 0.2
+_PROGRESS_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,14 @@ class JobWorker:
                 self.jobs.finish(job.number, state, problem=problem, seconds=seconds)
             except sqlite3.Error:
                 # Else it would be shown as running forever; the disk may have room later.
-                self._ends.wait(timeout=AGAIN)
+                self._ends.wait(timeout=RETRY_SECONDS)
             else:
                 break
 
     def _await_outcome(self, job: Job) -> tuple[str, str | None]:
         assert self._pipe is not None, "made with the process"
         while not self._ends.is_set():
-            if self._pipe.poll(LOOK):
+            if self._pipe.poll(CANCEL_CHECK_SECONDS):
                 kind, *values = self._pipe.recv()
                 if kind == "progress":
                     self.jobs.progress(job.number, *values)
@@ -215,7 +215,7 @@ def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str,
             shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
 
-        def also(volume: Any, prediction: Any, record: dict[str, Any]) -> None:
+        def write_page_view(volume: Any, prediction: Any, record: dict[str, Any]) -> None:
             write_view(view, lead, volume, prediction, record)
             write_scan_report(output / "report.html", lead, volume, prediction, record)
 
@@ -229,7 +229,7 @@ def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str,
             steps=None,
             reporter=_Sender(pipe),
             corrections=corrections,
-            also=also,
+            also=write_page_view,
         )
         problem = outcome.problem
     # A full disk too: this scan has failed, and the page goes on.
@@ -250,7 +250,7 @@ def _strip_folders(upload: Path, problem: str) -> str:
 
 
 class _Sender(Silent):
-    """Send progress to the server, at most every :data:`_REPORT` seconds."""
+    """Send progress to the server, at most every :data:`_PROGRESS_SECONDS` seconds."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
@@ -262,7 +262,7 @@ class _Sender(Silent):
 
         def report(done: int, total: int) -> None:
             nonlocal last
-            if done == total or time.monotonic() - last > _REPORT:
+            if done == total or time.monotonic() - last > _PROGRESS_SECONDS:
                 last = time.monotonic()
                 self.pipe.send(("progress", done, total))
 

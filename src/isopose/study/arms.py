@@ -82,18 +82,18 @@ class Arm:
 
 
 #: No mirroring and no augmentation, so that arms differ only in the aspect they are named for.
-_STILL = ("unet.mirror=0", "predict.mirror=false", "unet.augmentation=off")
-_AS_THEY_LIE = (
+_NO_AUGMENTATION = ("unet.mirror=0", "predict.mirror=false", "unet.augmentation=off")
+_NO_HOMOGENIZATION = (
     "pose.start=identity",
     "pose.learned=false",
     "crop.enabled=false",
     "unet.input=full",
-    *_STILL,
+    *_NO_AUGMENTATION,
 )
 _NO_JITTER = ("unet.pose_jitter=0",)
-_PLAIN = (*_AS_THEY_LIE, *_NO_JITTER)
+_PLAIN = (*_NO_HOMOGENIZATION, *_NO_JITTER)
 _AUGMENTED = (*_PLAIN, "unet.augmentation=nnunet")
-_POSED = ("crop.enabled=false", "unet.input=full", *_STILL)
+_POSED = ("crop.enabled=false", "unet.input=full", *_NO_AUGMENTATION)
 
 #: Arms without training: the source's model on the original scans, and on scans homogenized to the pose and
 #: size of that model's reference.
@@ -104,7 +104,7 @@ UNTRAINED = (DIRECT, DIRECT_HOMOGENIZED)
 BASELINE = "augmented"
 #: Further comparisons, as an arm and the arm it is compared with: the effect of the learned pose, of
 #: mirroring, of the crop and of its size, and of homogenization before and inside nnU-Net.
-FURTHER: tuple[tuple[str, str], ...] = (
+FURTHER_COMPARISONS: tuple[tuple[str, str], ...] = (
     ("pose", "moments"),
     ("pose-mirror", "pose"),
     ("default", "pose"),
@@ -133,7 +133,7 @@ ARMS: tuple[Arm, ...] = (
         _PLAIN,
         published=Published("nnUNet", (88.07, 5.61), (78.14, 26.19), 22.0, 10.05),
     ),
-    Arm("jitter", "U-Net, jitter of the pose arms, no pose", 2, _AS_THEY_LIE),
+    Arm("jitter", "U-Net, jitter of the pose arms, no pose", 2, _NO_HOMOGENIZATION),
     Arm(
         "augmented",
         "U-Net, nnU-Net's augmentation",
@@ -174,17 +174,22 @@ ARMS: tuple[Arm, ...] = (
         "crop-full",
         "STN pose-size + STN crop + U-Net, full size",
         3,
-        ("unet.input=full", *_STILL),
+        ("unet.input=full", *_NO_AUGMENTATION),
         published=Published("STNp-s + STNcrop + nnUNet 512", (88.84, 7.79), (84.25, 31.15), 28.0, 10.05),
     ),
     Arm(
         "crop-half",
         "STN pose-size + STN crop + U-Net, half size",
         3,
-        ("unet.input=half", *_STILL),
+        ("unet.input=half", *_NO_AUGMENTATION),
         published=Published("STNp-s + STNcrop + nnUNet 256", (86.71, 19.36), (84.15, 30.11), 19.5, 3.52),
     ),
-    Arm("crop-quarter", "STN pose-size + STN crop + U-Net, quarter size", 3, ("unet.input=quarter", *_STILL)),
+    Arm(
+        "crop-quarter",
+        "STN pose-size + STN crop + U-Net, quarter size",
+        3,
+        ("unet.input=quarter", *_NO_AUGMENTATION),
+    ),
     Arm("default", "unchanged preset", 3, ()),
     Arm(
         DIRECT,

@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from isopose.study.arms import BY_NAME
-from isopose.study.results import ArmResult, steady
+from isopose.study.results import ArmResult, smoothed
 
 #: Arms whose Dice is drawn against body size.
-SHOWN = ("augmented", "pose", "crop-half", "nnunet")
+DRAWN_ARMS = ("augmented", "pose", "crop-half", "nnunet")
 
 
 def _to_png(figure: Figure) -> bytes:
@@ -36,15 +36,21 @@ def learning_curves(results: Mapping[str, ArmResult], labels: tuple[str, ...]) -
     nnU-Net's validation Dice is computed differently, so its lines are dashed.
     """
     trained = {name: result for name, result in results.items() if result.runs[0].history}
-    drawn = [label for label in labels if any(r.runs[0].curve(f"dice {label}") for r in trained.values())]
-    if not drawn:
+    labels_drawn = [
+        label for label in labels if any(r.runs[0].curve(f"dice {label}") for r in trained.values())
+    ]
+    if not labels_drawn:
         return None
     figure, axes = plt.subplots(
-        1, len(drawn), figsize=(5.2 * len(drawn) + 1.4, 4.6), squeeze=False, layout="constrained"
+        1,
+        len(labels_drawn),
+        figsize=(5.2 * len(labels_drawn) + 1.4, 4.6),
+        squeeze=False,
+        layout="constrained",
     )
-    for axis, label in zip(axes[0], drawn, strict=True):
+    for axis, label in zip(axes[0], labels_drawn, strict=True):
         for name, result in trained.items():
-            band = band_of([steady(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs])
+            band = band_of([smoothed(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs])
             if band is not None:
                 seconds, mean, low, high = band
                 style = "--" if result.arm.peer else "-"
@@ -68,15 +74,15 @@ def band_of(
     Args:
         curves: seconds and score of each run.
     """
-    known = [np.array(curve, dtype=float) for curve in curves if len(curve)]
-    if not known:
+    arrays = [np.array(curve, dtype=float) for curve in curves if len(curve)]
+    if not arrays:
         return None
-    first, last = max(one[0, 0] for one in known), min(one[-1, 0] for one in known)
-    seconds = np.unique(np.concatenate([one[:, 0] for one in known]))
+    first, last = max(one[0, 0] for one in arrays), min(one[-1, 0] for one in arrays)
+    seconds = np.unique(np.concatenate([one[:, 0] for one in arrays]))
     seconds = seconds[(seconds >= first) & (seconds <= last)]
     if not len(seconds):
         return None
-    scores = np.stack([np.interp(seconds, one[:, 0], one[:, 1]) for one in known])
+    scores = np.stack([np.interp(seconds, one[:, 0], one[:, 1]) for one in arrays])
     return seconds, scores.mean(axis=0), scores.min(axis=0), scores.max(axis=0)
 
 
@@ -107,19 +113,21 @@ def box_plots(results: Mapping[str, ArmResult]) -> bytes:
 def against_size(results: Mapping[str, ArmResult]) -> bytes | None:
     """Return Dice of each scan against the body's width by target, with a running median for each arm.
 
-    Shows the arms in :data:`SHOWN`, since more colors are hard to distinguish; the first arms if none of them
-    was run.
+    Shows the arms in :data:`DRAWN_ARMS`, since more colors are hard to distinguish; the first arms if none of
+    them was run.
     """
-    shown = [name for name in SHOWN if name in results] or list(results)[: len(SHOWN)]
-    known = {name: [case for case in results[name].cases if case.body_size_mm is not None] for name in shown}
-    if not any(known.values()):
+    names_drawn = [name for name in DRAWN_ARMS if name in results] or list(results)[: len(DRAWN_ARMS)]
+    sized_cases = {
+        name: [case for case in results[name].cases if case.body_size_mm is not None] for name in names_drawn
+    }
+    if not any(sized_cases.values()):
         return None
     targets = next(iter(results.values())).targets
     figure, axes = plt.subplots(
         1, len(targets), figsize=(4.6 * len(targets) + 1.2, 4.0), squeeze=False, layout="constrained"
     )
     for axis, target in zip(axes[0], targets, strict=True):
-        for name, cases in known.items():
+        for name, cases in sized_cases.items():
             points = sorted(
                 (case.body_size_mm or 0.0, case.scores[target].dice)
                 for case in cases

@@ -50,13 +50,13 @@ class HomogenizedPatients:
         }
         return {"stage": STAGE, "epoch": 1, **total, "validation_seconds": 0.0}
 
-    def predict(self, predictor: Any, case: str, upright: Path, output: Path) -> dict[str, float]:
+    def predict(self, predictor: Any, case: str, homogenized_folder: Path, output: Path) -> dict[str, float]:
         """Predict a homogenized scan and restore the prediction to the scan's own grid.
 
         Args:
             predictor: nnU-Net's predictor.
             case: the case's id.
-            upright: folder for predictions in the homogenized frame.
+            homogenized_folder: folder for predictions in the homogenized frame.
             output: folder for predictions on the scans' own grids.
 
         Returns:
@@ -65,17 +65,17 @@ class HomogenizedPatients:
         Raises:
             InputError: the prediction cannot be restored.
         """
-        upright.mkdir(parents=True, exist_ok=True)
+        homogenized_folder.mkdir(parents=True, exist_ok=True)
         # Remove an earlier result that was not timed; otherwise the time to find it would be measured.
         for path in (output / f"{case}.json", output / f"{case}.nii.gz"):
             path.unlink(missing_ok=True)
-        with timed() as taken:
+        with timed() as timing:
             sources = [str(image_path(self.root, case, number)) for number in range(self.channels)]
-            predictor.predict_from_files_sequential([sources], [str(upright / case)])
-            [restored] = restore(upright / f"{case}.nii.gz", self.root, output, reporter=Silent())
+            predictor.predict_from_files_sequential([sources], [str(homogenized_folder / case)])
+            [restored] = restore(homogenized_folder / f"{case}.nii.gz", self.root, output, reporter=Silent())
         if restored.problem is not None:
             raise InputError(restored.problem)
-        return {clock: taken[clock] + self.seconds[case][clock] for clock in CLOCKS}
+        return {clock: timing[clock] + self.seconds[case][clock] for clock in CLOCKS}
 
 
 def homogenize_patients(
@@ -99,13 +99,13 @@ def homogenize_patients(
         InputError: a patient cannot be homogenized.
     """
     cases = tuple(case for case in dataset.cases if case.label is not None)
-    kept = root.parent / SECONDS
-    seconds: CaseSeconds = read_json(kept) if kept.exists() else {}
+    seconds_file = root.parent / SECONDS
+    seconds: CaseSeconds = read_json(seconds_file) if seconds_file.exists() else {}
     if not (root / "dataset.json").exists() or any(case.id not in seconds for case in cases):
         for case in cases:
             if case.id not in seconds:
                 record_path(root, case.id).unlink(missing_ok=True)
-        timing = _Timing(reporter, [case.id for case in cases], seconds, kept)
+        timing = _Timing(reporter, [case.id for case in cases], seconds, seconds_file)
         # Without workers, because their CPU seconds would not be counted.
         config = homogenize_config(size=size, modality=modality)
         outcomes = homogenize(replace(dataset, cases=cases), root, config, reporter=timing)

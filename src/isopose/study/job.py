@@ -95,7 +95,7 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         shared, workers = Path(job["store"]), job["workers"]
         peer = nnunet.train(folder, shared, dataset, config, arm.peer, workers, meter)
         model, history, size = None, peer.history, peer.size
-        made = nnunet.versions() | circumstances(device, nnunet.precision(device))
+        versions = nnunet.versions() | circumstances(device, nnunet.precision(device))
     else:
         model = _make_model(folder, job, dataset, config, meter)
         history = list(model.info.history) if job["arm"] not in UNTRAINED else []
@@ -103,17 +103,17 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
             stns = {name: length.to_json() for name, length in lengths_of(config, arm, history).items()}
             stn = {"lengths": stns, "turning": model.info.to_json()["turning"]}
         size = size_of(model.pipeline)
-        made = circumstances(device, choose_precision(config.train.precision, device.type))
+        versions = circumstances(device, choose_precision(config.train.precision, device.type))
     result: dict[str, Any] = {
         "arm": job["arm"],
         "history": history,
         "size": size,
-        "made": made,
+        "made": versions,
         "stn": stn,
     }
     if job["predict"]:
-        held = [case for case in cases if case.split == "test" and case.label is not None]
-        scans = [scan_of(case) for case in held]
+        test_cases = [case for case in cases if case.split == "test" and case.label is not None]
+        scans = [scan_of(case) for case in test_cases]
         if model is None:
             nnunet.predict(peer, scans, dataset, folder, meter)
         elif job["arm"] == DIRECT_HOMOGENIZED:
@@ -125,7 +125,7 @@ def _run_job(folder: Path, job: dict[str, Any]) -> None:
         write_evaluation(evaluation, folder / "scores")
         result["evaluation"] = evaluation.to_json()
         poses = true_poses(dataset.root)
-        result["sides"] = count_sides(held, dataset.labels, folder / "predictions", poses)
+        result["sides"] = count_sides(test_cases, dataset.labels, folder / "predictions", poses)
         if model is not None and config.dims == 2 and job["arm"] != DIRECT_HOMOGENIZED:
             result["shown"] = _draw_steps(model, scans, evaluation, folder / "shown")
     write_json(folder / "result.json", result | {"measures": meter.values})

@@ -53,13 +53,13 @@ def make_trainer(
     part["batch_size"] = max(2, round(optimizer.batch_size / depth)) if depth > 1 else optimizer.batch_size
     np.random.seed(config.train.seed)
     torch.manual_seed(config.train.seed)
-    made = make_trainer_class(peer)
-    name = f"{made.__name__}__{plans['plans_name']}__{peer.configuration}"
+    trainer_class = make_trainer_class(peer)
+    name = f"{trainer_class.__name__}__{plans['plans_name']}__{peer.configuration}"
     checkpoints = folder / "results" / NAME / name / "fold_0"
-    known = [checkpoints / f"checkpoint_{which}.pth" for which in ("final", "latest")]
-    found = next((path for path in known if path.exists()), None)
-    trainer = made(
-        plans | {"continue_training": found is not None},
+    candidates = [checkpoints / f"checkpoint_{which}.pth" for which in ("final", "latest")]
+    checkpoint = next((path for path in candidates if path.exists()), None)
+    trainer = trainer_class(
+        plans | {"continue_training": checkpoint is not None},
         peer.configuration,
         0,
         read_json(shared / "raw" / NAME / "dataset.json"),
@@ -74,9 +74,9 @@ def make_trainer(
     trainer.split = [case.id for case in training], [case.id for case in validation]
     trainer.history = folder / "history.json"
     trainer.rows = read_json(trainer.history) if trainer.history.exists() else []
-    if found is not None:
+    if checkpoint is not None:
         # Its own, written by this study: nnU-Net keeps its checkpoints as pickles.
-        trainer.load_checkpoint(str(found))
+        trainer.load_checkpoint(str(checkpoint))
     return trainer
 
 
@@ -129,7 +129,7 @@ def make_trainer_class(peer: Peer) -> Any:
             cpu_seconds = time.process_time() - self.cpu
             super().on_epoch_end()
             row = {"stage": "unet", "epoch": epoch + 1, **_read_last_epoch(self, cpu_seconds)}
-            self.rows = [*(known for known in self.rows if known["epoch"] <= epoch), row]
+            self.rows = [*(earlier for earlier in self.rows if earlier["epoch"] <= epoch), row]
             write_json(self.history, self.rows)
             self.report.epoch(row)
 

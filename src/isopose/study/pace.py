@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from isopose.report.tables import NO_VALUE, Cell, Column, Table
-from isopose.study.protocol import RISE, rise
-from isopose.study.results import CLOCKS, ArmResult, Clock, SeedAndFold, StudyRun, goals, steady, times_to
+from isopose.study.protocol import MIN_RISE, curve_rise
+from isopose.study.results import CLOCKS, ArmResult, Clock, SeedAndFold, StudyRun, goals, smoothed, times_to
 from isopose.study.tables import format_time
 
 #: nnU-Net's validation scores beside those of other arms, and those of its homogenized arms.
@@ -44,7 +44,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
                     )
                 )
         rows.append((name, *cells))
-    shown = "; ".join(
+    times = "; ".join(
         f"{label} " + ", ".join(f"{score:.3f}" for _, score in sorted(of_label.items()))
         for label, of_label in wanted.items()
         if of_label
@@ -55,7 +55,7 @@ def time_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         tuple(rows),
         notes=(
             f"time until the validation Dice (mean of three epochs) reaches the final one of {baseline} with "
-            f"the same seed and fold ({shown}); it includes the training of pose and crop, but no "
+            f"the same seed and fold ({times}); it includes the training of pose and crop, but no "
             f"validation; in brackets: the time divided by that of {baseline}",
             *_note_peers(results),
         ),
@@ -101,8 +101,8 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
     for name, result in trained.items():
         cells: list[Cell] = []
         for label in labels:
-            curves = [steady(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs]
-            early = [steady(_cut(run, epochs).curve(f"dice {label}")) for run in result.runs]
+            curves = [smoothed(run.curve(f"dice {label}", "cpu_seconds")) for run in result.runs]
+            early = [smoothed(_truncated(run, epochs).curve(f"dice {label}")) for run in result.runs]
             cells += [
                 _format_band([curve[-1][1] for curve in early if curve]),
                 _format_band(
@@ -113,11 +113,15 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         rises = [
             value
             for label in labels
-            if (found := [r for run in result.runs if (r := rise(run.curve(f"dice {label}"))) is not None])
+            if (
+                found := [
+                    r for run in result.runs if (r := curve_rise(run.curve(f"dice {label}"))) is not None
+                ]
+            )
             for value in [float(np.mean(found))]
         ]
         most = max(rises, default=None)
-        stopped = NO_VALUE if most is None else "yes" if most < RISE else "no"
+        stopped = NO_VALUE if most is None else "yes" if most < MIN_RISE else "no"
         rows.append((name, *cells, None if most is None else 100.0 * most, stopped))
     at = "no run" if seconds is None else f"after {seconds:.0f} CPU seconds of training, when {baseline} ends"
     notes = (
@@ -126,7 +130,7 @@ def pace_table(results: Mapping[str, ArmResult], labels: Sequence[str], baseline
         "(an arm that ended earlier: its last value; an arm whose U-Net has not started: none yet)",
         "gain at the end: mean over the last fifth of the U-Net's epochs minus the mean over the fifth "
         "before it, averaged over seeds, for the label that gains most; stopped rising: less than "
-        f"{100 * RISE:g} points",
+        f"{100 * MIN_RISE:g} points",
         *_note_peers(trained),
     )
     return Table("Validation Dice during training", columns, tuple(rows), notes=notes)
@@ -145,7 +149,7 @@ def _find_epochs(run: StudyRun) -> list[int]:
     return [place for place, row in enumerate(run.history) if row["stage"] == "unet"]
 
 
-def _cut(run: StudyRun, epochs: int) -> StudyRun:
+def _truncated(run: StudyRun, epochs: int) -> StudyRun:
     """Return a run cut after a number of the U-Net's epochs, some of which have no Dice in nnU-Net."""
     places = _find_epochs(run)[:epochs]
     return replace(run, history=run.history[: places[-1] + 1] if places else ())

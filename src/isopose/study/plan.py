@@ -26,11 +26,11 @@ from isopose.study.lengths import refuse_short
 from isopose.version import __version__
 
 #: Files in a study's folder: its options, and the body widths of the scored scans.
-STUDY, SIZES = "study.json", "sizes.json"
+STUDY_FILE, SIZES_FILE = "study.json", "sizes.json"
 #: The stages of a run, and the only one that a budget shortens: shortened STNs would not test the paper.
 STAGES, SHORTENED = ("pose", "crop", "unet"), "unet"
 #: Minimum number of the U-Net's epochs that a budget may leave.
-FEWEST_EPOCHS = 3
+MIN_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def check_options(options: Options) -> None:
     for preset in options.presets:
         if preset not in ("default", "paper"):
             raise InputError(f"preset {preset!r} is unknown; expected default or paper")
-    for name, given in (("--presets", options.presets), ("--seeds", options.seeds)):
-        if not given or len(set(given)) < len(given):
-            raise InputError(f"{name}: expected one or more, each once, got {', '.join(map(str, given))}")
+    for name, values in (("--presets", options.presets), ("--seeds", options.seeds)):
+        if not values or len(set(values)) < len(values):
+            raise InputError(f"{name}: expected one or more, each once, got {', '.join(map(str, values))}")
     patients_of(options, 0)
     for arm in arms_of(options, None):
         for preset in options.presets:
@@ -137,14 +137,14 @@ def _check_source(options: Options) -> None:
         )
 
 
-def _find_same_scans(some: Iterable[Case], others: Iterable[Case]) -> list[tuple[str, str]]:
+def _find_same_scans(cases: Iterable[Case], other_cases: Iterable[Case]) -> list[tuple[str, str]]:
     """Return pairs of ids of cases with identical images; only files of equal size are read."""
     by_size: dict[int, list[Case]] = {}
-    for case in some:
+    for case in cases:
         by_size.setdefault(_count_bytes(case.image), []).append(case)
     hashes: dict[str, str] = {}
     pairs = []
-    for other in others:
+    for other in other_cases:
         for case in by_size.get(_count_bytes(other.image), ()):
             if case.id not in hashes:
                 hashes[case.id] = hash_of_source(case.image)
@@ -314,8 +314,8 @@ def patients_of(options: Options, fold: int) -> Dataset:
             )
         return dataset
     labeled = tuple(replace(c, split=None) for c in dataset.cases if c.label is not None)
-    _, held = split_patients(replace(dataset, cases=labeled), options.folds, fold, 0)
-    tested = {case.id for case in held}
+    _, held_out_cases = split_patients(replace(dataset, cases=labeled), options.folds, fold, 0)
+    tested = {case.id for case in held_out_cases}
     cases = tuple(replace(case, split="test" if case.id in tested else None) for case in labeled)
     return replace(dataset, cases=cases)
 
@@ -334,7 +334,7 @@ def claim_study(output: Path, options: Options) -> tuple[Options, bool]:
     Raises:
         InputError: the folder holds another study or something else.
     """
-    path = output / STUDY
+    path = output / STUDY_FILE
     now = _identify(options)
     other, strange = "holds a study of other {names}", "not empty and no study"
     known = outputs.claim(output, path, now, within="of", other=other, strange=strange)
@@ -345,14 +345,16 @@ def claim_study(output: Path, options: Options) -> tuple[Options, bool]:
     return (options, False) if scale is None else (replace(options, scale=float(scale)), True)
 
 
-def settle(output: Path, options: Options) -> None:
+def settle_epochs(output: Path, options: Options) -> None:
     """Store the fraction of the U-Net's epochs for all arms; it never changes afterward."""
-    write_json(output / STUDY, read_json(output / STUDY) | {"scale": options.scale, "scales": SHORTENED})
+    write_json(
+        output / STUDY_FILE, read_json(output / STUDY_FILE) | {"scale": options.scale, "scales": SHORTENED}
+    )
 
 
 def notes_of_length(output: Path) -> tuple[str, ...]:
     """Return notes on a study whose budget was fixed by a version that shortened the STNs as well."""
-    known = read_json(output / STUDY)
+    known = read_json(output / STUDY_FILE)
     if known["scale"] in (None, 1.0) or known.get("scales") == SHORTENED:
         return ()
     return (
@@ -402,13 +404,13 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, 
     Raises:
         InputError: a case that cannot be read, or shows no body.
     """
-    known = _read_widths(output)
+    earlier = _read_widths(output)
     wanted = [case for dataset in datasets for case in dataset.cases if case.id in held_out(dataset)]
     # Cases that several datasets share are of one modality.
     channels = datasets[0].channels if datasets else CT
     modality, number = modality_of(data, channels), pose_channel_of(data, channels)
     for done, case in enumerate(wanted, start=1):
-        if case.id not in known:
+        if case.id not in earlier:
             try:
                 volume = read_volume(case.images[number], modality=modality).reoriented()
                 left, _, right, _ = body_box(find_body(volume, data, modality), volume.spacing)
@@ -416,8 +418,8 @@ def measure_widths(output: Path, datasets: Sequence[Dataset], data: DataConfig, 
                 raise InputError(
                     f"{case.id}, a test case: {error}; repair it or remove it from the dataset"
                 ) from None
-            known[case.id] = round(right - left, 1)
-            write_json(output / SIZES, known)
+            earlier[case.id] = round(right - left, 1)
+            write_json(output / SIZES_FILE, earlier)
         progress(done, len(wanted))
 
 
@@ -428,5 +430,5 @@ def known_widths(output: Path, dataset: Dataset) -> dict[str, float]:
 
 
 def _read_widths(output: Path) -> dict[str, float]:
-    path = output / SIZES
+    path = output / SIZES_FILE
     return dict(read_json(path)) if path.exists() else {}

@@ -10,16 +10,16 @@ from typing import Literal
 import numpy as np
 
 from isopose.evaluation.evaluate import CaseScores
-from isopose.study.results import Difference, Results, Strata, differences, steady
+from isopose.study.results import Difference, Results, Strata, differences, smoothed
 from isopose.study.statistics import holm
 
 #: Label names that stand for the paper's two structures.
-PAPERS = {"kidney": "kidney", "tumor": "tumor", "tumour": "tumor"}
+PAPER_STRUCTURES = {"kidney": "kidney", "tumor": "tumor", "tumour": "tumor"}
 #: Significance level for p, corrected over all goals.
 ALPHA = 0.05
 #: An arm has stopped rising when its validation Dice gains less than this from the fifth before the last of
 #: its U-Net's epochs to the last.
-RISE, PART = 0.005, 5
+MIN_RISE, LAST_PART = 0.005, 5
 #: Strata: name, lower limit (included) and upper limit (excluded), in ml or degrees.
 VOLUMES: tuple[tuple[str, float, float], ...] = (
     ("below 20 ml", 0.0, 20.0),
@@ -39,7 +39,7 @@ class Goal:
 
     Args:
         preset, arm, against: the two arms.
-        structure: the paper's name of it, see :data:`PAPERS`.
+        structure: the paper's name of it, see :data:`PAPER_STRUCTURES`.
         points: of Dice in percent.
         kind: ``gain``: the mean difference is at least ``points``, its interval lies above 0, and its
             corrected p is below :data:`ALPHA`; ``no worse``: the interval lies above ``points``.
@@ -52,13 +52,13 @@ class Goal:
     points: float
     kind: Literal["gain", "no worse"]
 
-    def is_reached(self, found: Difference) -> bool:
+    def is_reached(self, difference: Difference) -> bool:
         """Return whether a difference reaches the goal; with too few patients for a test it does not."""
-        if found.p_value is None:
+        if difference.p_value is None:
             return False
         if self.kind == "no worse":
-            return 100.0 * found.low > self.points
-        return found.low > 0.0 and found.p_value < ALPHA and 100.0 * found.mean >= self.points
+            return 100.0 * difference.low > self.points
+        return difference.low > 0.0 and difference.p_value < ALPHA and 100.0 * difference.mean >= self.points
 
 
 #: The primary comparisons, and the family over which p is corrected.
@@ -82,7 +82,7 @@ def primary(results: Results) -> list[tuple[Goal, Difference]]:
     found: list[tuple[Goal, Difference]] = []
     for goal in GOALS:
         pairs = differences(results.get(goal.preset, {}), [(goal.arm, goal.against)])
-        found += [(goal, each) for each in pairs if PAPERS.get(each.target) == goal.structure]
+        found += [(goal, each) for each in pairs if PAPER_STRUCTURES.get(each.target) == goal.structure]
     corrected = iter(holm([each.raw_p for _, each in found if each.raw_p is not None], len(GOALS)))
     return [
         (goal, replace(each, p_value=None if each.raw_p is None else next(corrected))) for goal, each in found
@@ -94,7 +94,7 @@ def volume_strata(cases: Sequence[CaseScores]) -> dict[str, tuple[CaseScores, ..
     if not cases:
         return {}
     labels = [target for target in cases[0].scores if "+" not in target]
-    target = next((label for label in labels if PAPERS.get(label) == "tumor"), labels[-1])
+    target = next((label for label in labels if PAPER_STRUCTURES.get(label) == "tumor"), labels[-1])
     return _split({case.case: case.scores[target].truth_ml or -1.0 for case in cases}, cases, VOLUMES)
 
 
@@ -122,7 +122,7 @@ def _split(
     return {name: members for name, members in groups.items() if members}
 
 
-def rise(curve: Sequence[tuple[float, float]]) -> float | None:
+def curve_rise(curve: Sequence[tuple[float, float]]) -> float | None:
     """Return by how much the mean of the last fifth of a curve exceeds the mean of the fifth before it.
 
     Args:
@@ -131,8 +131,8 @@ def rise(curve: Sequence[tuple[float, float]]) -> float | None:
     Returns:
         The difference; None below ten epochs, of which a fifth would be a single one.
     """
-    scores = [score for _, score in steady(curve)]
-    part = len(scores) // PART
+    scores = [score for _, score in smoothed(curve)]
+    part = len(scores) // LAST_PART
     if part < 2:
         return None
     return float(np.mean(scores[-part:]) - np.mean(scores[-2 * part : -part]))

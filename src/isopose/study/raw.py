@@ -14,19 +14,19 @@ from isopose.files import read_json
 from isopose.io.datasets import open_dataset
 from isopose.io.truth import true_rolls
 from isopose.models.folder import versions
-from isopose.study.arms import ARMS, FURTHER, SOURCE
-from isopose.study.plan import STUDY, Options, config_of
+from isopose.study.arms import ARMS, FURTHER_COMPARISONS, SOURCE
+from isopose.study.plan import STUDY_FILE, Options, config_of
 from isopose.study.protocol import primary
 from isopose.study.results import (
-    PAIRED,
+    PAIRED_SCORES,
     ArmResult,
     Clock,
     Results,
     StudyRun,
-    against,
     baseline_of,
     differences,
     goals,
+    pairs_with_baseline,
     times_to,
 )
 from isopose.study.strata import strata_of
@@ -92,10 +92,10 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
     rolls = true_rolls(open_dataset(options.dataset, options.labels).root)
     return {
         "versions": versions(),
-        "study": read_json(output / STUDY),
+        "study": read_json(output / STUDY_FILE),
         "primary": [
-            {"goal": asdict(goal), "reached": goal.is_reached(found), **asdict(found)}
-            for goal, found in primary(results)
+            {"goal": asdict(goal), "reached": goal.is_reached(difference), **asdict(difference)}
+            for goal, difference in primary(results)
         ],
         "presets": {
             preset: {
@@ -123,12 +123,12 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
                 },
                 "differences": {
                     metric: [asdict(each) for each in differences(by_arm, _pair_arms(by_arm), metric=metric)]
-                    for metric in PAIRED
+                    for metric in PAIRED_SCORES
                 },
-                "further": [asdict(each) for each in differences(by_arm, FURTHER)],
+                "further": [asdict(each) for each in differences(by_arm, FURTHER_COMPARISONS)],
                 "strata": {
-                    what: [asdict(each) for each in differences(by_arm, _pair_arms(by_arm), split)]
-                    for what, split in strata_of(rolls).items()
+                    stratum: [asdict(each) for each in differences(by_arm, _pair_arms(by_arm), split)]
+                    for stratum, split in strata_of(rolls).items()
                 },
             }
             for preset, by_arm in results.items()
@@ -137,7 +137,7 @@ def numbers(output: Path, options: Options, results: Results) -> dict[str, Any]:
 
 
 def _pair_arms(by_arm: Mapping[str, ArmResult]) -> list[tuple[str, str]]:
-    return against(by_arm, baseline_of(by_arm))
+    return pairs_with_baseline(by_arm, baseline_of(by_arm))
 
 
 def _time_to_dice(

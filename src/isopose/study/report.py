@@ -11,7 +11,7 @@ from isopose.io.datasets import open_dataset
 from isopose.io.truth import true_rolls
 from isopose.report.html import Picture, ReportSection, limits_section, write_report
 from isopose.report.tables import Table, to_latex, to_markdown
-from isopose.study.arms import ARMS, FURTHER
+from isopose.study.arms import ARMS, FURTHER_COMPARISONS
 from isopose.study.figures import against_size, box_plots, learning_curves
 from isopose.study.lengths import Length
 from isopose.study.pace import pace_table, time_table
@@ -19,16 +19,16 @@ from isopose.study.plan import Options, arms_of, config_of, jobs_of, patients_of
 from isopose.study.protocol import GOALS, primary
 from isopose.study.raw import numbers, runs_csv, scores_csv
 from isopose.study.results import (
-    PAIRED,
+    PAIRED_SCORES,
     ArmResult,
     Results,
     SeedAndFold,
     StudyRun,
-    against,
     baseline_of,
     differences,
     load_results,
     load_sources,
+    pairs_with_baseline,
 )
 from isopose.study.statistics import COVERAGE
 from isopose.study.stns import lengths_by_arm, notes_of, stn_table
@@ -63,11 +63,11 @@ def write_study_report(output: Path, options: Options) -> Path:
     rolls = true_rolls(open_dataset(options.dataset, options.labels).root)
     figures: dict[str, Picture] = {}
     for preset, by_arm in results.items():
-        drawn = _draw_pictures(output, preset, by_arm)
-        figures |= drawn
+        pictures = _draw_pictures(output, preset, by_arm)
+        figures |= pictures
         lengths = lengths_by_arm(options, preset, by_arm)
         twins = _note_twins(options, preset)
-        sections += _make_preset_sections(preset, by_arm, drawn, twins, lengths, rolls)
+        sections += _make_preset_sections(preset, by_arm, pictures, twins, lengths, rolls)
     for name, picture in figures.items():
         with replacing(output / "figures" / name) as path:
             path.write_bytes(picture.data)
@@ -197,12 +197,12 @@ def _make_comparison_section(preset: str, results: Mapping[str, ArmResult], base
     """Return a section on the differences from the baseline and between other arms."""
     compared = [
         difference_table(
-            differences(results, against(results, baseline), metric=metric),
+            differences(results, pairs_with_baseline(results, baseline), metric=metric),
             f"{METRICS[metric].title}: differences by patient",
         )
-        for metric in PAIRED
+        for metric in PAIRED_SCORES
     ]
-    further = differences(results, FURTHER)
+    further = differences(results, FURTHER_COMPARISONS)
     if further:
         compared.append(difference_table(further, "Dice: differences between other arms"))
     return ReportSection(
@@ -336,8 +336,11 @@ def _collect_facts(options: Options, results: Results) -> dict[str, str]:
     for preset in results:
         steps = config_of(options, preset, ARMS[0], 0).unet.optimizer
         facts[f"U-Net steps ({preset})"] = f"{steps.epochs * steps.iterations} of {steps.batch_size} slices"
-    made = sorted({_describe_machine(run) for run in runs})
-    return facts | {"Hardware and versions": " | ".join(made), "Report written by": f"isopose {__version__}"}
+    machines = sorted({_describe_machine(run) for run in runs})
+    return facts | {
+        "Hardware and versions": " | ".join(machines),
+        "Report written by": f"isopose {__version__}",
+    }
 
 
 def _count_patients(options: Options) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import CaseScores, Evaluation
-from isopose.evaluation.summary import FEWEST_PAIRS, by_patient, wilcoxon
+from isopose.evaluation.summary import MIN_PAIRS, by_patient, wilcoxon
 from isopose.files import read_json
 from isopose.study.arms import ARMS, BASELINE, BY_NAME, SOURCE, Arm
 from isopose.study.statistics import bootstrap_mean, detectable, holm
@@ -20,9 +20,9 @@ SeedAndFold = tuple[int, int]
 Clock = Literal["seconds", "cpu_seconds"]
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 #: Scores that are compared by patient; distances are not, because a missed structure has none.
-PAIRED = ("dice", "surface_dice")
+PAIRED_SCORES = ("dice", "surface_dice")
 #: Number of epochs over which validation Dice is averaged before it is compared with a goal.
-STEADY = 3
+AVERAGED_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StudyRun:
         shown: place (best, median, worst) to the case whose steps are drawn.
         made: device, processor, threads, precision and versions, as far as the run recorded them.
         stn: ``lengths`` of STN1 and STN2 (:class:`isopose.study.lengths.Length`), and the roll errors of STN1
-            as ``turning`` (:class:`isopose.models.info.Turning`); empty if the run's version recorded none.
+            as ``turning`` (:class:`isopose.models.info.RollCheck`); empty if the run's version recorded none.
         sides: by label the cases whose side is ``known``, and those predicted on the ``wrong`` one
             (:func:`isopose.study.sides.count_sides`); empty if the run's version recorded none.
     """
@@ -148,14 +148,14 @@ def load_results(output: Path) -> Results:
     Raises:
         InputError: an invalid result file.
     """
-    found: dict[str, dict[str, list[StudyRun]]] = {}
+    runs_by_arm: dict[str, dict[str, list[StudyRun]]] = {}
     for path in sorted((output / "runs").glob("*/*/seed-*-fold-*/result.json")):
         preset, arm = path.parts[-4], path.parts[-3]
         if arm != SOURCE.name:
-            found.setdefault(preset, {}).setdefault(arm, []).append(_read_run(output, path))
+            runs_by_arm.setdefault(preset, {}).setdefault(arm, []).append(_read_run(output, path))
     return {
         preset: {arm.name: ArmResult(arm, tuple(by_arm[arm.name])) for arm in ARMS if arm.name in by_arm}
-        for preset, by_arm in sorted(found.items())
+        for preset, by_arm in sorted(runs_by_arm.items())
     }
 
 
@@ -223,7 +223,7 @@ class Difference:
         better: number of patients for whom the arm's score is higher.
         unpaired: number of patients with a value in one of the two arms only, such as a false alarm.
         raw_p: p of the two-sided Wilcoxon signed-rank test; None below
-            :data:`isopose.evaluation.summary.FEWEST_PAIRS` patients.
+            :data:`isopose.evaluation.summary.MIN_PAIRS` patients.
         p_value: p after Holm's correction for all comparisons of one call.
     """
 
@@ -244,7 +244,7 @@ class Difference:
     p_value: float | None
 
 
-def against(results: Mapping[str, ArmResult], baseline: str) -> list[tuple[str, str]]:
+def pairs_with_baseline(results: Mapping[str, ArmResult], baseline: str) -> list[tuple[str, str]]:
     """Return pairs for :func:`differences`: every arm and the baseline."""
     return [(name, baseline) for name in results if name != baseline]
 
@@ -301,21 +301,23 @@ def _subtract(
             cases = [case for case in runs.cases if case.case in scans]
             of_seeds.append(by_patient(cases, target, metric))
         by_arm.append(of_seeds)
-    seen = [{patient for one in of_seeds for patient in one} for of_seeds in by_arm]
-    patients = sorted(seen[0] & seen[1])
+    patients_by_arm = [{patient for one in of_seeds for patient in one} for of_seeds in by_arm]
+    patients = sorted(patients_by_arm[0] & patients_by_arm[1])
     table = np.full((len(patients), len(seeds)), np.nan)
     for column, (mine, its) in enumerate(zip(*by_arm, strict=True)):
         for row, patient in enumerate(patients):
             table[row, column] = mine.get(patient, np.nan) - its.get(patient, np.nan)
-    known = np.isfinite(table).any(axis=1)
-    return table[known], len(seen[0] ^ seen[1]) + int(np.count_nonzero(~known))
+    is_complete = np.isfinite(table).any(axis=1)
+    return table[is_complete], len(patients_by_arm[0] ^ patients_by_arm[1]) + int(
+        np.count_nonzero(~is_complete)
+    )
 
 
 def _summarize(
     pair: tuple[str, str], target: str, stratum: str, unpaired: int, table: np.ndarray,
     raw: float | None, corrected: float | None,
 ) -> Difference:  # fmt: skip
-    values, found = np.nanmean(table, axis=1), bootstrap_mean(table)
+    values, interval = np.nanmean(table, axis=1), bootstrap_mean(table)
     return Difference(
         arm=pair[0],
         against=pair[1],
@@ -325,9 +327,9 @@ def _summarize(
         mean=float(values.mean()),
         median=float(np.median(values)),
         worst=float(values.min()),
-        low=found.low,
-        high=found.high,
-        detectable=detectable(found.error) if len(values) >= FEWEST_PAIRS else None,
+        low=interval.low,
+        high=interval.high,
+        detectable=detectable(interval.error) if len(values) >= MIN_PAIRS else None,
         better=int((values > 0).sum()),
         unpaired=unpaired,
         raw_p=raw,
@@ -335,18 +337,18 @@ def _summarize(
     )
 
 
-def steady(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return each point with the mean of the last :data:`STEADY` scores."""
+def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return each point with the mean of the last :data:`AVERAGED_EPOCHS` scores."""
     scores = [score for _, score in curve]
     return [
-        (seconds, float(np.mean(scores[max(0, n + 1 - STEADY) : n + 1])))
+        (seconds, float(np.mean(scores[max(0, n + 1 - AVERAGED_EPOCHS) : n + 1])))
         for n, (seconds, _) in enumerate(curve)
     ]
 
 
 def goals(result: ArmResult, key: str) -> dict[SeedAndFold, float]:
     """Return the validation score at which each run of an arm ends, by seed and fold."""
-    curves = {(run.seed, run.fold): steady(run.curve(key)) for run in result.runs}
+    curves = {(run.seed, run.fold): smoothed(run.curve(key)) for run in result.runs}
     return {place: curve[-1][1] for place, curve in curves.items() if curve}
 
 
@@ -364,6 +366,6 @@ def times_to(
     for run in result.runs:
         place = (run.seed, run.fold)
         if place in wanted:
-            points = steady(run.curve(key, clock))
+            points = smoothed(run.curve(key, clock))
             out[place] = next((seconds for seconds, score in points if score >= wanted[place]), None)
     return out

@@ -19,7 +19,7 @@ from isopose.study.homogenized import STAGE as HOMOGENIZING
 from isopose.study.job import write_job
 from isopose.study.nnunet_trainer import lengths
 from isopose.study.plan import (
-    FEWEST_EPOCHS,
+    MIN_EPOCHS,
     SHORTENED,
     STAGES,
     Options,
@@ -36,13 +36,13 @@ from isopose.study.plan import (
     measure_widths,
     notes_of_length,
     patients_of,
-    settle,
+    settle_epochs,
     source_job,
     source_of,
 )
 
 #: Exit codes of a run that was stopped and did not fail: its own code, by SIGINT, by SIGTERM.
-STOPPED = (130, -2, -15)
+STOPPED_EXIT_CODES = (130, -2, -15)
 #: Seconds of a batch and of a validation, by ``preset/arm`` and stage.
 StageSeconds = Mapping[str, Mapping[str, float]]
 #: Batches per epoch, and epochs, of the trial that estimates an arm's time.
@@ -123,7 +123,7 @@ def _run_study(
         if budget_s is not None:
             scale = _fit_into_budget(output, options, jobs, seconds, budget_s)
             study = replace(study, options=replace(options, scale=scale))
-        settle(output, study.options)
+        settle_epochs(output, study.options)
     _report_estimate(study, jobs, seconds)
     with reporter.counting("body sizes") as progress:
         data = config_of(options, options.presets[0], chosen[0], options.seeds[0]).data
@@ -151,10 +151,10 @@ def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: StageSeconds) ->
     failed: list[str] = []
     left = [job for job in add_sources(study.output, jobs) if not is_done(study.output, job)]
     # Estimated and measured seconds of the runs so far; their ratio corrects the estimate of the others.
-    estimated = taken = 0.0
+    estimated = elapsed = 0.0
     for number, job in enumerate(left, start=1):
         rest = sum(_estimate_run(study.options, one, seconds) for one in left[number - 1 :])
-        pace = taken / estimated if estimated > 0 else 1.0
+        pace = elapsed / estimated if estimated > 0 else 1.0
         study.reporter.say(
             f"--- [{number}/{len(left)}] {job.name}; about {_format_time(pace * rest)} left for all runs"
         )
@@ -166,7 +166,7 @@ def _run_all(study: Study, jobs: Sequence[PlannedRun], seconds: StageSeconds) ->
             study.reporter.say(f"error: {error}, see above; continuing with the other runs")
             failed.append(str(error))
         estimated += _estimate_run(study.options, job, seconds)
-        taken += time.monotonic() - started
+        elapsed += time.monotonic() - started
     return failed
 
 
@@ -238,7 +238,7 @@ def _start_process(
         if child.poll() is None:
             child.terminate()
             child.wait()
-    if code in STOPPED:
+    if code in STOPPED_EXIT_CODES:
         raise IsoposeError(f"{job.name}: stopped; finished runs are kept, give the same command to continue")
     if code != 0:
         raise RunFailed(f"{job.name} (code {code})")
@@ -260,7 +260,7 @@ def _estimate_batches(
         The seconds by ``preset/arm``; and the names of the arms whose trial failed, which are not run.
     """
     path = study.output / "estimate.json"
-    known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+    measured: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
     untried: list[str] = []
     every = add_sources(study.output, jobs)
     # The source's trial also estimates the arms that start from it: needed even for a finished source.
@@ -269,21 +269,21 @@ def _estimate_batches(
     for preset, arm in pairs:
         job = PlannedRun(preset, arm, study.options.seeds[0], 0)
         key = _name_arm(job)
-        if key in known or arm in UNTRAINED:
+        if key in measured or arm in UNTRAINED:
             continue
         # Fine-tuning takes at most the time of training from scratch; the source's model does not exist yet.
         if _find_arm(job).source and arm != SOURCE.name:
-            of_source = known.get(f"{preset}/{SOURCE.name}")
-            known |= {key: of_source} if of_source else {}
+            of_source = measured.get(f"{preset}/{SOURCE.name}")
+            measured |= {key: of_source} if of_source else {}
             continue
         study.reporter.say(f"estimating the time of {key} in a short trial")
         try:
-            known[key] = _try_briefly(study, job)
+            measured[key] = _try_briefly(study, job)
         except RunFailed as error:
             study.reporter.say(f"error: {error}, see above; continuing without this arm")
             untried.append(str(error))
-        write_json(path, known)
-    return known, untried
+        write_json(path, measured)
+    return measured, untried
 
 
 def _try_briefly(study: Study, job: PlannedRun) -> dict[str, float]:
@@ -344,7 +344,7 @@ def _fit_into_budget(
     STN1 and STN2 are never shortened, so their time is subtracted from the budget first.
 
     Raises:
-        InputError: less than :data:`FEWEST_EPOCHS` epochs of the U-Net would be left.
+        InputError: less than :data:`MIN_EPOCHS` epochs of the U-Net would be left.
     """
     every = [_estimate_stages(options, job, seconds) for job in add_sources(output, jobs)]
     unets = sum(stages.get(SHORTENED, 0.0) for stages in every)
@@ -352,8 +352,8 @@ def _fit_into_budget(
     scale = min(1.0, max(0.0, budget_s - whole) / unets) if unets > 0 else 1.0
     for preset in options.presets:
         epochs = config_of(options, preset, BY_NAME["pose"], options.seeds[0]).unet.optimizer.epochs
-        if round(scale * epochs) < min(FEWEST_EPOCHS, epochs):
-            least = whole + unets * min(FEWEST_EPOCHS, epochs) / epochs
+        if round(scale * epochs) < min(MIN_EPOCHS, epochs):
+            least = whole + unets * min(MIN_EPOCHS, epochs) / epochs
             stns = f" STN1 and STN2 need {_format_time(whole)} and are not shortened;" if whole else ""
             raise InputError(
                 f"--budget: {_format_time(budget_s)} leaves {scale * epochs:.1f} of {epochs} epochs for each "

@@ -30,7 +30,7 @@ def count_sides(
         For each label the ids of the cases that are ``known`` (at least three quarters of the ground truth
         lie on one side) and, of these, ``wrong`` (most of the prediction lies on the other side).
     """
-    found: dict[str, dict[str, list[str]]] = {name: {"known": [], "wrong": []} for name in labels.values}
+    by_label: dict[str, dict[str, list[str]]] = {name: {"known": [], "wrong": []} for name in labels.values}
     for case in cases:
         if case.id not in poses or case.label is None:
             continue
@@ -40,11 +40,11 @@ def count_sides(
             left = _share_on_the_left(truth, value, poses[case.id])
             if left is None or max(left, 1.0 - left) < ONE_SIDED:
                 continue
-            found[name]["known"].append(case.id)
+            by_label[name]["known"].append(case.id)
             marked = _share_on_the_left(predicted, value, poses[case.id])
             if marked is not None and marked != 0.5 and (marked > 0.5) != (left > 0.5):
-                found[name]["wrong"].append(case.id)
-    return found
+                by_label[name]["wrong"].append(case.id)
+    return by_label
 
 
 def _share_on_the_left(volume: Volume, value: int, world_from_patient: np.ndarray) -> float | None:

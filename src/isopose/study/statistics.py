@@ -30,16 +30,18 @@ def bootstrap_mean(values: np.ndarray) -> Interval:
     Args:
         values: ``(patients, seeds)``; NaN for missing values; each patient has a value for at least one seed.
     """
-    known = np.isfinite(values)
+    is_finite = np.isfinite(values)
     of_patients, of_seeds = (_draw(count, axis) for axis, count in enumerate(values.shape))
-    counts = of_seeds @ known.T.astype(float)
-    means = of_seeds @ np.where(known, values, 0.0).T / np.maximum(counts, 1.0)
+    counts = of_seeds @ is_finite.T.astype(float)
+    means = of_seeds @ np.where(is_finite, values, 0.0).T / np.maximum(counts, 1.0)
     # A patient without a value in the drawn seeds is left out of that draw.
     weights = of_patients * (counts > 0)
-    drawn = (weights * means).sum(axis=1)[weights.any(axis=1)] / weights.sum(axis=1)[weights.any(axis=1)]
+    bootstrap_means = (weights * means).sum(axis=1)[weights.any(axis=1)] / weights.sum(axis=1)[
+        weights.any(axis=1)
+    ]
     tail = 50.0 * (1.0 - COVERAGE)
-    low, high = np.percentile(drawn, [tail, 100.0 - tail])
-    return Interval(float(low), float(high), float(drawn.std()))
+    low, high = np.percentile(bootstrap_means, [tail, 100.0 - tail])
+    return Interval(float(low), float(high), float(bootstrap_means.std()))
 
 
 @lru_cache(maxsize=64)

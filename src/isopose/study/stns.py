@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from isopose.models.info import LEAST_SLOPE
+from isopose.models.info import MIN_SLOPE
 from isopose.report.tables import Cell, Column, Table
 from isopose.study.lengths import STNS, Length, lengths_of
 from isopose.study.plan import Options, config_of
@@ -59,12 +59,12 @@ def notes_of(
         f"{name} seed {run.seed} ({run.stn['turning']['slope']:.2f})"
         for name, result in results.items()
         for run in result.runs
-        if run.stn.get("turning") and run.stn["turning"]["slope"] < LEAST_SLOPE
+        if run.stn.get("turning") and run.stn["turning"]["slope"] < MIN_SLOPE
     ]
     if still:
         notes.append(
             f"STN1 has not learned rotation in {', '.join(still)}: when a slice is rotated, its angle "
-            f"changes by less than {LEAST_SLOPE:.0%} of the rotation, so patients keep their own roll. Such "
+            f"changes by less than {MIN_SLOPE:.0%} of the rotation, so patients keep their own roll. Such "
             "a run does not test the method."
         )
     return tuple(notes)
@@ -114,7 +114,7 @@ def stn_table(results: Mapping[str, ArmResult], lengths: Mapping[str, Mapping[st
         notes=(
             "medians over slices of the validation patients (of the training patients if there are none), "
             "after training; slope: change of STN1's angle divided by the angle by which a slice was "
-            f"rotated: 1 is correct, 0 means that nothing was learned, below {LEAST_SLOPE} rotation was not "
+            f"rotated: 1 is correct, 0 means that nothing was learned, below {MIN_SLOPE} rotation was not "
             "learned; roll error: absolute difference from the true roll, which is known only for phantoms",
         ),
     )

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from isopose.evaluation.evaluate import CaseScores
-from isopose.evaluation.summary import FEWEST_PAIRS, age_strata, size_strata, summarize
+from isopose.evaluation.summary import MIN_PAIRS, age_strata, size_strata, summarize
 from isopose.report.tables import NO_VALUE, Column, Table
 from isopose.study.protocol import roll_strata, volume_strata
-from isopose.study.results import ArmResult, Strata, against, differences, scans_of
+from isopose.study.results import ArmResult, Strata, differences, pairs_with_baseline, scans_of
 from isopose.study.tables import difference_table
 
 
@@ -33,7 +33,7 @@ def group_tables(results: Mapping[str, ArmResult], baseline: str, rolls: Mapping
         rolls: see :func:`strata_of`.
     """
     tables = []
-    for what, split in strata_of(rolls).items():
+    for stratum, split in strata_of(rolls).items():
         # The limits are computed once, from the scans of all arms, so that all arms have the same groups.
         groups = {name: {case.case for case in cases} for name, cases in split(scans_of(results)).items()}
         names = list(groups)
@@ -51,12 +51,12 @@ def group_tables(results: Mapping[str, ArmResult], baseline: str, rolls: Mapping
         )
         sizes = "; ".join(f"{name}: {len(ids)} scans" for name, ids in groups.items())
         note = f"mean over patients (median, worst scan); {sizes}"
-        tables.append(Table(f"Dice by {what}", columns, rows, notes=(note,)))
-        compared = differences(results, against(results, baseline), split)
+        tables.append(Table(f"Dice by {stratum}", columns, rows, notes=(note,)))
+        compared = differences(results, pairs_with_baseline(results, baseline), split)
         # With fewer patients, test and interval are not meaningful; study-results.json has all groups.
-        enough = [each for each in compared if each.patients >= FEWEST_PAIRS]
+        enough = [each for each in compared if each.patients >= MIN_PAIRS]
         if enough:
-            tables.append(difference_table(enough, f"Differences from {baseline} by patient and {what}"))
+            tables.append(difference_table(enough, f"Differences from {baseline} by patient and {stratum}"))
     return tables
 
 

@@ -7,12 +7,12 @@ from isopose.evaluation.metrics import METRICS
 from isopose.evaluation.summary import summarize
 from isopose.report.tables import NO_VALUE, Cell, Column, Table
 from isopose.study.arms import Published
-from isopose.study.protocol import ALPHA, GOALS, PAPERS, Goal
+from isopose.study.protocol import ALPHA, GOALS, PAPER_STRUCTURES, Goal
 from isopose.study.results import CLOCKS, ArmResult, Difference
 from isopose.study.statistics import COVERAGE, POWER
 
 #: Arms whose U-Net sees whole slices as scanned.
-WHOLE = ("plain", "augmented")
+WHOLE_SLICE_ARMS = ("plain", "augmented")
 DETECTABLE_NOTE = (
     f"detectable: the smallest mean difference that a two-sided test at 5 % finds with {POWER:.0%} power in "
     "these patients and seeds; smaller differences may exist and be missed"
@@ -42,8 +42,8 @@ def single_labels(results: Mapping[str, ArmResult]) -> tuple[str, ...]:
 
 
 def in_table(result: ArmResult, number: int) -> bool:
-    """Return whether an arm is in one of the paper's tables; Table 3 also has the arms of :data:`WHOLE`."""
-    return result.arm.table == number or (number == 3 and result.arm.name in WHOLE)
+    """Return whether an arm is in one of the paper's tables; Table 3 also has :data:`WHOLE_SLICE_ARMS`."""
+    return result.arm.table == number or (number == 3 and result.arm.name in WHOLE_SLICE_ARMS)
 
 
 def paper_table(
@@ -54,7 +54,7 @@ def paper_table(
     notes: Sequence[str] = (),
 ) -> Table:
     """Return one of the paper's tables: this study's results beside the paper's."""
-    papers = [label for label in labels if label in PAPERS]
+    papers = [label for label in labels if label in PAPER_STRUCTURES]
     columns = (
         Column("Architecture", text=True),
         Column("Arm", text=True),
@@ -94,7 +94,7 @@ def paper_table(
 
 
 def _name_input(result: ArmResult) -> str:
-    return "whole slice" if result.arm.name in WHOLE else result.arm.name.removeprefix("crop-")
+    return "whole slice" if result.arm.name in WHOLE_SLICE_ARMS else result.arm.name.removeprefix("crop-")
 
 
 def _format_spread(result: ArmResult, target: str) -> str:
@@ -109,7 +109,7 @@ def _format_spread(result: ArmResult, target: str) -> str:
 def _format_published(published: Published | None, label: str) -> str:
     if published is None:
         return NO_VALUE
-    mean, sd = getattr(published, PAPERS[label])
+    mean, sd = getattr(published, PAPER_STRUCTURES[label])
     return f"{mean:.2f} ({sd:.2f})"
 
 
@@ -140,10 +140,10 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     """Return an arm's scores minus another's, for each target and, where there are any, stratum."""
     strata = any(each.stratum for each in compared)
     unpaired = any(each.unpaired for each in compared)
-    others = len({each.against for each in compared}) > 1
+    several_baselines = len({each.against for each in compared}) > 1
     columns = (
         Column("Arm", text=True),
-        *((Column("Against", text=True),) * others),
+        *((Column("Against", text=True),) * several_baselines),
         Column("Target", text=True),
         *((Column("Stratum", text=True),) * strata),
         *_DIFFERENCE,
@@ -155,7 +155,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     rows = tuple(
         (
             each.arm,
-            *((each.against,) * others),
+            *((each.against,) * several_baselines),
             each.target,
             *((each.stratum,) * strata),
             *_difference_cells(each),
@@ -174,7 +174,7 @@ def difference_table(compared: Sequence[Difference], caption: str) -> Table:
     return Table(caption, columns, rows, notes=notes)
 
 
-def goal_table(found: Sequence[tuple[Goal, Difference]]) -> Table:
+def goal_table(goals: Sequence[tuple[Goal, Difference]]) -> Table:
     """Return a table of the protocol's goals, and whether each was reached."""
     columns = (
         Column("Arm", text=True),
@@ -197,7 +197,7 @@ def goal_table(found: Sequence[tuple[Goal, Difference]]) -> Table:
             each.p_value,
             "yes" if goal.is_reached(each) else "no",
         )
-        for goal, each in found
+        for goal, each in goals
     )
     notes = (
         "a gain is reached if the mean difference is at least the goal, its interval lies above 0, and p is "

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from isopose.data.samples import SliceBatch
 
-BOTH = ("image", "labels")
+KEYS = ("image", "labels")
 
 
 class Augmentation:
@@ -40,15 +40,15 @@ class Augmentation:
 
     def __init__(self, *airs: float, mirror: bool = True) -> None:
         self.airs = airs
-        self.flips = [RandFlipd(BOTH, prob=0.5, spatial_axis=axis) for axis in (0, 1)] if mirror else []
+        self.flips = [RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in (0, 1)] if mirror else []
         # nnU-Net's factor of 0.7 to 1.4 scales the sampled field; MONAI's scales the content, its inverse.
         smallest, largest = 1.0 / 1.4, 1.0 / 0.7
         modes = ("bilinear", "nearest")
         self.spatial = Compose(
             [
-                RandRotated(BOTH, prob=0.2, range_x=math.pi, mode=modes, padding_mode="zeros"),
+                RandRotated(KEYS, prob=0.2, range_x=math.pi, mode=modes, padding_mode="zeros"),
                 RandZoomd(
-                    BOTH, prob=0.2, min_zoom=smallest, max_zoom=largest, mode=modes, padding_mode="constant"
+                    KEYS, prob=0.2, min_zoom=smallest, max_zoom=largest, mode=modes, padding_mode="constant"
                 ),
             ]
         )

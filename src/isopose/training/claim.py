@@ -9,7 +9,7 @@ from isopose.errors import InputError
 from isopose.files import hash_of, write_json
 from isopose.io.datasets import Case, Dataset
 from isopose.models.folder import Model
-from isopose.training.by_hand import Corrections
+from isopose.training.manual_targets import Corrections
 
 
 def check_batches(config: Config, processes: int) -> None:
@@ -61,5 +61,5 @@ def claim_data(folder: Path, stored: Store) -> None:
     """Refuse to resume with other images or labels of the same names: stages would differ in their data."""
     mark = folder / "work" / "data.json"
     sources = {"sources": hash_of([[case.record.id, case.record.sources] for case in stored.cases])}
-    if outputs.begun(folder, mark, sources, other="was started with other images or labels") is None:
+    if outputs.earlier_mark(folder, mark, sources, other="was started with other images or labels") is None:
         write_json(mark, sources)

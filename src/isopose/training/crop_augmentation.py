@@ -16,15 +16,15 @@ from isopose.geometry.blur import blur
 from isopose.settings import IntensityConfig
 
 #: Largest displacement of a deformed crop, in half sides of the crop.
-ELASTIC = 0.04
+MAX_DISPLACEMENT = 0.04
 #: Control points of the deformation along each axis.
-CONTROLS = 5
+CONTROL_POINTS = 5
 #: Largest standard deviation of added noise, in standard deviations of the normalized intensities.
-NOISE = 0.1
+MAX_NOISE_SD = 0.1
 #: Layers of random convolutions, and their channels between the first and the last.
-LAYERS, CHANNELS = 4, 2
+CONVOLUTIONS, CONVOLUTION_CHANNELS = 4, 2
 #: Sigma of the blur in pixels, factor of brightness and contrast, part of the resolution, and exponent.
-BLUR, FACTOR, RESOLUTION, GAMMA = (0.5, 1.0), (0.75, 1.25), (0.5, 1.0), (0.7, 1.5)
+BLUR_SIGMA, CONTRAST_FACTOR, RESOLUTION, GAMMA = (0.5, 1.0), (0.75, 1.25), (0.5, 1.0), (0.7, 1.5)
 
 
 def seeds_of(noise: Tensor) -> list[int]:
@@ -35,7 +35,7 @@ def seeds_of(noise: Tensor) -> list[int]:
 def each_changed(
     image: Tensor, seeds: Sequence[int], config: IntensityConfig, airs: Sequence[float]
 ) -> Tensor:
-    """Return images whose channels are changed independently of each other; see :func:`changed`.
+    """Return images whose channels are each passed to :func:`augmented_intensities`, with seeds of their own.
 
     Args:
         image: ``(N, C, M, M)`` or ``(N, C, D, M, M)``, channel after channel, each with all neighbors, which
@@ -47,14 +47,14 @@ def each_changed(
     parts = image.chunk(len(airs), dim=1)
     return torch.cat(
         [
-            changed(part, [seed * len(airs) + number for seed in seeds], config, air)
+            augmented_intensities(part, [seed * len(airs) + number for seed in seeds], config, air)
             for number, (part, air) in enumerate(zip(parts, airs, strict=True))
         ],
         dim=1,
     )
 
 
-def changed(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: float) -> Tensor:
+def augmented_intensities(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: float) -> Tensor:
     """Return images with their intensities changed at random, each by some of the configured changes.
 
     Args:
@@ -66,28 +66,28 @@ def changed(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: f
 
     def noised(some: Tensor, strength: Tensor, rows: Sequence[int]) -> Tensor:
         fields = [torch.randn(some.shape[1:], generator=_generator(seeds[row], 1)) for row in rows]
-        return some + NOISE * _wide(strength, some) * torch.stack(fields).to(some)
+        return some + MAX_NOISE_SD * _per_image(strength, some) * torch.stack(fields).to(some)
 
     def blurred(some: Tensor, strength: Tensor, _: Sequence[int]) -> Tensor:
-        sigmas = _between(strength, *BLUR)[:, None].expand(-1, some.ndim - 2)
+        sigmas = _between(strength, *BLUR_SIGMA)[:, None].expand(-1, some.ndim - 2)
         # The blur assumes 0 outside the image.
         return blur(some - air, sigmas) + air
 
     changes: dict[str, Callable[[Tensor, Tensor, Sequence[int]], Tensor]] = {
         "noise": noised,
         "blur": blurred,
-        "brightness": lambda some, strength, _: some * _wide(_between(strength, *FACTOR), some),
-        "contrast": lambda some, strength, _: contrasted(some, _between(strength, *FACTOR)),
-        "low_resolution": lambda some, strength, _: coarsened(some, _between(strength, *RESOLUTION)),
-        "inverted_gamma": lambda some, strength, _: -raised(-some, _between(strength, *GAMMA)),
-        "gamma": lambda some, strength, _: raised(some, _between(strength, *GAMMA)),
+        "brightness": lambda some, strength, _: some * _per_image(_between(strength, *CONTRAST_FACTOR), some),
+        "contrast": lambda some, strength, _: with_contrast(some, _between(strength, *CONTRAST_FACTOR)),
+        "low_resolution": lambda some, strength, _: with_resolution(some, _between(strength, *RESOLUTION)),
+        "inverted_gamma": lambda some, strength, _: -with_gamma(-some, _between(strength, *GAMMA)),
+        "gamma": lambda some, strength, _: with_gamma(some, _between(strength, *GAMMA)),
     }
     draws = torch.stack([torch.rand(2, len(changes), generator=_generator(seed)) for seed in seeds])
     out = image.clone()
     for row, seed in enumerate(seeds):
         generator = _generator(seed, 3)
-        drawn, part = torch.rand(2, generator=generator).tolist()
-        if drawn < config.random_convolutions:
+        uniform, part = torch.rand(2, generator=generator).tolist()
+        if uniform < config.random_convolutions:
             out[row] = randomly_convolved(out[row], part, generator)
     for number, (name, change) in enumerate(changes.items()):
         chosen = (draws[:, 0, number] < getattr(config, name)).nonzero()[:, 0]
@@ -100,8 +100,8 @@ def changed(image: Tensor, seeds: Sequence[int], config: IntensityConfig, air: f
 def displacements(seeds: Sequence[int], part: float, shape: Sequence[int]) -> Tensor | None:
     """Return smooth random displacements of a batch of crops; None where no crop of it is deformed.
 
-    Displacements of :data:`CONTROLS` points along each axis are drawn uniformly and interpolated: cubic in
-    two dimensions, linear in three.
+    Displacements of :data:`CONTROL_POINTS` points along each axis are drawn uniformly and interpolated: cubic
+    in two dimensions, linear in three.
 
     Args:
         seeds: of each crop.
@@ -110,14 +110,14 @@ def displacements(seeds: Sequence[int], part: float, shape: Sequence[int]) -> Te
 
     Returns:
         ``(N, *shape, 2)`` or ``(N, *shape, 3)`` in normalized coordinates of the crop, at most about
-        :data:`ELASTIC`; 0 for crops that are not deformed.
+        :data:`MAX_DISPLACEMENT`; 0 for crops that are not deformed.
     """
     axes, points = len(shape), []
     for seed in seeds:
         generator = _generator(seed, 2)
         deformed = float(torch.rand((), generator=generator)) < part
-        drawn = torch.rand(axes, *[CONTROLS] * axes, generator=generator) * 2.0 - 1.0
-        points.append(drawn * ELASTIC * deformed)
+        control_displacements = torch.rand(axes, *[CONTROL_POINTS] * axes, generator=generator) * 2.0 - 1.0
+        points.append(control_displacements * MAX_DISPLACEMENT * deformed)
     controls = torch.stack(points)
     if not controls.any():
         return None
@@ -131,9 +131,9 @@ def randomly_convolved(image: Tensor, part: float, generator: torch.Generator) -
     """Return an image mixed with what a shallow network of random weights makes of it; mean and sd stay.
 
     Global intensity non-linear augmentation (GIN) of Ouyang et al., "Causality-inspired single-source domain
-    generalization for medical image segmentation" (IEEE TMI 2022): :data:`LAYERS` convolutions of 1 or 3
-    pixels along each side with a leaky ReLU between them. Shapes stay, but the order of tissues from dark to
-    bright does not. All channels (the neighbors of a slice) are changed alike.
+    generalization for medical image segmentation" (IEEE TMI 2022): :data:`CONVOLUTIONS` convolutions of 1 or
+    3 pixels along each side with a leaky ReLU between them. Shapes stay, but the order of tissues from dark
+    to bright does not. All channels (the neighbors of a slice) are changed alike.
 
     Args:
         image: ``(C, H, W)`` or ``(C, D, H, W)``.
@@ -142,13 +142,13 @@ def randomly_convolved(image: Tensor, part: float, generator: torch.Generator) -
     """
     axes = image.ndim - 1
     convolve = F.conv2d if axes == 2 else F.conv3d
-    out, channels = image[:, None], [1, *[CHANNELS] * (LAYERS - 1), 1]
-    for layer, (few, many) in enumerate(pairwise(channels)):
+    out, channels = image[:, None], [1, *[CONVOLUTION_CHANNELS] * (CONVOLUTIONS - 1), 1]
+    for layer, (inputs, outputs) in enumerate(pairwise(channels)):
         side = 3 if float(torch.rand((), generator=generator)) < 0.5 else 1
-        weight = torch.randn(many, few, *[side] * axes, generator=generator).to(image)
-        bias = torch.randn(many, generator=generator).to(image)
+        weight = torch.randn(outputs, inputs, *[side] * axes, generator=generator).to(image)
+        bias = torch.randn(outputs, generator=generator).to(image)
         out = convolve(out, weight, bias, padding=side // 2)
-        if layer < LAYERS - 1:
+        if layer < CONVOLUTIONS - 1:
             out = F.leaky_relu(out)
     mixed = part * _standardized(out[:, 0]) + (1.0 - part) * _standardized(image)
     return _standardized(mixed) * image.std() + image.mean()
@@ -158,7 +158,7 @@ def _standardized(image: Tensor) -> Tensor:
     return (image - image.mean()) / image.std().clamp(min=1e-7)
 
 
-def contrasted(image: Tensor, factor: Tensor) -> Tensor:
+def with_contrast(image: Tensor, factor: Tensor) -> Tensor:
     """Return images with their contrast around the mean multiplied, within each image's own range.
 
     Args:
@@ -166,11 +166,13 @@ def contrasted(image: Tensor, factor: Tensor) -> Tensor:
         factor: ``(N,)``.
     """
     flat = image.flatten(1)
-    mean, low, high = (_wide(one, image) for one in (flat.mean(dim=1), flat.amin(dim=1), flat.amax(dim=1)))
-    return ((image - mean) * _wide(factor, image) + mean).clamp(low, high)
+    mean, low, high = (
+        _per_image(one, image) for one in (flat.mean(dim=1), flat.amin(dim=1), flat.amax(dim=1))
+    )
+    return ((image - mean) * _per_image(factor, image) + mean).clamp(low, high)
 
 
-def coarsened(image: Tensor, part: Tensor) -> Tensor:
+def with_resolution(image: Tensor, part: Tensor) -> Tensor:
     """Return images as they look at a lower resolution: the nearest of fewer pixels, then interpolated.
 
     Args:
@@ -186,7 +188,7 @@ def coarsened(image: Tensor, part: Tensor) -> Tensor:
     return torch.cat(out)
 
 
-def raised(image: Tensor, gamma: Tensor) -> Tensor:
+def with_gamma(image: Tensor, gamma: Tensor) -> Tensor:
     """Return images whose intensities, from 0 to 1, are raised to a power; mean and deviation stay.
 
     Args:
@@ -194,20 +196,20 @@ def raised(image: Tensor, gamma: Tensor) -> Tensor:
         gamma: ``(N,)`` exponents.
     """
     flat = image.flatten(1)
-    low, high = (_wide(edge, image) for edge in (flat.amin(dim=1), flat.amax(dim=1)))
+    low, high = (_per_image(edge, image) for edge in (flat.amin(dim=1), flat.amax(dim=1)))
     span = (high - low).clamp(min=1e-7)
-    out = ((image - low) / span).clamp(min=0.0) ** _wide(gamma, image) * span + low
-    mean, sd = _wide(flat.mean(dim=1), image), _wide(flat.std(dim=1), image)
+    out = ((image - low) / span).clamp(min=0.0) ** _per_image(gamma, image) * span + low
+    mean, sd = _per_image(flat.mean(dim=1), image), _per_image(flat.std(dim=1), image)
     after = out.flatten(1)
-    centered = out - _wide(after.mean(dim=1), image)
-    return centered / _wide(after.std(dim=1), image).clamp(min=1e-7) * sd + mean
+    centered = out - _per_image(after.mean(dim=1), image)
+    return centered / _per_image(after.std(dim=1), image).clamp(min=1e-7) * sd + mean
 
 
 def _between(strength: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * strength
 
 
-def _wide(value: Tensor, image: Tensor) -> Tensor:
+def _per_image(value: Tensor, image: Tensor) -> Tensor:
     """Return values ``(N,)`` in a shape that multiplies images."""
     return value.reshape(-1, *[1] * (image.ndim - 1))
 

@@ -21,15 +21,15 @@ def fabric_for(config: Config) -> Fabric:
     chosen = choose_device(config.train.device)
     device = chosen.type
     precision = choose_precision(config.train.precision, device)
-    here, machines = launched()
-    if chosen.index is not None and (here, machines) != (1, 1):
+    processes, machines = launched()
+    if chosen.index is not None and (processes, machines) != (1, 1):
         raise InputError(
-            f"train.device={chosen}: one GPU for {here * machines} processes of torchrun; expected {device}: "
-            "each process then uses a GPU of its own (CUDA_VISIBLE_DEVICES selects the GPUs)"
+            f"train.device={chosen}: one GPU for {processes * machines} processes of torchrun; expected "
+            f"{device}: each process then uses a GPU of its own (CUDA_VISIBLE_DEVICES selects the GPUs)"
         )
     fabric = Fabric(
         accelerator=device,
-        devices=here if chosen.index is None else [chosen.index],
+        devices=processes if chosen.index is None else [chosen.index],
         num_nodes=machines,
         strategy=strategy_for(device),
         plugins=precision_plugin(precision, device),

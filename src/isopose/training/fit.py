@@ -13,7 +13,7 @@ from isopose.data.fingerprint import Fingerprint
 from isopose.data.modality import with_poses_of
 from isopose.data.normalization import normalizations_of, pose_channel_of
 from isopose.data.samples import Slices
-from isopose.data.splits import measured, split
+from isopose.data.splits import measured_cases, split
 from isopose.data.store import Store, StoredCase
 from isopose.errors import InputError
 from isopose.files import only_writer, output_folder, write_text
@@ -25,10 +25,10 @@ from isopose.models.info import ModelInfo
 from isopose.models.pipeline import Networks
 from isopose.models.shipped import load_shipped
 from isopose.progress import Reporter, Silent
-from isopose.training.by_hand import Corrections, cases_by_hand
 from isopose.training.claim import check_batches, check_folder, claim_data, claim_folder
 from isopose.training.fabric import fabric_for
 from isopose.training.info import reference_info, stages_info, training_info, warn_of_seen
+from isopose.training.manual_targets import Corrections, count_corrected
 from isopose.training.mirroring import check_mirroring, decide_mirroring
 from isopose.training.preprocessing import preprocess
 from isopose.training.stages import StageContext, oversampling, slice_stages, volume_stages
@@ -74,15 +74,15 @@ def fit(
     config = with_poses_of(config, dataset.channels)
     training, validation = split(dataset, config.train)
     # Before the folder is claimed, since a command with corrected settings counts as another run.
-    prepared = measured(training, validation, config.train)
+    prepared = measured_cases(training, validation, config.train)
     check_fit(config, dataset, prepared[0], source, corrections, fabric.world_size)
     context = StageContext(config, dataset.labels, fabric, folder / "work", reporter, trial=trial)
     # The other ranks use the first one's preprocessed cases; the first rank locks the folder for all.
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with fabric.rank_zero_first():
             if fabric.is_global_zero:
                 check_folder(folder, resume)
-                held.enter_context(only_writer(output_folder(folder)))
+                stack.enter_context(only_writer(output_folder(folder)))
             resume = resume or not fabric.is_global_zero
             claim_folder(folder, dataset, config, training, validation, resume, source, corrections)
             if resume and (folder / "model.json").exists():
@@ -154,18 +154,18 @@ def _fit(
         )
     val_slices = Slices([cases[case.id] for case in validation]) if validation else None
     if corrections:
-        by_hand = cases_by_hand(train_slices, corrections)
-        reporter.say(f"{by_hand} of {len(training)} training cases have a pose or crop set by hand")
+        corrected = count_corrected(train_slices, corrections)
+        reporter.say(f"{corrected} of {len(training)} training cases have a pose or crop set by hand")
 
     config = decide_mirroring(context.config, dataset.labels, train_slices, reporter)
     context = replace(context, config=config)
     scale = fingerprint.pose_scale(config.data)
     if source is None:
-        among = measured(training, validation, config.train)[0]
-        reference = _chosen_reference(context, [cases[case.id] for case in among], scale.air)
+        among = measured_cases(training, validation, config.train)[0]
+        reference = _choose_reference(context, [cases[case.id] for case in among], scale.air)
         mask, of_reference = reference.mask, reference_info(reference, stored)
         if config.data.plane == "axial":
-            context = replace(context, truth=_against(true_rolls(dataset.root), reference))
+            context = replace(context, truth=_angles_to_reference(true_rolls(dataset.root), reference))
     else:
         mask, of_reference = source.pipeline.pose.reference_mask, source.info.reference
     networks = Networks(config, dataset.labels.classes, mask, scale.air, scale.top, airs_of(fingerprint))
@@ -179,15 +179,15 @@ def _fit(
     if networks.pose.roll is not None and source is None:
         load_shipped(networks.pose.roll, config.pose.contrast)
     if config.dims == 3:
-        stages, turning = volume_stages(context, networks, train_slices, val_slices), None
+        stages, roll_check = volume_stages(context, networks, train_slices, val_slices), None
     else:
-        stages, turning = slice_stages(context, networks, train_slices, val_slices, corrections)
+        stages, roll_check = slice_stages(context, networks, train_slices, val_slices, corrections)
 
     info = ModelInfo(
         training_info(stored, training, validation, source, corrections),
         of_reference,
         stages_info(stages),
-        turning,
+        roll_check,
         tuple(row for stage in stages for row in stage.history),
     )
     if fabric.is_global_zero:
@@ -197,7 +197,7 @@ def _fit(
     return load_model(folder)
 
 
-def _chosen_reference(context: StageContext, cases: Sequence[StoredCase], air: float) -> Reference:
+def _choose_reference(context: StageContext, cases: Sequence[StoredCase], air: float) -> Reference:
     """Choose the reference patient among prepared cases, and report it."""
     plane = context.config.data.plane
     reference = choose_reference(cases, context.config.pose, air, plane)
@@ -211,7 +211,7 @@ def _chosen_reference(context: StageContext, cases: Sequence[StoredCase], air: f
     return reference
 
 
-def _against(rolls: Mapping[str, float], reference: Reference) -> dict[str, float]:
+def _angles_to_reference(rolls: Mapping[str, float], reference: Reference) -> dict[str, float]:
     """Return each case's angle relative to the homogenized reference in radians.
 
     STN1 brings patients to the reference as shown, which may lean. Empty if its own roll is not known.

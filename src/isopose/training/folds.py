@@ -5,16 +5,16 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from isopose.config import Config
-from isopose.data.splits import measured, split
+from isopose.data.splits import measured_cases, split
 from isopose.errors import BusyError, InputError
 from isopose.files import only_writer, output_folder
 from isopose.io.datasets import Dataset
 from isopose.models.folder import Model
 from isopose.progress import Reporter, Silent
 from isopose.ranks import launched
-from isopose.training.by_hand import Corrections
 from isopose.training.claim import check_folder, claim_folder
 from isopose.training.fit import check_fit, fit
+from isopose.training.manual_targets import Corrections
 from isopose.training.preprocessing import preprocess
 
 #: Returns the reporter of a fold's training, given its folder and settings.
@@ -94,21 +94,21 @@ def fit_folds(
     reporter = reporter or Silent()
     check_folds(dataset, config)
     common = of_fold(config, 0)
-    everyone, none = measured(*split(dataset, common.train), common.train)
+    everyone, none = measured_cases(*split(dataset, common.train), common.train)
     check_fit(common, dataset, everyone, source, corrections or {}, 1)
     with only_writer(output_folder(folder), wait=True):
         check_folder(folder, resume)
         claim_folder(folder, dataset, common, everyone, none, resume, source, corrections or {})
     store = store or folder / "work" / "store"
-    if _left(folder, config):
+    if _untrained_folds(folder, config):
         # Processes started at the same time wait here, and then find the store.
         with only_writer(folder / "work", wait=True):
-            given = source.fingerprint if source else None
+            source_fingerprint = source.fingerprint if source else None
             preprocess(
-                store, (everyone, none), dataset.labels, config.data, channels=dataset.channels, given=given,
-                workers=workers, reporter=reporter,
+                store, (everyone, none), dataset.labels, config.data, channels=dataset.channels,
+                given=source_fingerprint, workers=workers, reporter=reporter,
             )  # fmt: skip
-    while left := _left(folder, config):
+    while left := _untrained_folds(folder, config):
         for fold in left:
             settings, place = of_fold(config, fold), fold_folder(folder, fold)
             following = tracking(place, settings) if tracking else nullcontext(reporter)
@@ -137,7 +137,7 @@ def fit_folds(
     return True
 
 
-def _left(folder: Path, config: Config) -> list[int]:
+def _untrained_folds(folder: Path, config: Config) -> list[int]:
     """Return the folds that are not trained."""
     folds = range(config.train.folds)
     return [fold for fold in folds if not (fold_folder(folder, fold) / "model.json").is_file()]

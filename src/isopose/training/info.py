@@ -5,8 +5,8 @@ from isopose.io.datasets import Case
 from isopose.models.folder import Model
 from isopose.models.info import ReferenceInfo, StageInfo, TrainingInfo
 from isopose.progress import Reporter
-from isopose.training.by_hand import Corrections
 from isopose.training.checkpoint import StageProgress
+from isopose.training.manual_targets import Corrections
 from isopose.training.targets import Reference
 
 

@@ -73,9 +73,9 @@ def train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) ->
         ) from None
 
 
-def _diverged(stage: Stage, what: str) -> IsoposeError:
+def _diverged(stage: Stage, reason: str) -> IsoposeError:
     return IsoposeError(
-        f"stage {stage.name}: {what}; the last good checkpoint is kept; "
+        f"stage {stage.name}: {reason}; the last good checkpoint is kept; "
         f"lower {stage.section or stage.name}.optimizer.learning_rate"
     )
 
@@ -85,7 +85,7 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
     objective = stage.objective.to(fabric.device)
     optimizer = _optimizer(objective, config)
     checkpoint = work / "checkpoints" / f"{stage.name}.safetensors"
-    progress, best = _resumed(checkpoint, objective, optimizer, fabric)
+    progress, best = _resume(checkpoint, objective, optimizer, fabric)
     if not progress.finished:
         module, wrapped = fabric.setup(objective, optimizer)
         with (
@@ -100,8 +100,8 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
                 rate = _set_learning_rate(optimizer, config, progress.epoch)
                 loss = _train_epoch(stage, fabric, module, wrapped, progress.epoch, report)
                 if not math.isfinite(loss) or not _finite(objective):
-                    what = "weights that are not finite" if math.isfinite(loss) else f"loss {loss}"
-                    raise _diverged(stage, f"{what} in epoch {progress.epoch + 1}")
+                    reason = "weights that are not finite" if math.isfinite(loss) else f"loss {loss}"
+                    raise _diverged(stage, f"{reason} in epoch {progress.epoch + 1}")
                 trained = time.monotonic()
                 numbers = _validate(stage, fabric, objective)
                 times = {
@@ -124,7 +124,7 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
     return progress
 
 
-def _resumed(
+def _resume(
     checkpoint: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
 ) -> tuple[StageProgress, dict[str, Tensor]]:
     """Return a stage's progress and best weights; objective and optimizer get the checkpoint's state."""
@@ -152,7 +152,7 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoc
     pin = fabric.device.type == "cuda"
     shares = shares_of_rank(config.batch_size, config.parts)
     places = torch.cat(shares)
-    own = len(places)
+    batch_count = len(places)
 
     def change(batch: Any, number: int) -> Any:
         return stage.augment(batch, (*stage.seed, epoch, number), places.tolist()) if stage.augment else batch
@@ -161,11 +161,13 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoc
     for step, batch in enumerate(read_ahead(stage.training, read, pin=pin, change=change)):
         batch, disturbance = batch.to(fabric.device), noise[step, places].to(fabric.device)
         optimizer.zero_grad()
-        rows_of_parts = torch.arange(own, device=fabric.device).split([len(share) for share in shares])
+        rows_of_parts = torch.arange(batch_count, device=fabric.device).split(
+            [len(share) for share in shares]
+        )
         for number, rows in enumerate(rows_of_parts, start=1):
             part = batch.part(rows) if config.parts > 1 else batch
             with fabric.no_backward_sync(module, enabled=number < config.parts):
-                loss = module(part, disturbance[rows]) * (len(rows) / own)
+                loss = module(part, disturbance[rows]) * (len(rows) / batch_count)
                 fabric.backward(loss)
             total += loss.detach()
         # Non-finite gradients: the scaler of 16-mixed skips that step, as it should. In any other precision

@@ -17,15 +17,15 @@ from isopose.progress import Reporter
 from isopose.training.losses import deep_supervision_loss
 
 #: Resident bytes of a process before training: Python, PyTorch, other libraries, prefetched slices.
-PROCESS = 1000e6
+PROCESS_BYTES = 1000e6
 #: Peak memory of a training step beyond the activations stored for the backward pass, in units of a feature
 #: map of the first level: gradients, copies in the memory layout of a convolution, fragmentation. More with
 #: activation checkpointing, and again more for volumes. Measured (docs/measurements.md, "Memory of
 #: training").
-ON_THE_WAY, AGAIN, OF_VOLUMES = 10, 16, 5
+STEP_MAPS, CHECKPOINTED_STEP_MAPS, VOLUME_STEP_MAPS = 10, 16, 5
 #: Bytes per weight: with its gradient and the optimizer's two moments; extra during gradient accumulation;
 #: extra copies of mixed precision; the best epoch's weights, kept on the CPU.
-A_WEIGHT, ADDED, MIXED, BEST = 16, 4, 4, 4
+WEIGHT_BYTES, ACCUMULATION_BYTES, MIXED_PRECISION_BYTES, BEST_EPOCH_BYTES = 16, 4, 4, 4
 
 
 def parse_bytes(text: str) -> float:
@@ -56,20 +56,26 @@ def training_bytes(config: Config, classes: int, device: str, channels: int = 1)
     settings = config.unet.optimizer
     part = -(-settings.batch_size // settings.parts)
     mixed = choose_precision(config.train.precision, device) != "32-true"
-    unet, kept, of_a_map = _kept(config, classes, part, channels)
-    maps = (AGAIN if config.unet.recompute else ON_THE_WAY) + (OF_VOLUMES if config.dims == 3 else 0)
-    on_the_way = maps * of_a_map
+    unet, stored, map_bytes = _stored_activations(config, classes, part, channels)
+    maps = (CHECKPOINTED_STEP_MAPS if config.unet.recompute else STEP_MAPS) + (
+        VOLUME_STEP_MAPS if config.dims == 3 else 0
+    )
+    step_bytes = maps * map_bytes
     # Mixed precision halves the inputs of convolutions, while the norms of volumes stay float32.
     low = (0.5 if config.dims == 2 else 0.75) if mixed else 1.0
     weights = sum(p.numel() for p in unet.parameters())
-    of_a_weight = A_WEIGHT + (ADDED if settings.parts > 1 else 0) + (MIXED if mixed else 0)
-    of_a_weight += BEST if device == "cpu" else 0
+    bytes_per_weight = (
+        WEIGHT_BYTES
+        + (ACCUMULATION_BYTES if settings.parts > 1 else 0)
+        + (MIXED_PRECISION_BYTES if mixed else 0)
+    )
+    bytes_per_weight += BEST_EPOCH_BYTES if device == "cpu" else 0
     # Image, mask, one-hot labels (integers, then floats) and their resampled copies.
     pixels = part * (config.data.size**2 if config.dims == 2 else 0)
     # A neighbor or further channel: its image, that less air, blurred.
     batch = pixels * (24 + 16 * classes + 12 * (unet.plan.channels - 1))
-    process = PROCESS if device == "cpu" else 0.0
-    return process + low * (kept + on_the_way) + batch + of_a_weight * weights
+    process_bytes = PROCESS_BYTES if device == "cpu" else 0.0
+    return process_bytes + low * (stored + step_bytes) + batch + bytes_per_weight * weights
 
 
 def fit_into(
@@ -84,12 +90,12 @@ def fit_into(
     """Return :func:`fitted` settings for the configured device, and report them."""
     device = choose_device(config.train.device).type
     chosen = fitted(config, classes, memory, device, shrink=shrink, channels=channels)
-    taken = training_bytes(chosen, classes, device, channels)
+    needed = training_bytes(chosen, classes, device, channels)
     unet, batch = chosen.unet, chosen.unet.optimizer
-    how = f"batches of {batch.batch_size}" + (f" in {batch.parts} parts" if batch.parts > 1 else "")
+    batches = f"batches of {batch.batch_size}" + (f" in {batch.parts} parts" if batch.parts > 1 else "")
     reporter.say(
-        f"memory: about {taken / 1e9:.2f} of {memory / 1e9:.2f} GB for a "
-        f"U-Net of {chosen.unet_size} pixels (unet.input={unet.input}), {how}"
+        f"memory: about {needed / 1e9:.2f} of {memory / 1e9:.2f} GB for a "
+        f"U-Net of {chosen.unet_size} pixels (unet.input={unet.input}), {batches}"
         + (", with activation checkpointing" if unet.recompute else "")
     )
     return chosen
@@ -115,21 +121,21 @@ def fitted(
     Raises:
         InputError: not even the smallest settings fit; the message says how much they need.
     """
-    least = math.inf
-    for each in _choices(config, shrink):
-        taken = training_bytes(each, classes, device, channels)
-        if taken <= memory:
-            return each
-        least = min(least, taken)
+    smallest = math.inf
+    for candidate in _choices(config, shrink):
+        needed = training_bytes(candidate, classes, device, channels)
+        if needed <= memory:
+            return candidate
+        smallest = min(smallest, needed)
     raise InputError(
         f"--memory: {memory / 1e9:.2f} GB are not enough to train this U-Net, which needs at least "
-        f"{least / 1e9:.2f} GB; give more, a smaller data.size or fewer unet.base_features"
+        f"{smallest / 1e9:.2f} GB; give more, a smaller data.size or fewer unet.base_features"
     )
 
 
 def _choices(config: Config, shrink: bool) -> Iterator[Config]:
     batch = config.unet.optimizer.batch_size
-    few = 4 if config.dims == 2 else 1
+    min_part = 4 if config.dims == 2 else 1
     parts = [n for n in range(2, batch + 1) if -(-batch // n) < -(-batch // (n - 1))]
     inputs = ["full", "half", "quarter"]
     smaller = config.crop.enabled and shrink
@@ -138,7 +144,7 @@ def _choices(config: Config, shrink: bool) -> Iterator[Config]:
     for size in inputs:
         yield from _checkpointing(config, size, 1)
         for n in parts:
-            if -(-batch // n) >= few:
+            if -(-batch // n) >= min_part:
                 yield from _checkpointing(config, size, n)
     for n in parts:
         yield from _checkpointing(config, inputs[-1], n)
@@ -155,7 +161,7 @@ def _checkpointing(config: Config, size: str, parts: int) -> Iterator[Config]:
         return
 
 
-def _kept(config: Config, classes: int, part: int, channels: int) -> tuple[UNet, float, float]:
+def _stored_activations(config: Config, classes: int, part: int, channels: int) -> tuple[UNet, float, float]:
     """Count the activations that a part of a batch stores for the backward pass.
 
     Returns:
@@ -185,5 +191,5 @@ def _kept(config: Config, classes: int, part: int, channels: int) -> tuple[UNet,
                     probabilities = F.interpolate(probabilities, [side >> level for side in frame])
                 levels.append((probabilities, torch.zeros(probabilities.shape)))
             loss = deep_supervision_loss(levels)  # noqa: F841 - holds what the backward pass needs
-    kept = sum(nbytes for key, (_, nbytes) in storages.items() if key not in weights)
-    return unet, kept, 4.0 * part * plan.features[0] * math.prod(shape)
+    stored = sum(nbytes for key, (_, nbytes) in storages.items() if key not in weights)
+    return unet, stored, 4.0 * part * plan.features[0] * math.prod(shape)

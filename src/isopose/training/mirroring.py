@@ -15,9 +15,9 @@ from isopose.progress import Reporter
 
 #: Part of a structure's pixels on one side of the body, and part of the patients in whom it is the same side,
 #: from which the structure belongs to that side.
-OF_PIXELS, OF_PATIENTS = 0.75, 0.8
+MIN_PIXEL_SHARE, MIN_PATIENT_SHARE = 0.75, 0.8
 #: Largest number of labeled slices that are examined.
-SLICES = 1000
+MAX_SLICES = 1000
 
 
 def check_mirroring(config: Config, labels: Labels) -> None:
@@ -52,7 +52,7 @@ def decide_mirroring(config: Config, labels: Labels, slices: Slices, reporter: R
     if config.unet.mirror == AUTO:
         # nnU-Net's augmentation mirrors by itself.
         baseline = config.unet.augmentation == "nnunet"
-        reason = "" if baseline else _against(labels, slices)
+        reason = "" if baseline else _why_not_mirrored(labels, slices)
         if config.data.plane == "sagittal" and not baseline:
             reason = "mirrored sagittal slices have front and back swapped"
         part = 0.0 if reason or baseline else MIRRORED
@@ -67,7 +67,7 @@ def decide_mirroring(config: Config, labels: Labels, slices: Slices, reporter: R
     )
 
 
-def _against(labels: Labels, slices: Slices) -> str:
+def _why_not_mirrored(labels: Labels, slices: Slices) -> str:
     """Return why labels cannot be mirrored; an empty string where they can."""
     try:
         partners = mirrored_classes(labels.names)
@@ -85,11 +85,11 @@ def one_sided(slices: Slices) -> list[bool]:
 
     The middle of the body is that of the mask in each slice, in the axes of the header.
     """
-    some = slices.labeled().spread(SLICES)
+    sampled = slices.labeled().spread(MAX_SLICES)
     count = slices.presence.shape[1]
     of_patient: dict[str, np.ndarray] = {}
-    patients = some.patients
-    for batch in some.batches(16):
+    patients = sampled.patients
+    for batch in sampled.batches(16):
         mask, labels = batch.mask[:, 0].numpy() > 0, batch.labels.numpy()
         x = np.arange(mask.shape[2])
         area = mask.sum(axis=(1, 2))
@@ -98,9 +98,11 @@ def one_sided(slices: Slices) -> list[bool]:
             columns = np.stack([(one == index).sum(axis=0) for index in range(1, count + 1)])
             sums = of_patient.setdefault(patients[row], np.zeros((2, count)))
             sums += [columns[:, x < center].sum(axis=1), columns[:, x > center].sum(axis=1)]
-    found = []
+    result = []
     for index in range(count):
-        shown = [sums[:, index] / total for sums in of_patient.values() if (total := sums[:, index].sum())]
-        on_side = [sum(one[side] >= OF_PIXELS for one in shown) for side in (0, 1)]
-        found.append(bool(shown) and max(on_side) >= OF_PATIENTS * len(shown))
-    return found
+        left_right = [
+            sums[:, index] / total for sums in of_patient.values() if (total := sums[:, index].sum())
+        ]
+        on_side = [sum(one[side] >= MIN_PIXEL_SHARE for one in left_right) for side in (0, 1)]
+        result.append(bool(left_right) and max(on_side) >= MIN_PATIENT_SHARE * len(left_right))
+    return result

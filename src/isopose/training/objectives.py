@@ -21,8 +21,8 @@ from isopose.models.pipeline import Networks
 from isopose.models.roll import views_at_angle
 from isopose.ranks import gathered
 from isopose.training.losses import crop_loss, pose_loss, roll_loss
-from isopose.training.targets import crop_targets, homogenizing
-from isopose.training.turning import estimate_of, judged_turns, summed_up
+from isopose.training.roll_check import estimate_of, rotation_errors, summarize
+from isopose.training.targets import crop_targets, homogenizing_matrix
 
 
 def noise_size(dims: int) -> int:
@@ -34,19 +34,19 @@ class PoseObjective(nn.Module):
     """Train STN1: maximize the agreement of the homogenized outline with the reference's (Eq. 1)."""
 
     def __init__(
-        self, networks: Networks, by_hand: Tensor | None = None, truth: Mapping[str, float] | None = None
+        self, networks: Networks, manual: Tensor | None = None, truth: Mapping[str, float] | None = None
     ) -> None:
         """Use the STN1 of the networks.
 
         Args:
             networks: whose STN1 is trained.
-            by_hand: poses ``(N, 5)`` set by hand for training rows, NaN for others.
+            manual: poses ``(N, 5)`` set by hand for training rows, NaN for others.
             truth: case id to the true roll relative to the reference, radians, if known.
         """
         super().__init__()
         self.pose = networks.pose
         self.air = networks.air
-        self.by_hand = by_hand
+        self.manual = manual
         self.truth = dict(truth or {})
 
     def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:  # noqa: ARG002
@@ -54,11 +54,11 @@ class PoseObjective(nn.Module):
         theta = matrix_from_pose(self.pose(batch.image, batch.mask))
         reference = self.pose.reference_mask
         loss = pose_loss(warp(batch.mask, theta, tuple(reference.shape[2:])), reference)
-        if self.by_hand is None:
+        if self.manual is None:
             return loss
-        by_hand = self.by_hand[batch.rows.cpu()].to(theta.device)
-        known = by_hand.isfinite().all(dim=1)
-        away = (theta[known] - matrix_from_pose(by_hand[known])).abs().sum(dim=(1, 2))
+        manual = self.manual[batch.rows.cpu()].to(theta.device)
+        known = manual.isfinite().all(dim=1)
+        away = (theta[known] - matrix_from_pose(manual[known])).abs().sum(dim=(1, 2))
         return loss + away.sum() / len(known)
 
     def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:
@@ -71,7 +71,7 @@ class PoseObjective(nn.Module):
         learned, start, turns = [], [], []
         for batch in batches:
             turns.append(
-                judged_turns(self.pose, self.pose.reference_mask, self.air, self.truth, slices, batch)
+                rotation_errors(self.pose, self.pose.reference_mask, self.air, self.truth, slices, batch)
             )
             before = self.pose.initial_pose(batch.image, batch.mask)
             after = self.pose.refine(batch.image, batch.mask, before)
@@ -80,7 +80,7 @@ class PoseObjective(nn.Module):
         return {
             "mask dice": float(gathered(learned).mean()),
             f"{self.pose.config.start} alone": float(gathered(start).mean()),
-            **summed_up(turns),
+            **summarize(turns),
         }
 
 
@@ -139,44 +139,44 @@ class CropObjective(nn.Module):
     Slices and volumes without a label have no target and do not train the crop.
     """
 
-    def __init__(self, networks: Networks, by_hand: Tensor | None = None) -> None:
+    def __init__(self, networks: Networks, manual: Tensor | None = None) -> None:
         """Use the crop network of the networks.
 
         Args:
             networks: of slices or of volumes.
-            by_hand: crops ``(N, 3, 3)`` set by hand for training rows, NaN for others.
+            manual: crops ``(N, 3, 3)`` set by hand for training rows, NaN for others.
         """
         super().__init__()
         self.crop = networks.crop
-        self.by_hand = by_hand
+        self.manual = manual
         self.networks = (networks,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, batch: Batch, noise: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all stages
         """Return the loss of a batch."""
-        image, mask, target, found = self._seen(batch)
-        if self.by_hand is not None:
-            by_hand = self.by_hand[batch.rows.cpu()].to(target.device)
-            target = torch.where(by_hand.isfinite(), by_hand, target)
-        theta2 = self.crop(image, mask)[found]
+        image, mask, target, has_box = self._homogenized_inputs(batch)
+        if self.manual is not None:
+            manual = self.manual[batch.rows.cpu()].to(target.device)
+            target = torch.where(manual.isfinite(), manual, target)
+        theta2 = self.crop(image, mask)[has_box]
         crop, target_crop = (
-            warp(image[found], theta, tuple(image.shape[2:]), fill=self.networks[0].air)
-            for theta in (theta2, target[found])
+            warp(image[has_box], theta, tuple(image.shape[2:]), fill=self.networks[0].air)
+            for theta in (theta2, target[has_box])
         )
-        return crop_loss(crop, target_crop, theta2, target[found], self.crop.config)
+        return crop_loss(crop, target_crop, theta2, target[has_box], self.crop.config)
 
     def judge(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
         """Return the mean overlap (intersection over union) of predicted and target boxes, if any."""
         values = []
         for batch in batches:
-            image, mask, target, found = self._seen(batch)
-            values.append(box_overlap(self.crop(image, mask)[found], target[found]))
+            image, mask, target, has_box = self._homogenized_inputs(batch)
+            values.append(box_overlap(self.crop(image, mask)[has_box], target[has_box]))
         overlap = gathered(values)
         return {"box overlap": float(overlap.mean())} if len(overlap) else {}
 
-    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _homogenized_inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return homogenized images and masks, target crops, and which samples have a target."""
         (networks,) = self.networks
-        matrix = homogenizing(networks, batch)
+        matrix = homogenizing_matrix(networks, batch)
         masks = (one for one, *_ in each_stack(batch.mask))
         seen = [
             networks.homogenized(image, mask, theta, self.crop.config.size)
@@ -211,14 +211,14 @@ class JointObjective(nn.Module):
 
     def forward(self, batch: SliceBatch, noise: Tensor) -> Tensor:  # noqa: ARG002
         """Return the loss of a batch."""
-        pose, theta2, target, found = self._seen(batch)
+        pose, theta2, target, has_box = self._pose_and_crop(batch)
         outline = warp(batch.mask, matrix_from_pose(pose), tuple(self.reference.shape[2:]))
         loss = pose_loss(outline, self.reference)
         size = (self.config.crop.size, self.config.crop.size)
-        theta1, theta2, target = matrix_from_pose(pose.detach()[found]), theta2[found], target[found]
+        theta1, theta2, target = matrix_from_pose(pose.detach()[has_box]), theta2[has_box], target[has_box]
         # Resampled once from the frame, as the U-Net's input is.
         crop, target_crop = (
-            warp(batch.image[found], compose(theta1, theta), size, fill=self.air)
+            warp(batch.image[has_box], compose(theta1, theta), size, fill=self.air)
             for theta in (theta2, target)
         )
         return loss + crop_loss(crop, target_crop, theta2, target, self.config.crop)
@@ -231,21 +231,23 @@ class JointObjective(nn.Module):
         learned, start, overlap, turns = [], [], [], []
         for batch in batches:
             if self.estimate is not None:
-                turns.append(judged_turns(self.estimate, self.reference, self.air, self.truth, slices, batch))
+                turns.append(
+                    rotation_errors(self.estimate, self.reference, self.air, self.truth, slices, batch)
+                )
             assert batch.pose is not None, "the joint network starts from a first estimate"
-            pose, theta2, target, found = self._seen(batch)
+            pose, theta2, target, has_box = self._pose_and_crop(batch)
             learned.append(self.agreement(batch.mask, pose))
             start.append(self.agreement(batch.mask, batch.pose))
-            overlap.append(box_overlap(theta2[found], target[found]))
+            overlap.append(box_overlap(theta2[has_box], target[has_box]))
         parts = {"mask dice": float(gathered(learned).mean())}
         squares = gathered(overlap)
         if len(squares):
             parts["box overlap"] = float(squares.mean())
         alone = {f"{self.config.pose.start} alone": float(gathered(start).mean())}
-        roll = summed_up(turns) if turns else {}
+        roll = summarize(turns) if turns else {}
         return {"pose and crop": sum(parts.values()) / len(parts), **parts, **alone, **roll}
 
-    def _seen(self, batch: SliceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _pose_and_crop(self, batch: SliceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert batch.pose is not None, "the joint network starts from a first estimate"
         pose, theta2 = self.joint_step(batch.image, batch.mask, batch.pose)
         return pose, theta2, *crop_targets(batch.labels, matrix_from_pose(pose.detach()), self.config.crop)

@@ -30,7 +30,7 @@ def preprocess(
 
     Args:
         folder: for stores and fingerprints; existing ones are reused.
-        cases: those from which the fingerprint is computed (:func:`isopose.data.splits.measured`), and
+        cases: those from which the fingerprint is computed (:func:`isopose.data.splits.measured_cases`), and
             others.
         labels: names and stored values.
         config: settings of the preprocessing.

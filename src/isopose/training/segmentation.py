@@ -20,7 +20,7 @@ from isopose.models.restore import most_probable, restore, restore_slices
 from isopose.ranks import gathered
 from isopose.training.crop_augmentation import displacements, each_changed, seeds_of
 from isopose.training.losses import deep_supervision_loss, one_hot
-from isopose.training.targets import homogenizing
+from isopose.training.targets import homogenizing_matrix
 
 #: Unit of the setting ``unet.pose_jitter``, which is the strength: the jitter at strength 1 by the number of
 #: dimensions, in radians, log scales and shifts in half sides of the homogenized frame. Pitch and yaw of
@@ -65,19 +65,21 @@ class SegmentationObjective(nn.Module):
             noise: ``(N, noise_size(dims))`` in [-1, 1); jitters pose and crop, selects mirrored samples, and
                 seeds the augmentation.
         """
-        theta, in_mirror = self._disturbed(batch, noise), self._in_mirror(noise)
-        shift = self._shift(noise)
+        theta, in_mirror = self._jittered(batch, noise), self._draw_mirrored(noise)
+        shift = self._draw_displacements(noise)
         native = self.config.unet.loss_space == "native"
         targets = []
         for labels, matrices, mirror, *moved in each_stack(batch.labels, theta, in_mirror, *shift):
-            shown = one_hot(labels, self.classes)
+            one_hot_labels = one_hot(labels, self.classes)
             ignored = (labels == IGNORED)[:, None].float() if self.partial and not native else None
             if self.config.mirrored:
-                chosen = mirror.reshape(-1, *[1] * (shown.ndim - 1))
-                shown = torch.where(chosen, shown[:, self.partners], shown)
+                chosen = mirror.reshape(-1, *[1] * (one_hot_labels.ndim - 1))
+                one_hot_labels = torch.where(chosen, one_hot_labels[:, self.partners], one_hot_labels)
             size = self.config.unet_shape
-            targets.append(shown if native else warped_target(shown, matrices, size, ignored, *moved))
-        target, crop = torch.cat(targets), self._cut(batch, theta, *shift)
+            targets.append(
+                one_hot_labels if native else warped_target(one_hot_labels, matrices, size, ignored, *moved)
+            )
+        target, crop = torch.cat(targets), self._crop_input(batch, theta, *shift)
         if self.augmented:
             airs = self.networks[0].airs
             crop = each_changed(crop, seeds_of(noise[:, -1]), self.config.unet.intensity, airs)
@@ -85,9 +87,9 @@ class SegmentationObjective(nn.Module):
         def level(logits: Tensor) -> tuple[Tensor, Tensor]:
             probabilities = logits.float().softmax(dim=1)
             if not native:
-                return probabilities, _shrunk(target, logits.shape[2:])
+                return probabilities, _downsampled(target, logits.shape[2:])
             side = self.config.unet_size // logits.shape[-1]
-            goal = _shrunk(target, [pixels // side for pixels in target.shape[2:]])
+            goal = _downsampled(target, [pixels // side for pixels in target.shape[2:]])
             # Interpolation would hide a checkered prediction from the loss: docs/concepts/unet.md, "Loss".
             return restore(probabilities, theta, tuple(goal.shape[2:]), mode="nearest"), goal
 
@@ -106,7 +108,7 @@ class SegmentationObjective(nn.Module):
     def _counts(self, batch: Batch) -> Tensor:
         """Return voxels of each label ``(3, N, labels)``: in both, in the prediction, in the ground truth."""
         theta = self._theta(batch)
-        probabilities = self.unet(self._cut(batch, theta))[0].float().softmax(dim=1)
+        probabilities = self.unet(self._crop_input(batch, theta))[0].float().softmax(dim=1)
         if self.config.dims == 2:
             labels = batch.labels
             predicted = most_probable(restore(probabilities, theta, tuple(labels.shape[1:])))
@@ -121,7 +123,7 @@ class SegmentationObjective(nn.Module):
             counts.append(torch.stack(parts).sum(dim=0))
         return torch.cat(counts, dim=1)
 
-    def _cut(self, batch: Batch, theta: Tensor, *shift: Tensor) -> Tensor:
+    def _crop_input(self, batch: Batch, theta: Tensor, *shift: Tensor) -> Tensor:
         """Return the U-Net's input of a batch, in the memory layout that its convolutions want."""
         if batch.channel_pose is not None:
             theta = channels_from_crop(theta, batch.channel_pose)
@@ -130,9 +132,9 @@ class SegmentationObjective(nn.Module):
 
     def _theta(self, batch: Batch) -> Tensor:
         assert batch.theta2 is not None, "the U-Net is trained after the crop"
-        return compose(homogenizing(self.networks[0], batch), batch.theta2)
+        return compose(homogenizing_matrix(self.networks[0], batch), batch.theta2)
 
-    def _disturbed(self, batch: Batch, noise: Tensor) -> Tensor:
+    def _jittered(self, batch: Batch, noise: Tensor) -> Tensor:
         """Return ``input_from_crop`` with jitter like the errors of pose and crop on unseen patients.
 
         The jittered transform of a mirrored sample is mirrored (:func:`isopose.geometry.box.mirrored`).
@@ -150,13 +152,13 @@ class SegmentationObjective(nn.Module):
         if crop.enabled:
             theta2 = jittered(theta2, noise[:, numbers:-2], shift=crop.jitter_shift, scale=crop.jitter_scale)
         theta = compose(self.networks[0].input_from_homogenized(pose, batch.stack_from_frame), theta2)
-        return torch.where(self._in_mirror(noise)[:, None, None], mirrored(theta), theta)
+        return torch.where(self._draw_mirrored(noise)[:, None, None], mirrored(theta), theta)
 
-    def _in_mirror(self, noise: Tensor) -> Tensor:
+    def _draw_mirrored(self, noise: Tensor) -> Tensor:
         """Return which samples ``(N,)`` are mirrored, each with the configured probability."""
         return noise[:, -2] < 2.0 * self.config.mirrored - 1.0
 
-    def _shift(self, noise: Tensor) -> tuple[Tensor, ...]:
+    def _draw_displacements(self, noise: Tensor) -> tuple[Tensor, ...]:
         """Return the displacements of the crops' pixels, in a tuple that is empty if none is deformed."""
         if not self.augmented:
             return ()
@@ -188,7 +190,7 @@ def warped_target(
     return torch.cat([rest.clamp(min=0.0), inside], dim=1)
 
 
-def _shrunk(target: Tensor, size: Sequence[int]) -> Tensor:
+def _downsampled(target: Tensor, size: Sequence[int]) -> Tensor:
     """Return the means of a target over the larger pixels of a coarser level."""
     factors = [whole // part for whole, part in zip(target.shape[2:], size, strict=True)]
     return F.avg_pool2d(target, factors) if target.ndim == 4 else F.avg_pool3d(target, factors)
@@ -204,13 +206,13 @@ def _overlaps(predicted: Tensor, truth: Tensor, judged: Iterable[tuple[int, ...]
     """
     counts, labeled = [], truth != IGNORED
     for classes in judged:
-        a, b = (_any_of(one, classes) for one in (predicted, truth))
+        a, b = (_is_any_of(one, classes) for one in (predicted, truth))
         a &= labeled
         counts.append(torch.stack([one.flatten(1).sum(dim=1) for one in (a & b, a, b)]))
     return torch.stack(counts, dim=2)
 
 
-def _any_of(classes: Tensor, wanted: tuple[int, ...]) -> Tensor:
+def _is_any_of(classes: Tensor, wanted: tuple[int, ...]) -> Tensor:
     """Return where a map has one of some classes, booleans."""
     found = classes == wanted[0]
     for index in wanted[1:]:

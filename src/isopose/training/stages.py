@@ -12,15 +12,15 @@ from torch import Tensor
 
 from isopose.config import Config
 from isopose.data.samples import Slices, Volumes
-from isopose.errors import InputError
+from isopose.errors import InputError, counted
 from isopose.labels import Labels, mirrored_classes
-from isopose.models.info import Turning
+from isopose.models.info import RollCheck
 from isopose.models.pipeline import Networks
 from isopose.progress import Reporter
 from isopose.training.augmentation import Augmentation
-from isopose.training.by_hand import Corrections, crops_by_hand, poses_by_hand, where_set
 from isopose.training.checkpoint import StageProgress
 from isopose.training.loop import Stage, train_stage
+from isopose.training.manual_targets import Corrections, manual_crops, manual_poses, override
 from isopose.training.objectives import (
     CropObjective,
     JointObjective,
@@ -28,17 +28,17 @@ from isopose.training.objectives import (
     RollObjective,
     noise_size,
 )
+from isopose.training.roll_check import check_roll, rotation_warning
 from isopose.training.segmentation import SegmentationObjective
 from isopose.training.transforms import (
     box_of_all,
+    extent_of,
     poses_of,
-    reach_of,
+    rotation_warnings,
     transforms_of,
-    turned_warnings,
     volume_crops_of,
     volume_poses_of,
 )
-from isopose.training.turning import measure_turning, warning_of
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class _OfSlices:
         networks: to be trained.
         training: slices of the training patients.
         validation: slices of the validation patients, if there are any.
-        by_hand: poses ``(N, 5)`` of the training slices that were set by hand, NaN for others.
+        manual: poses ``(N, 5)`` of the training slices that were set by hand, NaN for others.
     """
 
     networks: Networks
     training: Slices
     validation: Slices | None
-    by_hand: Tensor
+    manual: Tensor
 
     @property
     def all(self) -> list[Slices]:
@@ -92,7 +92,7 @@ def slice_stages(
     train_slices: Slices,
     val_slices: Slices | None,
     corrections: Corrections,
-) -> tuple[list[StageProgress], Turning | None]:
+) -> tuple[list[StageProgress], RollCheck | None]:
     """Train the networks of slices; afterwards they have the best weights.
 
     Returns:
@@ -100,62 +100,62 @@ def slice_stages(
     """
     config, device = context.config, context.fabric.device
     reference = networks.pose.reference_mask.cpu()
-    data = _OfSlices(networks, train_slices, val_slices, poses_by_hand(train_slices, corrections, reference))
+    data = _OfSlices(networks, train_slices, val_slices, manual_poses(train_slices, corrections, reference))
     stages: list[StageProgress] = []
-    turning: Turning | None = None
+    roll_check: RollCheck | None = None
     # If a model is fine-tuned in parts (train.parts), pose and crop are not trained.
     learning = config.train.parts == "all"
     if learning:
-        stages, turning = _train_pose(context, data)
+        stages, roll_check = _train_pose(context, data)
     _find_poses(context, data)
     # A patient's roll is an in-plane rotation in axial slices only.
     for slices in data.all if config.data.plane == "axial" else ():
-        for line in turned_warnings(slices):
+        for line in rotation_warnings(slices):
             context.reporter.say(line)
     if networks.joint is not None and learning:
         joint = JointObjective(networks, context.truth)
         stages.append(_train(context, "joint", joint, train_slices, val_slices, 3, "crop"))
-        turning = _measured(context, data, "crop")
+        roll_check = _check_roll(context, data, "crop")
     if config.crop.enabled and not config.crop.learned and learning:
         networks.crop.start.copy_(box_of_all(networks, train_slices, device))
-    crops = crops_by_hand(train_slices, corrections, reference)
+    crops = manual_crops(train_slices, corrections, reference)
     if networks.crop.localization is not None and learning:
         labeled = train_slices.labeled()
-        judged = val_slices.labeled() if val_slices else None
+        val_labeled = val_slices.labeled() if val_slices else None
         of_labeled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
         crop = CropObjective(networks, of_labeled if of_labeled.isfinite().any() else None)
-        stages.append(_train(context, "crop", crop, labeled, judged or None, 1))
+        stages.append(_train(context, "crop", crop, labeled, val_labeled or None, 1))
     for slices in data.all:
         slices.pose, slices.theta2 = transforms_of(networks, slices, device)
-    train_slices.pose = where_set(data.by_hand, train_slices.pose)
+    train_slices.pose = override(data.manual, train_slices.pose)
     # In the final poses, which a joint network has refined unless they were set by hand.
-    crops = crops_by_hand(train_slices, corrections, reference)
-    train_slices.theta2 = where_set(crops, train_slices.theta2)
+    crops = manual_crops(train_slices, corrections, reference)
+    train_slices.theta2 = override(crops, train_slices.theta2)
     for slices in data.all:
         slices.all_channels = True
         slices.set_neighbors(config.unet)
     networks.unet = networks.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unet = SegmentationObjective(networks, context.labels)
-    drawn, judged = train_slices.known(), val_slices.known() if val_slices else None
+    training, validation = train_slices.annotated(), val_slices.annotated() if val_slices else None
     augment = _augmentation(context, networks)
-    stages.append(_train(context, "unet", unet, drawn, judged or None, 2, augment=augment))
-    return stages, turning
+    stages.append(_train(context, "unet", unet, training, validation or None, 2, augment=augment))
+    return stages, roll_check
 
 
-def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[StageProgress], Turning | None]:
+def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[StageProgress], RollCheck | None]:
     """Train STN1, then the roll network, where the model has them and they learn.
 
     Returns:
         The progress of each stage, and the roll errors of STN1 if it was trained.
     """
-    pose, by_hand = data.networks.pose, data.by_hand
+    pose = data.networks.pose
     stages: list[StageProgress] = []
-    turning: Turning | None = None
+    roll_check: RollCheck | None = None
     if pose.localization is not None:
-        known = by_hand if by_hand.isfinite().any() else None
-        objective = PoseObjective(data.networks, known, context.truth)
+        manual = data.manual if data.manual.isfinite().any() else None
+        objective = PoseObjective(data.networks, manual, context.truth)
         stages.append(_train(context, "pose", objective, data.training, data.validation, 0))
-        turning = _measured(context, data, "pose")
+        roll_check = _check_roll(context, data, "pose")
     if pose.roll is not None and context.config.pose.learned:
         _find_poses(context, data)
         stages.append(
@@ -165,34 +165,35 @@ def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[StageProgr
             "note: the confidence of a fine-tuned roll network is not calibrated again: on scans unlike "
             "these it may warn about correct poses (docs/measurements.md, 'What was tried')"
         )
-    return stages, turning
+    return stages, roll_check
 
 
 def _find_poses(context: StageContext, data: _OfSlices) -> None:
     """Set the poses of all slices: those set by hand in training, the networks' own for all others."""
     for slices in data.all:
         slices.pose = poses_of(data.networks, slices, context.fabric.device)
-    data.training.pose = where_set(data.by_hand, data.training.pose)
+    data.training.pose = override(data.manual, data.training.pose)
 
 
-def _measured(context: StageContext, data: _OfSlices, section: str) -> Turning | None:
+def _check_roll(context: StageContext, data: _OfSlices, section: str) -> RollCheck | None:
     """Measure and report the trained STN1's roll estimates; warn if it has not learned rotation."""
     if context.trial:
         return None
     patients = "validation" if data.validation else "training"
     slices = (data.validation or data.training).spread(context.config.train.validation_slices)
-    turning = measure_turning(data.networks, slices, context.fabric, context.truth, patients)
-    if turning is not None:
-        true = turning.degrees_from_truth
+    roll_check = check_roll(data.networks, slices, context.fabric, context.truth, patients)
+    if roll_check is not None:
+        true = roll_check.degrees_from_truth
         context.reporter.say(
-            f"STN1's roll on {turning.slices} slices of {patients} patients: slope {turning.slope:.2f}, "
-            + (f"{true:.1f} degrees from the true one (moments: {turning.moments_from_truth:.1f}), "
+            f"STN1's roll on {roll_check.slices} slices of {patients} patients: "
+            f"slope {roll_check.slope:.2f}, "
+            + (f"{true:.1f} degrees from the true one (moments: {roll_check.moments_from_truth:.1f}), "
                if true is not None else "")
-            + f"{turning.degrees_from_moments:.1f} degrees from the moments' at the median"
+            + f"{roll_check.degrees_from_moments:.1f} degrees from the moments' at the median"
         )  # fmt: skip
-        if not turning.learned:
-            context.reporter.say(warning_of(turning, section))
-    return turning
+        if not roll_check.learned:
+            context.reporter.say(rotation_warning(roll_check, section))
+    return roll_check
 
 
 def _augmentation(context: StageContext, networks: Networks) -> Augmentation | None:
@@ -220,10 +221,10 @@ def volume_stages(
     learning = context.config.train.parts == "all"
     for volumes in filter(None, (training, validation)):
         volumes.pose = volume_poses_of(networks, volumes, device)
-        for line in turned_warnings(volumes):
+        for line in rotation_warnings(volumes):
             context.reporter.say(line)
     if learning:
-        networks.reach.fill_(reach_of(training))
+        networks.reach.fill_(extent_of(training))
     if crop.enabled and not crop.learned and learning:
         networks.crop.start.copy_(box_of_all(networks, training, device))
     if networks.crop.localization is not None and learning:
@@ -234,8 +235,8 @@ def volume_stages(
         volumes.theta2 = volume_crops_of(networks, volumes, device)
         volumes.all_channels = True
     unet = SegmentationObjective(networks, context.labels)
-    judged = validation.known() if validation else None
-    stages.append(_train(context, "unet", unet, training.known(), judged or None, 2))
+    judged = validation.annotated() if validation else None
+    stages.append(_train(context, "unet", unet, training.annotated(), judged or None, 2))
     return stages
 
 
@@ -266,7 +267,7 @@ def _train(
     )
     progress = train_stage(stage, context.fabric, context.work, context.reporter)
     best = f", best {progress.best:.4f} in epoch {progress.best_epoch}" if progress.best is not None else ""
-    context.reporter.say(f"{name}: {progress.epoch} epochs{best}, {time.monotonic() - started:.0f} s")
+    context.reporter.say(f"{name}: {counted(progress.epoch, 'epoch')}{best}, {time.monotonic() - started:.0f} s")
     return progress
 
 

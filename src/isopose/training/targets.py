@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from isopose.choices import Plane
-from isopose.data.plane import NARROWER
+from isopose.data.plane import OUTLINE_WIDTH
 from isopose.data.samples import Batch, each_stack
 from isopose.data.store import StoredCase
 from isopose.errors import InputError
 from isopose.geometry.box import box_of_mask, matrix_from_box
-from isopose.geometry.moments import moments, spread_along
+from isopose.geometry.moments import moments, radii_along
 from isopose.geometry.pose import LOG_SCALE_X, matrix_from_pose, pose_from_matrix
 from isopose.geometry.symmetry import symmetry_axis
 from isopose.geometry.warp import compose, warp
@@ -97,13 +97,13 @@ def choose_reference(
         InputError: the named case is not among the training cases.
     """
     check_reference(config, [case.record.id for case in cases])
-    found = []
+    candidates = []
     for case in cases:
         if config.reference in (None, case.record.id):
             position = _middle_slice(case)
             image, mask = (torch.from_numpy(a)[:, None].float() for a in case.read([position])[:2])
-            found.append(Candidate(case.record.id, position, image, mask, case.record.frame.pixel_mm))
-    return reference_among(found, config, air, plane)
+            candidates.append(Candidate(case.record.id, position, image, mask, case.record.frame.pixel_mm))
+    return reference_among(candidates, config, air, plane)
 
 
 def reference_among(
@@ -135,7 +135,7 @@ def reference_among(
     if config.fill is None:
         lean, theta = 0.0, torch.eye(3)[None]
     else:
-        theta = filling_matrix(mask, lean, config.fill * _outlined(plane))
+        theta = filling_matrix(mask, lean, config.fill * _outline_width(plane))
     size = (config.size, config.size)
     return Reference(
         case=candidates[best].case,
@@ -149,19 +149,19 @@ def reference_among(
     )
 
 
-def _outlined(plane: Plane) -> float:
+def _outline_width(plane: Plane) -> float:
     """Return how much of the body's width its outline has; the frame holds all of the body."""
-    return 1.0 if plane == "axial" else NARROWER
+    return 1.0 if plane == "axial" else OUTLINE_WIDTH
 
 
 def _spread_mm(candidate: Candidate) -> float:
     """Return the standard deviation in mm of the places that the body covers from one side to the other."""
     outline = moments(candidate.mask)
-    across = spread_along(outline, torch.zeros_like(outline.angle))[0, 0]
+    across = radii_along(outline, torch.zeros_like(outline.angle))[0, 0]
     return float(across) * 0.5 * candidate.mask.shape[3] * candidate.pixel_mm
 
 
-def homogenizing(networks: Networks, batch: Batch) -> Tensor:
+def homogenizing_matrix(networks: Networks, batch: Batch) -> Tensor:
     """Return ``input_from_homogenized`` of a batch whose poses are known, ``(N, 3, 3)`` or ``(N, 4, 4)``."""
     assert batch.pose is not None, "the pose is found first"
     return networks.input_from_homogenized(batch.pose, batch.stack_from_frame)
@@ -181,8 +181,8 @@ def crop_targets(
         ``(N, 3, 3)`` or ``(N, 4, 4)`` matrices, and ``(N,)`` whether a sample has labels at all, and so a
         target.
     """
-    box, found = box_of_mask(where_labeled(labels, input_from_homogenized, config), margin=config.margin)
-    return matrix_from_box(box), found
+    box, has_box = box_of_mask(where_labeled(labels, input_from_homogenized, config), margin=config.margin)
+    return matrix_from_box(box), has_box
 
 
 def where_labeled(
@@ -194,14 +194,14 @@ def where_labeled(
     """
     plane = (config.size, config.size)
     size = plane if input_from_homogenized.shape[-1] == 3 else (config.depth, *plane)
-    seen = []
+    masks = []
     for one, matrices in each_stack(labels, input_from_homogenized):
         ignored = one == IGNORED
-        known = torch.stack([(one > 0) & ~ignored, ignored], dim=1).float()
-        share, unknown = warp(known, matrices, size).unbind(dim=1)
+        classes = torch.stack([(one > 0) & ~ignored, ignored], dim=1).float()
+        share, unknown = warp(classes, matrices, size).unbind(dim=1)
         # Thin structures count too; with sparse annotations the fraction is that of the annotated voxels.
-        seen.append((share > 0.25 * (1.0 - unknown)) & (share > 0.01))
-    return torch.cat(seen)
+        masks.append((share > 0.25 * (1.0 - unknown)) & (share > 0.01))
+    return torch.cat(masks)
 
 
 def _middle_slice(case: StoredCase) -> int:
@@ -222,7 +222,7 @@ def filling_matrix(mask: Tensor, lean: float, fill: float) -> Tensor:
     return compose(upright, matrix_from_pose(onto))
 
 
-def filled_outline(
+def normalized_outline(
     mask: Tensor, lean: float, config: PoseConfig, plane: Plane = "axial"
 ) -> tuple[Tensor, float]:
     """Return the outline of a body upright, centered, and filling a part of its frame.
@@ -237,6 +237,6 @@ def filled_outline(
         The outline ``(1, 1, S, S)``, and the side of its frame as a part of that of the mask.
     """
     assert config.fill is not None, "without fill the outline keeps its frame"
-    theta = filling_matrix(mask, lean, config.fill * _outlined(plane))
+    theta = filling_matrix(mask, lean, config.fill * _outline_width(plane))
     part = float(pose_from_matrix(theta.double())[0, LOG_SCALE_X].exp())
     return warp(mask, theta, (config.size, config.size)), part

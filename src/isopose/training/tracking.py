@@ -139,39 +139,39 @@ class _TrackedStage:
 
 
 @contextmanager
-def _mlflow(_work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, LogRow]]:
+def _mlflow(_work: Path, run_id: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, LogRow]]:
     """Log to the MLflow server at ``MLFLOW_TRACKING_URI``."""
     from mlflow.entities import Metric, Param
     from mlflow.tracking import MlflowClient
 
     # Not mlflow.start_run, which adds who runs what from where.
     client = MlflowClient()
-    if known is None:
-        found = client.get_experiment_by_name(PROJECT)
-        experiment = found.experiment_id if found else client.create_experiment(PROJECT)
-        known = client.create_run(experiment, run_name=RUN).info.run_id
+    if run_id is None:
+        experiment_found = client.get_experiment_by_name(PROJECT)
+        experiment = experiment_found.experiment_id if experiment_found else client.create_experiment(PROJECT)
+        run_id = client.create_run(experiment, run_name=RUN).info.run_id
         params = [Param(key, str(value)) for key, value in settings.items()]
         # MLflow's limit of parameters per request.
         for start in range(0, len(params), 100):
-            client.log_batch(known, params=params[start : start + 100])
-    client.update_run(known, status="RUNNING")
+            client.log_batch(run_id, params=params[start : start + 100])
+    client.update_run(run_id, status="RUNNING")
 
     def draw(row: Mapping[str, Any]) -> None:
         now, epoch = int(time.time() * 1000), row["epoch"]
         # Names of labels may hold what MLflow's may not.
         numbers = {re.sub(r"[^\w\-. /]", "_", key): float(value) for key, value in _scalars(row).items()}
-        client.log_batch(known, [Metric(key, value, now, epoch) for key, value in numbers.items()])
+        client.log_batch(run_id, [Metric(key, value, now, epoch) for key, value in numbers.items()])
 
     try:
-        yield known, draw
+        yield run_id, draw
     except BaseException as error:
-        client.set_terminated(known, "FAILED" if isinstance(error, Exception) else "KILLED")
+        client.set_terminated(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    client.set_terminated(known)
+    client.set_terminated(run_id)
 
 
 @contextmanager
-def _wandb(work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, LogRow]]:
+def _wandb(work: Path, run_id: str | None, settings: Mapping[str, Any]) -> Iterator[tuple[str, LogRow]]:
     """Log to a run of the account, or to a local one, according to ``WANDB_MODE``."""
     import wandb
 
@@ -188,7 +188,7 @@ def _wandb(work: Path, known: str | None, settings: Mapping[str, Any]) -> Iterat
     run = wandb.init(
         project=PROJECT,
         name=RUN,
-        id=known,
+        id=run_id,
         resume="allow",
         dir=str(work),
         config=dict(settings),

@@ -8,7 +8,7 @@ from isopose.io.cases import Dataset
 from isopose.models.folder import Model
 
 #: Settings by section on which the meaning of a model's weights depends; fine-tuning may change all others.
-OF_THE_MODEL: dict[str, tuple[str, ...]] = {
+MODEL_SETTINGS: dict[str, tuple[str, ...]] = {
     "data": (
         *("size", "pixel_mm", "clip_percentiles", "normalization", "pose_channel", "modality"),
         *("plane", "body_threshold_hu"),
@@ -50,7 +50,7 @@ def check_source(source: Model | None, config: Config, dataset: Dataset) -> None
         )
     for name in ("dims", "stn"):
         _same(name, getattr(source.config, name), getattr(config, name))
-    for section, keys in OF_THE_MODEL.items():
+    for section, keys in MODEL_SETTINGS.items():
         before, now = getattr(source.config, section), getattr(config, section)
         for key in keys:
             _same(f"{section}.{key}", getattr(before, key), getattr(now, key))

@@ -13,18 +13,18 @@ from isopose.geometry.pose import ANGLE, LOG_SCALES, POSE_SIZE
 from isopose.models.pipeline import Networks, SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.poses import scan_poses, scan_transforms, slice_poses
-from isopose.scan.prior import TURNED
-from isopose.scan.volume import places, volume_pose
-from isopose.training.targets import homogenizing, where_labeled
+from isopose.scan.prior import TURNED_ROLL
+from isopose.scan.volume import slice_positions, volume_pose
+from isopose.training.targets import homogenizing_matrix, where_labeled
 
 #: Maximum number of slices, and of their pixels, per batch.
-BATCH, PIXELS = 32, 32 * 256**2
+MAX_BATCH_SLICES, MAX_BATCH_PIXELS = 32, 32 * 256**2
 
 
-def batch_of(slices: Slices) -> int:
+def batch_size_of(slices: Slices) -> int:
     """Return the number of slices per batch, limited by their pixels to bound the memory."""
     largest = max(case.record.frame.size for case in slices.cases)
-    return max(1, min(BATCH, PIXELS // largest**2))
+    return max(1, min(MAX_BATCH_SLICES, MAX_BATCH_PIXELS // largest**2))
 
 
 @torch.no_grad()
@@ -44,16 +44,16 @@ def slices_of_scan(
 ) -> SlicePoses:
     """Return the independent poses of some rows of one scan."""
 
-    def read(some: np.ndarray) -> tuple[Tensor, Tensor]:
-        batch = slices.read(some).to(device)
+    def read(batch_rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        batch = slices.read(batch_rows).to(device)
         return batch.image, batch.mask
 
-    size = batch_of(slices)
+    size = batch_size_of(slices)
     batches = [rows[first : first + size] for first in range(0, len(rows), size)]
     return slice_poses(transformer, read, batches, least)
 
 
-def turned_warnings(samples: Slices | Volumes) -> list[str]:
+def rotation_warnings(samples: Slices | Volumes) -> list[str]:
     """Return a warning for each case that is rotated against its header."""
     assert samples.pose is not None, "turned cases are known after the poses"
     lines = []
@@ -61,7 +61,7 @@ def turned_warnings(samples: Slices | Volumes) -> list[str]:
         rows = samples.rows[:, 0] == number if isinstance(samples, Slices) else [number]
         angle = samples.pose[torch.from_numpy(np.asarray(rows)), ANGLE]
         middle = float(angle.median()) if len(angle) else 0.0
-        if abs(middle) > TURNED:
+        if abs(middle) > TURNED_ROLL:
             lines.append(
                 f"{case.record.id}: rotated by {math.degrees(middle):+.0f} degrees relative to the position "
                 "in its header; turned back"
@@ -76,7 +76,7 @@ def transforms_of(networks: Networks, slices: Slices, device: torch.device) -> t
     ``slices.pose`` must be known; it changes only if one network estimates pose and crop.
     """
     parts = []
-    for batch in slices.batches(batch_of(slices)):
+    for batch in slices.batches(batch_size_of(slices)):
         on_device = batch.to(device)
         assert on_device.pose is not None, "transforms follow a first estimate of the pose"
         parts.append(networks.transforms(on_device.image, on_device.mask, on_device.pose))
@@ -106,12 +106,12 @@ def volume_poses_of(networks: Networks, volumes: Volumes, device: torch.device) 
     for case, stack_from_frame in zip(volumes.cases, volumes.stack_from_frame, strict=True):
         slices = Slices([case])
         single = slices_of_scan(networks.pose, slices, np.arange(len(slices)), least, device)
-        z = places(slices.rows[:, 1], case.record.shape[0], stack_from_frame)
+        z = slice_positions(slices.rows[:, 1], case.record.shape[0], stack_from_frame)
         poses.append(volume_pose(networks.pose, single, z.to(device))[0])
     return torch.stack(poses).cpu()
 
 
-def reach_of(volumes: Volumes) -> float:
+def extent_of(volumes: Volumes) -> float:
     """Return the largest extent of posed scans along z in the homogenized frame, in half sides."""
     assert volumes.pose is not None, "the reach is known after the poses"
     # stack_from_frame has the reciprocal of a stack's half depth.
@@ -124,7 +124,7 @@ def volume_crops_of(networks: Networks, volumes: Volumes, device: torch.device) 
     """Return theta2 of every volume, ``(N, 4, 4)``."""
     crops = []
     for batch in (each.to(device) for each in volumes.batches(1)):
-        crops.append(networks.theta2(batch.image[0], batch.mask[0], homogenizing(networks, batch)))
+        crops.append(networks.theta2(batch.image[0], batch.mask[0], homogenizing_matrix(networks, batch)))
     return torch.cat(crops).cpu()
 
 
@@ -134,11 +134,11 @@ def box_of_all(networks: Networks, samples: Slices | Volumes, device: torch.devi
 
     It is the crop if none is learned.
     """
-    size = batch_of(samples) if isinstance(samples, Slices) else 1
+    size = batch_size_of(samples) if isinstance(samples, Slices) else 1
     union: Tensor | None = None
     for batch in samples.batches(size):
         on_device = batch.to(device)
-        seen = where_labeled(on_device.labels, homogenizing(networks, on_device), networks.config.crop)
+        seen = where_labeled(on_device.labels, homogenizing_matrix(networks, on_device), networks.config.crop)
         seen = seen.any(dim=0, keepdim=True).cpu()
         union = seen if union is None else union | seen
     assert union is not None, "there are training samples"

@@ -6,7 +6,7 @@ import torch
 
 from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of
 from isopose.phantom.roll.calibrate import RollEvidence, calibrate, joined_evidence
-from isopose.scan.prior import mass_within
+from isopose.scan.prior import probability_within
 
 
 def made(claimed: float, true: float, shared: float, patients: int = 400, slices: int = 10) -> RollEvidence:
@@ -38,7 +38,7 @@ def test_what_slices_share_is_found_of_patients(shared):
 def test_probabilities_are_then_those_that_happen():
     seen = made(500.0, 80.0, 0.0)
     concentration = calibrated_concentration(seen.evidence.norm(dim=1), calibrate(seen))
-    expected = mass_within(torch.zeros_like(concentration), concentration).mean()
+    expected = probability_within(torch.zeros_like(concentration), concentration).mean()
     happened = (seen.error.abs() <= math.radians(6.0)).float().mean()
     assert expected.item() == pytest.approx(happened.item(), abs=0.02)
 

@@ -25,7 +25,7 @@ def run(output, steps, *more):
 
 
 def test_makes_weights_that_load_and_says_what_they_are_worth(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "EPOCH", 2)
+    monkeypatch.setattr(training, "CHECKPOINT_STEPS", 2)
     assert "roll.json" in run(tmp_path / "one", 4)
     tensors = load_file(tmp_path / "one" / WEIGHTS["ct"])
     RollNetwork().load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)

@@ -5,13 +5,21 @@ import pytest
 import torch
 
 from isopose.models.roll import SIZE
-from isopose.phantom.roll.pictures import DEFORMED, VIEWS, Batches, batch, picture, turned_pictures
-from isopose.phantom.roll.slabs import KEPT, KEPT_REACH, LOWEST_HU, STEP_HU, Slabs, draw_slabs, hounsfield
+from isopose.phantom.roll.pictures import DEFORMED_SIZE, VIEWS, Batches, batch, picture, turned_pictures
+from isopose.phantom.roll.slabs import (
+    LOWEST_HU,
+    STEP_HU,
+    STORED_REACH,
+    STORED_SIZE,
+    Slabs,
+    draw_slabs,
+    hounsfield,
+)
 
 
 def leaning(*degrees: float) -> Slabs:
     """Discs with a bright spine at the back and a mark on the left, each leaning by its angle."""
-    line = ((2.0 * torch.arange(KEPT) + 1.0) / KEPT - 1.0) * KEPT_REACH
+    line = ((2.0 * torch.arange(STORED_SIZE) + 1.0) / STORED_SIZE - 1.0) * STORED_REACH
     x, y = line[None, :], line[:, None]
     hu, masks = [], []
     for angle in degrees:
@@ -46,11 +54,11 @@ def test_pictures_are_upright_whatever_the_lean():
     found = []
     for seed in range(12):
         image, mask = picture(slabs, torch.arange(4), torch.Generator().manual_seed(seed))
-        assert image.shape == mask.shape == (4, 1, DEFORMED, DEFORMED)
+        assert image.shape == mask.shape == (4, 1, DEFORMED_SIZE, DEFORMED_SIZE)
         assert 0.0 <= image.min() <= image.max() <= 1.0
         assert not image[mask == 0].any()
         for one in image[:, 0]:
-            peak = one[:, DEFORMED // 3 : -DEFORMED // 3]
+            peak = one[:, DEFORMED_SIZE // 3 : -DEFORMED_SIZE // 3]
             if float(peak.max()) > 0.9:
                 found.append(middle(one, 0.9)[1])
     # The spine is the brightest: at the back, in most of the disturbed pictures.
@@ -100,9 +108,9 @@ def test_slabs_are_drawn_once_and_are_the_phantoms(tmp_path):
     assert torch.equal(slabs.hu, again.hu)
     assert slabs.patient.unique().tolist() == [0, 1]
     # A body of one size in the middle: a disc of its area has a radius of half the kept reach.
-    area = slabs.mask.float().mean(dim=(1, 2)) * (2.0 * KEPT_REACH) ** 2
+    area = slabs.mask.float().mean(dim=(1, 2)) * (2.0 * STORED_REACH) ** 2
     assert area.numpy() == pytest.approx(math.pi, rel=0.03)
-    line = (2.0 * torch.arange(KEPT) + 1.0) / KEPT - 1.0
+    line = (2.0 * torch.arange(STORED_SIZE) + 1.0) / STORED_SIZE - 1.0
     center = (slabs.mask * line).sum(dim=(1, 2)) / slabs.mask.sum(dim=(1, 2))
     assert center.abs().max() < 0.02
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from isopose.errors import InputError
 from isopose.io.cases import Case, Dataset, dataset_of, path_inside
-from isopose.io.endings import ending
+from isopose.io.endings import stem
 from isopose.labels import Labels
 
 
@@ -70,8 +70,7 @@ def _entries(root: Path, where: Path, listed: object, split: str) -> Iterator[Ca
             raise InputError(
                 f"{where}: training case {image.name!r} has no 'label'; list it under 'test' or add it"
             )
-        end = ending(image)
-        name = image.name[: len(image.name) - len(end)]
+        name = stem(image)
         numbered = image.with_name(f"{name}_0000{image.name[len(name) :]}")
         if not image.exists() and numbered.exists():
             image = numbered

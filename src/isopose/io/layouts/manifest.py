@@ -5,8 +5,8 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import as_stored
 from isopose.io.cases import SPLITS, Case, Dataset, dataset_of
-from isopose.io.endings import ending
-from isopose.io.layouts.table import age_in, read_table
+from isopose.io.endings import stem
+from isopose.io.layouts.table import parse_age, read_table
 from isopose.labels import Labels
 
 
@@ -29,14 +29,14 @@ def open_manifest(path: Path, labels: Labels | None) -> Dataset:
         if not row["image"]:
             raise InputError(f"{path}: line {line} has no image; remove the line or fill it in")
         image = as_stored(path.parent / row["image"])
-        name = row["case"] or image.name[: len(image.name) - len(ending(image))]
+        name = row["case"] or stem(image)
         split = row["split"].lower() or None
         if split not in (None, *SPLITS):
             raise InputError(
                 f"{path}: line {line} has split {row['split']!r}, expected {', '.join(SPLITS)} or none"
             )
         label = as_stored(path.parent / row["label"]) if row["label"] else None
-        age = age_in(path, line, row["age"])
+        age = parse_age(path, line, row["age"])
         cases.append(Case(name, image, label, row["patient"] or name, age, split))
-    named = labels or Labels.create({"kidney": 1, "tumor": 2})
-    return dataset_of(path.stem, "manifest", path.parent, named, cases)
+    dataset_labels = labels or Labels.create({"kidney": 1, "tumor": 2})
+    return dataset_of(path.stem, "manifest", path.parent, dataset_labels, cases)

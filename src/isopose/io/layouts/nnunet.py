@@ -10,7 +10,7 @@ from isopose.io.cases import Case, Dataset, dataset_of, path_inside
 from isopose.io.endings import READABLE
 from isopose.labels import IGNORE, Labels
 
-#: What a file is found by: its case, or its channel's number.
+#: Key of a file: the case, or the channel number.
 Key = TypeVar("Key", str, int)
 
 
@@ -33,23 +33,23 @@ def open_nnunet(root: Path, content: dict[str, Any], labels: Labels | None) -> D
         if key not in content:
             raise InputError(f"{where}: the key {key!r} is missing; nnU-Net v2 needs it")
     channels = _channels(where, content["channel_names"])
-    end = content["file_ending"]
-    if not isinstance(end, str) or end.lower() not in READABLE:
+    file_ending = content["file_ending"]
+    if not isinstance(file_ending, str) or file_ending.lower() not in READABLE:
         raise InputError(
-            f"{where}: file ending {end!r} cannot be read, expected one of {', '.join(READABLE)}"
+            f"{where}: file ending {file_ending!r} cannot be read, expected one of {', '.join(READABLE)}"
         )
     # A dataset of scans to predict may have no labels.
     empty = isinstance(content["labels"], dict) and set(content["labels"]) <= {"background"}
-    named = labels or (Labels({}) if empty else region_labels(where, content))
+    dataset_labels = labels or (Labels({}) if empty else region_labels(where, content))
     if content.get("dataset"):
-        training = list(_explicit(root, where, content["dataset"], channels))
+        training = list(_listed_cases(root, where, content["dataset"], channels))
     else:
-        training = list(_folder(root, "imagesTr", "labelsTr", end, "train", channels))
-    test = list(_folder(root, "imagesTs", "labelsTs", end, "test", channels))
-    if not named.values and any(case.label for case in (*training, *test)):
+        training = list(_cases_in_folders(root, "imagesTr", "labelsTr", file_ending, "train", channels))
+    test = list(_cases_in_folders(root, "imagesTs", "labelsTs", file_ending, "test", channels))
+    if not dataset_labels.values and any(case.label for case in (*training, *test)):
         raise InputError(f"{where}: labels: expected at least one label besides background")
     name = str(content.get("name") or root.name)
-    return dataset_of(name, "nnunet", root, named, [*training, *test], channels)
+    return dataset_of(name, "nnunet", root, dataset_labels, [*training, *test], channels)
 
 
 def _channels(where: Path, described: object) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def region_labels(where: Path, content: dict[str, Any]) -> Labels:
 
     Raises:
         InputError: the object is invalid, has impossible values or an "ignore" that is not the highest, or
-            regions whose ``regions_class_order`` is missing or does not give their values back.
+            regions whose ``regions_class_order`` is missing or does not reproduce their values.
     """
     described = content["labels"]
     if not isinstance(described, dict):
@@ -93,7 +93,9 @@ def region_labels(where: Path, content: dict[str, Any]) -> Labels:
                 f"{where}: label {name!r} has value {value!r}, expected a whole number or a list"
             )
         if name == IGNORE and isinstance(value, list):
-            raise InputError(f"{where}: 'ignore' has value {value!r}, expected one whole number, no region")
+            raise InputError(
+                f"{where}: 'ignore' has value {value!r}, expected one whole number, not a region"
+            )
         if set(listed) == {0} and name != IGNORE:
             continue
         if 0 in listed and len(listed) > 1:
@@ -102,8 +104,10 @@ def region_labels(where: Path, content: dict[str, Any]) -> Labels:
             values[str(name)] = listed[0]
         else:
             regions[str(name)] = listed
-    shown = [name for name in map(str, described) if name != IGNORE and (name in values or name in regions)]
-    order = _class_order(where, content, shown) if regions else None
+    structure_names = [
+        name for name in map(str, described) if name != IGNORE and (name in values or name in regions)
+    ]
+    order = _class_order(where, content, structure_names) if regions else None
     for value in sorted({v for region in regions.values() for v in region} - set(values.values())):
         values[f"label_{value}"] = value
     names = {value: name for name, value in values.items()}
@@ -123,11 +127,11 @@ def _class_order(where: Path, content: dict[str, Any], names: list[str]) -> dict
         names: of the labels and regions, in the order of ``labels``, without background.
 
     Raises:
-        InputError: it is no list of whole numbers, one for each region.
+        InputError: it is not a list of whole numbers, one for each region.
     """
     order = content.get("regions_class_order")
-    whole = isinstance(order, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in order)
-    if not isinstance(order, list) or not whole or len(order) != len(names):
+    all_whole = isinstance(order, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in order)
+    if not isinstance(order, list) or not all_whole or len(order) != len(names):
         raise InputError(
             f"{where}: expected 'regions_class_order' to list {len(names)} values, one for each of the "
             f"regions {', '.join(names)}, as nnU-Net v2 needs it; got {order!r}"
@@ -135,12 +139,12 @@ def _class_order(where: Path, content: dict[str, Any], names: list[str]) -> dict
     return dict(zip(names, order, strict=True))
 
 
-def _folder(
+def _cases_in_folders(
     root: Path, images: str, labels: str, end: str, split: str, channels: tuple[str, ...]
 ) -> Iterator[Case]:
     """Yield the cases of an image and a label folder, also if one of the files is missing."""
-    found: dict[str, dict[int, Path]] = {}
-    marked: dict[str, Path] = {}
+    images_by_case: dict[str, dict[int, Path]] = {}
+    labels_by_case: dict[str, Path] = {}
     for path in _files(root / images, end):
         stem = path.name[: -len(end)]
         if len(stem) < 6 or stem[-5] != "_" or not stem[-4:].isdigit():
@@ -151,21 +155,24 @@ def _folder(
                 f"{path}: expected {len(channels)} channel{'s' * (len(channels) > 1)} "
                 f"({', '.join(channels)}), as dataset.json names them, got _{number:04d}"
             )
-        _add(found.setdefault(name, {}), number, path)
+        _add(images_by_case.setdefault(name, {}), number, path)
     for path in _files(root / labels, end):
-        _add(marked, composed(path.name[: -len(end)]), path)
-    for name in sorted({*found, *marked}):
-        here = found.get(name, {})
+        _add(labels_by_case, composed(path.name[: -len(end)]), path)
+    for name in sorted({*images_by_case, *labels_by_case}):
+        case_images = images_by_case.get(name, {})
         image, *further = (
-            here.get(number, root / images / f"{name}_{number:04d}{end}") for number in range(len(channels))
+            case_images.get(number, root / images / f"{name}_{number:04d}{end}")
+            for number in range(len(channels))
         )
-        expected = marked.get(name, root / labels / f"{name}{end}" if split == "train" else None)
+        expected = labels_by_case.get(name, root / labels / f"{name}{end}" if split == "train" else None)
         yield Case(name, image, expected, patient=name, split=split, further=tuple(further))
 
 
 def _add(files: dict[Key, Path], key: Key, path: Path) -> None:
     if key in files:
-        raise InputError(f"{path}: another file beside it has the name {composed(path.name)!r} too; keep one")
+        raise InputError(
+            f"{path}: another file in its folder is also named {composed(path.name)!r}; keep one"
+        )
     files[key] = path
 
 
@@ -175,7 +182,7 @@ def _files(folder: Path, end: str) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.endswith(end) and not p.name.startswith("."))
 
 
-def _explicit(root: Path, where: Path, listed: object, channels: tuple[str, ...]) -> Iterator[Case]:
+def _listed_cases(root: Path, where: Path, listed: object, channels: tuple[str, ...]) -> Iterator[Case]:
     if not isinstance(listed, dict):
         raise InputError(f"{where}: expected 'dataset' to be an object of case names")
     for name, entry in listed.items():

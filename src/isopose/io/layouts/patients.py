@@ -6,7 +6,7 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import composed
 from isopose.io.cases import Dataset
-from isopose.io.layouts.table import age_in, read_table
+from isopose.io.layouts.table import parse_age, read_table
 
 
 def with_patients(dataset: Dataset, folder: Path) -> Dataset:
@@ -29,7 +29,7 @@ def with_patients(dataset: Dataset, folder: Path) -> Dataset:
         case_id = composed(row["case"])
         if case_id in listed:
             raise InputError(f"{path}: line {line} lists case {case_id!r} again; each case once")
-        listed[case_id] = (composed(row["patient"]), age_in(path, line, row["age_years"]))
+        listed[case_id] = (composed(row["patient"]), parse_age(path, line, row["age_years"]))
     if not any(case.id in listed for case in dataset.cases):
         raise InputError(
             f"{path}: none of its cases is in the dataset, whose ids look like {dataset.cases[0].id!r}"

@@ -7,8 +7,8 @@ from pathlib import Path
 from isopose.errors import InputError
 from isopose.files import read_text
 
-#: Highest age in years that is taken.
-OLDEST = 120
+#: Highest age that is accepted.
+MAX_AGE_YEARS = 120
 
 
 def read_table(
@@ -20,8 +20,8 @@ def read_table(
     lines are skipped, and columns that are neither required nor optional are ignored. Cells are stripped.
 
     Raises:
-        InputError: the file is unreadable or not UTF-8, a required column is missing, a known column is there
-            twice, or a row is longer than the header.
+        InputError: the file is unreadable or not UTF-8, a required column is missing, a required or optional
+            column occurs twice, or a row is longer than the header.
     """
     try:
         lines = read_text(path, "a CSV table in UTF-8").splitlines()
@@ -34,10 +34,10 @@ def read_table(
         if name not in header:
             got = ", ".join(header) or "none"
             raise InputError(f"{path}: expected a column {name!r} in the first line, got {got}")
-    known = (*required, *optional)
-    for name in known:
+    names = (*required, *optional)
+    for name in names:
         if header.count(name) > 1:
-            raise InputError(f"{path}: the column {name!r} is there twice; remove one")
+            raise InputError(f"{path}: has the column {name!r} twice; remove one")
     table = []
     for line, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
@@ -46,14 +46,14 @@ def read_table(
             raise InputError(
                 f"{path}: line {line} has {len(row)} cells, expected {len(header)}; quote separators"
             )
-        cells = dict.fromkeys(known, "") | {
-            n: c.strip() for n, c in zip(header, row, strict=False) if n in known
+        cells = dict.fromkeys(names, "") | {
+            n: c.strip() for n, c in zip(header, row, strict=False) if n in names
         }
         table.append((line, cells))
     return table
 
 
-def age_in(path: Path, line: int, text: str) -> float | None:
+def parse_age(path: Path, line: int, text: str) -> float | None:
     """Return an age in years, None where the cell is empty.
 
     Raises:
@@ -65,6 +65,6 @@ def age_in(path: Path, line: int, text: str) -> float | None:
         age = float(text.replace(",", "."))  # spreadsheets may use a decimal comma
     except ValueError:
         age = math.nan
-    if not 0 <= age <= OLDEST:
-        raise InputError(f"{path}: line {line} has age {text!r}, expected years from 0 to {OLDEST}")
+    if not 0 <= age <= MAX_AGE_YEARS:
+        raise InputError(f"{path}: line {line} has age {text!r}, expected years from 0 to {MAX_AGE_YEARS}")
     return age

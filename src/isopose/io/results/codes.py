@@ -88,31 +88,31 @@ def meanings(names: Iterable[str]) -> list[Meaning]:
     """
     names = list(names)
     words = [words_of(name) for name in names]
-    organs = [_organ(own) for own in words]
+    organs = [_organ(name_words) for name_words in words]
     named = {organ.value: organ for organ in organs if organ is not None}
-    only = next(iter(named.values())) if len(named) == 1 else None
-    found = []
-    for name, own, organ in zip(names, words, organs, strict=True):
-        finding = next((FINDINGS[word] for word in own if word in FINDINGS), None)
-        side = next((SIDES[word] for word in own if word in SIDES), None)
+    only_organ = next(iter(named.values())) if len(named) == 1 else None
+    result = []
+    for name, name_words, organ in zip(names, words, organs, strict=True):
+        finding = next((FINDINGS[word] for word in name_words if word in FINDINGS), None)
+        side = next((SIDES[word] for word in name_words if word in SIDES), None)
         category = codes.SCT.AnatomicalStructure
         kind = organ or codes.SCT.AnatomicalStructure
         if finding is not None:
             category, kind = codes.SCT.MorphologicallyAbnormalStructure, finding
-            organ = organ or only
-        found.append(
-            Meaning(name, *map(CodedConcept.from_code, (category, kind)), *map(_if_any, (organ, side)))
+            organ = organ or only_organ
+        result.append(
+            Meaning(name, *map(CodedConcept.from_code, (category, kind)), *map(_concept, (organ, side)))
         )
-    return found
+    return result
 
 
 def _organ(words: list[str]) -> CodedConcept | None:
     for wanted, code in ORGANS.items():
-        places = range(len(words) - len(wanted) + 1)
-        if any(tuple(words[first : first + len(wanted)]) == wanted for first in places):
+        starts = range(len(words) - len(wanted) + 1)
+        if any(tuple(words[first : first + len(wanted)]) == wanted for first in starts):
             return code
     return None
 
 
-def _if_any(code: CodedConcept | None) -> CodedConcept | None:
+def _concept(code: CodedConcept | None) -> CodedConcept | None:
     return None if code is None else CodedConcept.from_code(code)

@@ -17,16 +17,16 @@ from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, DA, DT, STR_VR, TM, VR, Pe
 from isopose.io.quiet import quiet_pydicom
 
 #: UTF-8: label names and the patient's name may be in different scripts.
-CHARACTERS = "ISO_IR 192"
-#: Elements that the standard requires, possibly empty.
-EMPTY = (
+CHARACTER_SET = "ISO_IR 192"
+#: Elements of type 2: the standard requires them, possibly with an empty value.
+TYPE_2 = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
 )
 #: Elements of the modules Patient, Clinical Trial Subject, General Study, Patient Study and Clinical Trial
 #: Study (DICOM PS3.3, C.7.1 and C.7.2), and of the frame of reference.
-SHARED = (
-    *EMPTY,
+PATIENT_AND_STUDY = (
+    *TYPE_2,
     *("IssuerOfPatientID", "TypeOfPatientID", "IssuerOfPatientIDQualifiersSequence"),
     *("PatientBirthTime", "OtherPatientNames", "OtherPatientIDsSequence", "QualityControlSubject"),
     *("PatientBirthDateInAlternativeCalendar", "PatientAlternativeCalendar", "EthnicGroupCodeSequence"),
@@ -49,8 +49,8 @@ SHARED = (
     *("ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription"),
     *("LongitudinalTemporalOffsetFromEvent", "LongitudinalTemporalEventType"),
 )
-#: Elements of the source images that a segmentation repeats.
-IMAGE = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+#: Elements about lossy compression, which a segmentation repeats from the source images.
+COMPRESSION = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 #: Values that the standard allows for these elements.
 _ENUMERATED = {
     "PatientSex": ("M", "F", "O"),
@@ -62,18 +62,18 @@ _ENUMERATED = {
     "LossyImageCompression": ("00", "01"),
 }
 #: Value representations that may contain line breaks, tabs and form feeds.
-_LINES = {VR.LT, VR.ST, VR.UT}
+_MULTILINE = {VR.LT, VR.ST, VR.UT}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_IN_LINES = re.compile(r"[^\t\n\f\r -~\xa0-\U0010ffff]")
 #: Replacement character of bytes that are invalid in the character set.
-_REPLACED = "\ufffd"
-#: Parts of a person's name in one of its three groups, and one of those that a date must have.
+_REPLACEMENT_CHARACTER = "\ufffd"
+#: Maximum number of parts of a person's name in each of its three groups.
 _NAME_PARTS = 5
 _UID = re.compile(r"[0-9.]{1,64}")
 
 
-def copied(header: Dataset, names: Iterable[str]) -> tuple[Dataset, list[str]]:
-    """Copy the valid ones of some elements of a header, in UTF-8.
+def copy_valid(header: Dataset, names: Iterable[str]) -> tuple[Dataset, list[str]]:
+    """Copy those of some elements of a header that are valid, in UTF-8.
 
     An element is valid if the standard allows its value: length, characters, number of values, existing
     calendar dates, and text in the character set that the header names. An invalid sequence is left out as a
@@ -86,20 +86,20 @@ def copied(header: Dataset, names: Iterable[str]) -> tuple[Dataset, list[str]]:
     Returns:
         A data set of the valid elements, and the keywords of invalid ones.
     """
-    kept, failed = Dataset(), []
+    valid, invalid = Dataset(), []
     with quiet_pydicom():
         for name in names:
             tag = tag_for_keyword(name)
             assert tag is not None, name
             try:
                 if tag in header:
-                    element = _checked(header, tag, _is_declared(header, False))
-                    _write(element)
+                    element = _valid_element(header, tag, _declares_characters(header, False))
+                    _check_writable(element)
                     if not element.is_empty:
-                        kept.add(element)
+                        valid.add(element)
             except Exception:  # pydicom decodes elements on access and raises many types of error
-                failed.append(name)
-    return kept, failed
+                invalid.append(name)
+    return valid, invalid
 
 
 def uid_in(header: Dataset, name: str) -> str:
@@ -116,7 +116,7 @@ def uid_in(header: Dataset, name: str) -> str:
     return value if _UID.fullmatch(value) else ""
 
 
-def _checked(dataset: Dataset, tag: int, declared: bool) -> DataElement:
+def _valid_element(dataset: Dataset, tag: int, declared: bool) -> DataElement:
     """Return a new, valid copy of an element.
 
     Args:
@@ -132,14 +132,14 @@ def _checked(dataset: Dataset, tag: int, declared: bool) -> DataElement:
     if isinstance(value, Items) != (vr == VR.SQ):
         raise ValueError("another kind of element")
     if vr == VR.SQ:
-        return DataElement(tag, vr, [_item(item, declared) for item in value])
+        return DataElement(tag, vr, [_valid_item(item, declared) for item in value])
     if value is None or (isinstance(value, str | bytes | list | PersonName) and not value):
         return DataElement(tag, vr, None)
     values = list(value) if isinstance(value, pydicom.multival.MultiValue | list) else [value]
     if len(values) > 1 and not many:
         raise ValueError("several values")
     if vr in STR_VR:
-        values = [_text(vr, one, declared) for one in values]
+        values = [_valid_text(vr, one, declared) for one in values]
     for one in values:
         validate_value(vr, one, RAISE)
     allowed = _ENUMERATED.get(keyword_for_tag(tag))
@@ -148,19 +148,19 @@ def _checked(dataset: Dataset, tag: int, declared: bool) -> DataElement:
     return DataElement(tag, vr, values if len(values) > 1 else values[0], validation_mode=RAISE)
 
 
-def _item(item: Dataset, declared: bool) -> Dataset:
-    declared, kept = _is_declared(item, declared), Dataset()
+def _valid_item(item: Dataset, declared: bool) -> Dataset:
+    declared, valid = _declares_characters(item, declared), Dataset()
     for tag in sorted(item.keys()):
         if not tag.is_private and keyword_for_tag(tag) != "SpecificCharacterSet":
-            kept.add(_checked(item, tag, declared))
-    return kept
+            valid.add(_valid_element(item, tag, declared))
+    return valid
 
 
-def _text(vr: str, value: Any, declared: bool) -> str:
+def _valid_text(vr: str, value: Any, declared: bool) -> str:
     text = value.decode("ascii") if isinstance(value, bytes) else str(value)
     if not text.isascii() and not (declared and vr in CUSTOMIZABLE_CHARSET_VR):
         raise ValueError("no character set")
-    if _REPLACED in text or (_CONTROL_IN_LINES if vr in _LINES else _CONTROL).search(text):
+    if _REPLACEMENT_CHARACTER in text or (_CONTROL_IN_LINES if vr in _MULTILINE else _CONTROL).search(text):
         raise ValueError("not of the character set")
     if vr == VR.PN and any(group.count("^") >= _NAME_PARTS for group in text.split("=")):
         raise ValueError("too many parts of a name")
@@ -173,7 +173,7 @@ def _text(vr: str, value: Any, declared: bool) -> str:
     return text
 
 
-def _is_declared(dataset: Dataset, inherited: bool) -> bool:
+def _declares_characters(dataset: Dataset, inherited: bool) -> bool:
     """Return whether the character set is known and larger than ASCII."""
     try:
         value = dataset.get("SpecificCharacterSet")
@@ -186,9 +186,9 @@ def _is_declared(dataset: Dataset, inherited: bool) -> bool:
     return bool(beyond) and all(term in python_encoding for term in beyond)
 
 
-def _write(element: DataElement) -> None:
+def _check_writable(element: DataElement) -> None:
     """Write the element to memory, to raise any error that writing it raises."""
     alone = Dataset()
-    alone.SpecificCharacterSet = CHARACTERS
+    alone.SpecificCharacterSet = CHARACTER_SET
     alone.add(element)
     pydicom.dcmwrite(BytesIO(), alone, implicit_vr=False, little_endian=True, enforce_file_format=False)

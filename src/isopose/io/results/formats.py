@@ -29,13 +29,13 @@ FORMATS = {
 NIFTI = "nifti"
 
 
-def choose_formats(given: Iterable[str]) -> tuple[str, ...]:
+def choose_formats(names: Iterable[str]) -> tuple[str, ...]:
     """Return distinct formats in the order of :data:`FORMATS`; a report includes its segmentation.
 
     Raises:
         InputError: an unknown format, or none.
     """
-    wanted = set(given)
+    wanted = set(names)
     unknown = sorted(wanted - set(FORMATS))
     if unknown or not wanted:
         got = ", ".join(map(repr, unknown)) or "none"
@@ -61,7 +61,7 @@ def check_formats(path: Path, formats: Sequence[str]) -> None:
 
 def result_files(output: Path, name: str, formats: Sequence[str]) -> dict[str, Path]:
     """Return the result files of a scan, by format."""
-    return {one: output / f"{name}{FORMATS[one]}" for one in formats}
+    return {form: output / f"{name}{FORMATS[form]}" for form in formats}
 
 
 def open_dicom(path: Path, series: str | None, formats: Iterable[str], volume: Volume) -> "Source | None":
@@ -116,12 +116,14 @@ def write_results(
         InputError: the series lacks elements that its results need.
     """
     source = source or open_dicom(path, series, files, predicted)
-    with ExitStack() as whole:
+    with ExitStack() as stack:
         if source is not None:
-            for one, made in _objects(files, predicted, labels, volumes_ml, path, made_from, source).items():
-                temporary = whole.enter_context(replacing(files[one]))
+            for name, dicom_object in _objects(
+                files, predicted, labels, volumes_ml, path, made_from, source
+            ).items():
+                temporary = stack.enter_context(replacing(files[name]))
                 with quiet_pydicom():
-                    made.save_as(temporary, enforce_file_format=True)
+                    dicom_object.save_as(temporary, enforce_file_format=True)
         if NIFTI in files:
             write_labels(predicted, files[NIFTI])
     return () if source is None else source.warnings

@@ -9,8 +9,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID, CTImageStorage
 
 from isopose.io.results.codes import Meaning, meanings
-from isopose.io.results.copied import CHARACTERS
-from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.results.copied import CHARACTER_SET
+from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL_NUMBER, Source, uid_of
 from isopose.version import __version__
 
 SERIES_NUMBER = 9103
@@ -41,11 +41,11 @@ def report(
             name=MODEL_NAME,
             manufacturer_name=MANUFACTURER,
             model_name=MODEL_NAME,
-            serial_number=SERIAL,
+            serial_number=SERIAL_NUMBER,
         ),
     )
     groups = [
-        _measured(number, meaning, volumes_ml[meaning.name], segments, source)
+        _measurement_group(number, meaning, volumes_ml[meaning.name], segments, source)
         for number, meaning in enumerate(meanings(names), start=1)
     ]
     content = hd.sr.MeasurementReport(
@@ -54,7 +54,7 @@ def report(
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    made = hd.sr.Comprehensive3DSR(
+    document = hd.sr.Comprehensive3DSR(
         evidence=[*_evidence(source), segments],
         content=content,
         series_instance_uid=uid_of(made_from, "report series"),
@@ -65,16 +65,16 @@ def report(
         is_complete=True,
         is_verified=False,
         series_description="isopose volumes, for research only",
-        specific_character_set=CHARACTERS,
+        specific_character_set=CHARACTER_SET,
     )
     # Classes as in the series, since highdicom knows the elements of some classes only.
     classes = {header.SOPInstanceUID: header.SOPClassUID for header in source.headers}
-    for study in made.CurrentRequestedProcedureEvidenceSequence:
+    for study in document.CurrentRequestedProcedureEvidenceSequence:
         for series in study.ReferencedSeriesSequence:
             for instance in series.ReferencedSOPSequence:
                 uid = instance.ReferencedSOPInstanceUID
                 instance.ReferencedSOPClassUID = classes.get(uid, instance.ReferencedSOPClassUID)
-    return made
+    return document
 
 
 def _procedure(source: Source) -> CodedConcept:
@@ -87,17 +87,18 @@ def _evidence(source: Source) -> list[Dataset]:
     """Return data sets for highdicom: UIDs of the series' files and the elements shared with results."""
     files = []
     for header in source.headers:
-        one = Dataset()
-        one.update(source.shared)
-        one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, header.SOPInstanceUID
-        one.SeriesInstanceUID = source.series
-        files.append(one)
+        item = Dataset()
+        item.update(source.shared)
+        item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, header.SOPInstanceUID
+        item.SeriesInstanceUID = source.series
+        files.append(item)
     return files
 
 
-def _measured(
+def _measurement_group(
     number: int, meaning: Meaning, volume_ml: float, segments: Dataset, source: Source
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    """Return the report's item with the volume of one segment, numbered from 1."""
     described = segments.SegmentSequence[number - 1]
     sites = []
     if meaning.organ is not None:

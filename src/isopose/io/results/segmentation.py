@@ -13,8 +13,8 @@ from pydicom.valuerep import DSfloat
 
 from isopose.geometry.volume import Volume
 from isopose.io.results.codes import Meaning, meanings
-from isopose.io.results.copied import CHARACTERS
-from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.results.copied import CHARACTER_SET
+from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL_NUMBER, Source, uid_of
 from isopose.version import __version__
 
 #: Series number of the results.
@@ -48,7 +48,7 @@ def segmentation(
         for number, (meaning, color) in enumerate(zip(meanings(names), colors, strict=True), start=1)
     ]
     slices = _slices(source, classes)
-    made = hd.seg.Segmentation(
+    document = hd.seg.Segmentation(
         source_images=slices,
         pixel_array=np.ascontiguousarray(classes.array),
         segmentation_type=SegmentationTypeValues.BINARY,
@@ -60,16 +60,16 @@ def segmentation(
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
         software_versions=__version__,
-        device_serial_number=SERIAL,
+        device_serial_number=SERIAL_NUMBER,
         content_label="ISOPOSE",
         content_description="Automatic segmentation, for research only",
         series_description="isopose segmentation, for research only",
-        specific_character_set=CHARACTERS,
+        specific_character_set=CHARACTER_SET,
         # A SEG needs at least one frame, even if all segments are empty.
         omit_empty_frames=bool(classes.array.any()),
     )
-    _refer(made, source, {one.SOPInstanceUID: z for z, one in enumerate(slices)})
-    return made
+    _replace_references(document, source, {item.SOPInstanceUID: z for z, item in enumerate(slices)})
+    return document
 
 
 def _slices(source: Source, volume: Volume) -> list[Dataset]:
@@ -79,36 +79,36 @@ def _slices(source: Source, volume: Volume) -> list[Dataset]:
     the header may be missing, rounded, or longer than the standard allows.
     """
     matrix, spacing = volume.world_from_index, volume.spacing
-    plain = Dataset()
-    plain.update(source.shared)
-    plain.update(source.image)
-    plain.SOPClassUID, plain.SeriesInstanceUID, plain.Modality = CTImageStorage, source.series, "CT"
-    plain.Rows, plain.Columns = volume.array.shape[1:]
-    plain.ImageOrientationPatient = _numbers(volume.direction[:, :2].T.ravel())
-    plain.PixelSpacing = _numbers([spacing[1], spacing[0]])
-    plain.SliceThickness = _numbers([source.thickness])
+    common = Dataset()
+    common.update(source.shared)
+    common.update(source.image)
+    common.SOPClassUID, common.SeriesInstanceUID, common.Modality = CTImageStorage, source.series, "CT"
+    common.Rows, common.Columns = volume.array.shape[1:]
+    common.ImageOrientationPatient = _numbers(volume.direction[:, :2].T.ravel())
+    common.PixelSpacing = _numbers([spacing[1], spacing[0]])
+    common.SliceThickness = _numbers([source.thickness])
     if len(volume.array) > 1:
-        plain.SpacingBetweenSlices = _numbers([spacing[2]])
+        common.SpacingBetweenSlices = _numbers([spacing[2]])
     slices = []
     for z in range(len(volume.array)):
-        one = Dataset()
-        one.update(plain)
-        one.SOPInstanceUID = f"2.25.{z + 1}"
-        one.ImagePositionPatient = _numbers((matrix @ [0, 0, z, 1])[:3])
-        slices.append(one)
+        item = Dataset()
+        item.update(common)
+        item.SOPInstanceUID = f"2.25.{z + 1}"
+        item.ImagePositionPatient = _numbers((matrix @ [0, 0, z, 1])[:3])
+        slices.append(item)
     return slices
 
 
 def _numbers(values: Iterable[float]) -> list[DSfloat]:
-    """Return numbers as text of at most 16 characters."""
+    """Return numbers as decimal strings (DS), which may have at most 16 characters."""
     return [DSfloat(float(value), auto_format=True) for value in values]
 
 
-def _refer(made: Dataset, source: Source, z_of: dict[str, int]) -> None:
+def _replace_references(document: Dataset, source: Source, z_of: dict[str, int]) -> None:
     """Replace references to the temporary data sets by references to the files and frames of the series."""
-    made.SourceImageSequence = source.instances()
-    made.ReferencedSeriesSequence[0].ReferencedInstanceSequence = source.instances()
-    for frame in made.PerFrameFunctionalGroupsSequence:
+    document.SourceImageSequence = source.instances()
+    document.ReferencedSeriesSequence[0].ReferencedInstanceSequence = source.instances()
+    for frame in document.PerFrameFunctionalGroupsSequence:
         for derivation in frame.DerivationImageSequence:
             for image in derivation.SourceImageSequence:
                 # Frames of one slice share their items, so an item may already have been replaced.

@@ -23,14 +23,14 @@ from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 from isopose.io.archive import is_archive, unpacked
 from isopose.io.dicom import ordered_frames
-from isopose.io.dicom_files import meta_of
+from isopose.io.dicom_files import file_meta_of
 from isopose.io.quiet import quiet_pydicom
-from isopose.io.results.copied import EMPTY, IMAGE, SHARED, copied, uid_in
+from isopose.io.results.copied import COMPRESSION, PATIENT_AND_STUDY, TYPE_2, copy_valid, uid_in
 
 #: Manufacturer, model and serial number of the results; the standard requires a serial number.
-MANUFACTURER, MODEL_NAME, SERIAL = "isopose authors", "isopose", "0"
+MANUFACTURER, MODEL_NAME, SERIAL_NUMBER = "isopose authors", "isopose", "0"
 #: UIDs that connect a result to its series.
-_TIES = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_LINKING_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 #: By modality: storage classes of single-frame and of multi-frame files.
 _CLASSES = {
     "CT": (CTImageStorage, EnhancedCTImageStorage),
@@ -110,7 +110,7 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
     if len(frames) != len(volume.array):
         raise InputError(f"{path}: expected {len(volume.array)} slices, found {len(frames)}; it has changed")
     paths = list(dict.fromkeys(frame.path for frame in frames))
-    identified = [_identified(file, frames[0].modality, len(frames) > len(paths)) for file in paths]
+    identified = [_read_uids(file, frames[0].modality, len(frames) > len(paths)) for file in paths]
     headers = [header for header, _ in identified]
     if len({header.SOPInstanceUID for header in headers}) < len(headers):
         raise InputError(
@@ -119,40 +119,40 @@ def open_source(path: Path, series: str | None, volume: Volume) -> Source:
         )
     missing = sorted({name for _, names in identified for name in names})
     first = _read(paths[0])
-    shared, invalid = copied(first, SHARED)
-    image, invalid_too = copied(first, IMAGE)
-    ties = {name: uid_in(first, name) for name in _TIES}
-    stripped = [name for name in _TIES if not ties[name]]
-    for name in stripped:
-        ties[name] = uid_of([header.SOPInstanceUID for header in headers], name)
-    odd = [name for name in _TIES if not UID(ties[name]).is_valid]
-    odd += [one.keyword for header in headers for one in header if not UID(one.value).is_valid]
-    for name in EMPTY:
+    shared, invalid = copy_valid(first, PATIENT_AND_STUDY)
+    image, invalid_too = copy_valid(first, COMPRESSION)
+    uids = {name: uid_in(first, name) for name in _LINKING_UIDS}
+    generated = [name for name in _LINKING_UIDS if not uids[name]]
+    for name in generated:
+        uids[name] = uid_of([header.SOPInstanceUID for header in headers], name)
+    nonstandard = [name for name in _LINKING_UIDS if not UID(uids[name]).is_valid]
+    nonstandard += [one.keyword for header in headers for one in header if not UID(one.value).is_valid]
+    for name in TYPE_2:
         if name not in shared:
             setattr(shared, name, "")
-    shared.StudyInstanceUID = ties["StudyInstanceUID"]
-    shared.FrameOfReferenceUID = ties["FrameOfReferenceUID"]
-    places, thickness = {file: number for number, file in enumerate(paths)}, frames[0].thickness
+    shared.StudyInstanceUID = uids["StudyInstanceUID"]
+    shared.FrameOfReferenceUID = uids["FrameOfReferenceUID"]
+    file_indices, thickness = {file: number for number, file in enumerate(paths)}, frames[0].thickness
     return Source(
         shared,
-        ties["SeriesInstanceUID"],
+        uids["SeriesInstanceUID"],
         headers,
-        np.array([places[frame.path] for frame in frames]),
+        np.array([file_indices[frame.path] for frame in frames]),
         np.array([frame.index for frame in frames]),
         # The distance of the slices if the header has no thickness.
         thickness if thickness is not None and thickness > 0 else float(volume.spacing[2]),
-        tuple(_warnings([*stripped, *missing], dict.fromkeys(odd), [*invalid, *invalid_too])),
+        tuple(_warnings([*generated, *missing], dict.fromkeys(nonstandard), [*invalid, *invalid_too])),
         image,
     )
 
 
-def _warnings(made_up: Iterable[str], kept: Iterable[str], invalid: Iterable[str]) -> Iterator[str]:
-    if names := ", ".join(made_up):
+def _warnings(generated: Iterable[str], nonstandard: Iterable[str], invalid: Iterable[str]) -> Iterator[str]:
+    if names := ", ".join(generated):
         yield (
             f"the series has no usable {names}: the DICOM results contain a generated one, so an archive "
             "cannot file them with the series"
         )
-    if names := ", ".join(kept):
+    if names := ", ".join(nonstandard):
         yield (
             "not valid in the series and kept unchanged in the DICOM results, which an archive may therefore "
             f"refuse: {names}"
@@ -171,26 +171,26 @@ def _read(file: Path, names: list[str] | None = None) -> Dataset:
         ) from None
 
 
-def _identified(file: Path, modality: str, several: bool) -> tuple[Dataset, list[str]]:
+def _read_uids(file: Path, modality: str, several: bool) -> tuple[Dataset, list[str]]:
     """Return a file's SOP class and instance UID, and the names of those missing or unusable in it."""
-    header, out, missing = _read(file, ["SOPClassUID", "SOPInstanceUID"]), Dataset(), []
+    header, uids, missing = _read(file, ["SOPClassUID", "SOPInstanceUID"]), Dataset(), []
     # Some anonymizers remove the UIDs from the data set but leave them in the file meta information.
-    meta = meta_of(header)
+    meta = file_meta_of(header)
     for name in ("SOPClassUID", "SOPInstanceUID"):
         uid = uid_in(header, name) or uid_in(meta, f"MediaStorage{name}")
         if not uid:
             missing.append(name)
-            uid = _class_of(modality, several) if name == "SOPClassUID" else _instance_of(file, header)
-        setattr(out, name, uid)
-    return out, missing
+            uid = _default_class(modality, several) if name == "SOPClassUID" else _generated_uid(file, header)
+        setattr(uids, name, uid)
+    return uids, missing
 
 
-def _class_of(modality: str, several: bool) -> str:
+def _default_class(modality: str, several: bool) -> str:
     plain, enhanced = _CLASSES.get(modality, _CLASSES["CT"])
     return enhanced if several else plain
 
 
-def _instance_of(file: Path, header: Dataset) -> str:
+def _generated_uid(file: Path, header: Dataset) -> str:
     if not getattr(header.get_item("SOPInstanceUID"), "value", None):
         raise InputError(
             f"{file}: expected SOPInstanceUID, to which DICOM results refer; write NIfTI, or export the "

@@ -11,8 +11,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 
 from isopose.geometry.volume import Volume
 from isopose.io.results.codes import meanings
-from isopose.io.results.copied import CHARACTERS
-from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL, Source, uid_of
+from isopose.io.results.copied import CHARACTER_SET
+from isopose.io.results.source import MANUFACTURER, MODEL_NAME, SERIAL_NUMBER, Source, uid_of
 from isopose.version import __version__
 
 SERIES_NUMBER = 9102
@@ -40,7 +40,7 @@ def structure_set(
     meta.MediaStorageSOPInstanceUID = UID(uid_of(made_from, "structures"))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     out = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    out.SpecificCharacterSet = CHARACTERS
+    out.SpecificCharacterSet = CHARACTER_SET
     out.update(source.shared)
     out.SOPClassUID, out.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
     out.Modality, out.SeriesNumber = "RTSTRUCT", SERIES_NUMBER
@@ -48,12 +48,12 @@ def structure_set(
     out.SeriesDescription = "isopose structures, for research only"
     out.OperatorsName, out.InstanceNumber = "", 1
     out.Manufacturer, out.ManufacturerModelName = MANUFACTURER, MODEL_NAME
-    out.DeviceSerialNumber, out.SoftwareVersions = SERIAL, __version__
+    out.DeviceSerialNumber, out.SoftwareVersions = SERIAL_NUMBER, __version__
     out.StructureSetLabel = "ISOPOSE"
     out.StructureSetDate, out.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     out.InstanceCreationDate, out.InstanceCreationTime = out.StructureSetDate, out.StructureSetTime
     out.ApprovalStatus = "UNAPPROVED"
-    out.ReferencedFrameOfReferenceSequence = Items([_referenced(source)])
+    out.ReferencedFrameOfReferenceSequence = Items([_referenced_frame(source)])
     roi, contours, observations = [], [], []
     described = zip(meanings(names), colors, strict=True)
     for number, (meaning, color) in enumerate(described, start=1):
@@ -107,7 +107,8 @@ def _contours(source: Source, mask: np.ndarray, world_from_index: np.ndarray) ->
             yield item
 
 
-def _referenced(source: Source) -> Dataset:
+def _referenced_frame(source: Source) -> Dataset:
+    """Return the item that refers to the frame of reference, the study and the images of the series."""
     series = Dataset()
     series.SeriesInstanceUID = source.series
     series.ContourImageSequence = Items(source.instances())

@@ -10,7 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from isopose.nnunet.network import PosedNetwork
-from isopose.nnunet.plans import LOWEST_HU, SEEN
+from isopose.nnunet.plans import LOWEST_HU, SEEN_FROM_KEY
 
 
 class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net requires a name of this form
@@ -69,5 +69,5 @@ class nnUNetTrainerIsopose(nnUNetTrainer):  # nnU-Net requires a name of this fo
             mean=intensities["mean"],
             sd=max(intensities["std"], 1e-8),
             low=intensities["percentile_00_5"],
-            seen_from=intensities.get(SEEN),
+            seen_from=intensities.get(SEEN_FROM_KEY),
         )

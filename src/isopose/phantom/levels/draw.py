@@ -22,7 +22,7 @@ LEVELS: dict[str, tuple[Callable[..., Any], Callable[..., None], float, float]] 
 #: Vertebrae with their discs in one unit of height.
 UNIT = 9.0
 #: Standard deviation (radians) of the roll of most people; one in ten has any roll.
-ROLL_SD, ANYHOW = np.deg2rad(12.0), 0.1
+ROLL_SD, ANY_ROLL_SHARE = np.deg2rad(12.0), 0.1
 #: Half the side of the picture, in half widths of the trunk.
 VIEW = 1.6
 #: Amplitude of the smooth random deformation, of half the trunk's width.
@@ -43,7 +43,7 @@ def sample_level_slab(seed: int, index: int, *, level: Level, slices: int, size:
     person = sample_person(rng)
     sample, paint, lowest, highest = LEVELS[level]
     alike = sample(rng)
-    any_roll = level == "unknown" or rng.random() < ANYHOW
+    any_roll = level == "unknown" or rng.random() < ANY_ROLL_SHARE
     roll = float(rng.uniform(-np.pi, np.pi) if any_roll else rng.normal(0.0, ROLL_SD))
     low = float(rng.uniform(lowest, highest - 0.35))
     heights = np.linspace(low, float(rng.uniform(low + 0.3, highest)), slices)

@@ -17,7 +17,7 @@ from isopose.devices import one_thread
 from isopose.files import output_folder, sha256, write_json
 from isopose.models.folder import versions
 from isopose.models.roll import RollNetwork
-from isopose.models.shipped import WEIGHTS, compact
+from isopose.models.shipped import WEIGHTS, compact_state
 from isopose.phantom.levels import sample_level_slab
 from isopose.phantom.randomized import Slab, sample_slab
 from isopose.phantom.roll.calibrate import RollEvidence, calibrate, joined_evidence, roll_evidence
@@ -53,7 +53,7 @@ KINDS = {
 #: Number of the first held-out phantom of the abdomen, independent of the number of training phantoms.
 HELD_OUT_FROM = 2400
 #: Number of random disturbances of each held-out patient, for the calibration.
-DISTURBED = 4
+DISTURBANCES = 4
 
 
 def main(
@@ -111,18 +111,18 @@ def main(
                 seed=seed + 100_003 * number,
                 contrast=contrast,
             )
-            for number in range(DISTURBED)
+            for number in range(DISTURBANCES)
         ]
     )
     network.calibration.copy_(calibrate(disturbed))
     made = output / WEIGHTS[contrast]
-    write_tensors(made, compact(network))
+    write_tensors(made, compact_state(network))
     report = {
         "made_by": "python -m isopose.phantom.roll",
         "parameters": {
             "cohorts": {name: [kind.cohort, kind.share] for name, kind in KINDS.items()},
             "patients": patients, "held_out": held_out, "slices": slices, "steps": steps,
-            "pictures": pictures, "rate": rate, "seed": seed, "disturbed": DISTURBED, "contrast": contrast,
+            "pictures": pictures, "rate": rate, "seed": seed, "disturbed": DISTURBANCES, "contrast": contrast,
             "start_sha256": None if start is None else sha256(start),
         },
         "versions": versions(),

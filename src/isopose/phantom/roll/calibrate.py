@@ -27,7 +27,7 @@ from isopose.phantom.roll.pictures import turned_pictures
 from isopose.phantom.roll.slabs import Slabs
 
 #: Error (radians) from which on a direction is taken for arbitrary.
-ARBITRARY = math.radians(30.0)
+ARBITRARY_ERROR = math.radians(30.0)
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def calibrate(seen: RollEvidence) -> Tensor:
     """Fit the calibration ``(5,)`` on single slices and on whole patients, which weigh the same.
 
     First offset and slope of the odds, by logistic regression of whether the direction is off by more than
-    :data:`ARBITRARY`. Then factor and power of the concentration and the share of common error, by maximum
-    likelihood: the error has a von Mises distribution around 0 where the evidence shows the roll, and is
-    uniform where it does not. See :func:`isopose.models.roll.log_odds_of` and the functions beside it.
+    :data:`ARBITRARY_ERROR`. Then factor and power of the concentration and the share of common error, by
+    maximum likelihood: the error has a von Mises distribution around 0 where the evidence shows the roll, and
+    is uniform where it does not. See :func:`isopose.models.roll.log_odds_of` and the functions beside it.
     """
     means, counts = [], []
     for patient in seen.patient.unique():
@@ -134,7 +134,7 @@ def _logistic_loss(evidence: Tensor, odds: Tensor) -> float:
     """Return the mean negative log likelihood of which directions are arbitrary."""
     evidence = evidence.double()
     logit = log_odds_of(evidence.norm(dim=1), torch.cat([odds.new_zeros(3), odds]))
-    shows = torch.atan2(evidence[:, 1], evidence[:, 0]).abs() <= ARBITRARY
+    shows = torch.atan2(evidence[:, 1], evidence[:, 0]).abs() <= ARBITRARY_ERROR
     return float(torch.nn.functional.softplus(torch.where(shows, -logit, logit)).mean())
 
 

@@ -12,12 +12,12 @@ from isopose.choices import Contrast
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.roll import SOFT_TISSUE_HU, scaled_by_own_body, views_of_slices
-from isopose.phantom.roll.slabs import KEPT_REACH, Slabs, hounsfield
+from isopose.phantom.roll.slabs import STORED_REACH, Slabs, hounsfield
 
 #: Draws random numbers, one or an array for each image of a batch.
 Draw = Callable[..., Tensor]
 #: Pixels per side of the deformed images, from which the network's views are sampled.
-DEFORMED = 80
+DEFORMED_SIZE = 80
 #: Share of windowed CT among images of any contrast, of those in which organs and muscle are alike, and of
 #: those in which fluid is the brightest.
 CT_SHARE, ALIKE_SHARE, FLUID_SHARE = 0.15, 0.35, 0.25
@@ -29,7 +29,7 @@ FLUID_HU = 25.0
 #: evenly. The first is air and lung, the next two are fat.
 TISSUES_HU = (-300.0, -115.0, -55.0, 0.0, 25.0, 50.0, 75.0, 110.0, 160.0, 230.0, 330.0, 480.0)
 #: Views per image, and the standard deviation of the roll that remains after a first pass, radians.
-VIEWS, AFTER_A_LOOK = 4, math.radians(12.0)
+VIEWS, REMAINING_ROLL_SD = 4, math.radians(12.0)
 
 
 def picture(
@@ -50,7 +50,7 @@ def picture(
         alike: deform and disturb all in the same way, as slices of one scan.
 
     Returns:
-        Images in [0, 1] and masks ``(N, 1, DEFORMED, DEFORMED)``, upright, not yet mirrored or turned.
+        Images in [0, 1] and masks ``(N, 1, S, S)``, upright, not yet mirrored or turned.
     """
     count = len(rows)
     drawn = 1 if alike else count
@@ -70,7 +70,7 @@ def picture(
     channels = F.grid_sample(channels, grid, align_corners=False)
     hu, mask = channels[:, :1] - 1000.0, channels[:, 1:]
 
-    x, y = _coordinates(DEFORMED)
+    x, y = _coordinates(DEFORMED_SIZE)
     # Ascites: the fat around the organs is fluid.
     wet = (x.square() + y.square() < uniform(0.3, 0.7)[:, None, None]) & sometimes(0.1)[:, None, None]
     fat = (hu > -150.0) & (hu < -40.0)
@@ -121,7 +121,7 @@ def batch(
     count = len(image)
     mirrored = (torch.arange(count) // len(rows)) % 2
     any_angle = (torch.rand(count, generator=generator) * 2.0 - 1.0) * math.pi
-    small = torch.randn(count, generator=generator) * AFTER_A_LOOK
+    small = torch.randn(count, generator=generator) * REMAINING_ROLL_SD
     angle = torch.where(torch.arange(count) < count // 2, any_angle, small)
     return views_of_slices(image, mask, -angle), angle, mirrored.float()
 
@@ -176,9 +176,9 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def _deformation(roll: Tensor, uniform: Draw, normal: Draw, sometimes: Draw) -> Tensor:
-    """Return sampling grids ``(N, DEFORMED, DEFORMED, 2)`` that turn bodies upright and deform them."""
+    """Return sampling grids ``(N, S, S, 2)`` that turn bodies upright and deform them."""
     count = len(roll)
-    x, y = (c.expand(count, DEFORMED, DEFORMED) for c in _coordinates(DEFORMED))
+    x, y = (c.expand(count, DEFORMED_SIZE, DEFORMED_SIZE) for c in _coordinates(DEFORMED_SIZE))
     bent = _smooth(normal(0.035, 2, 5, 5)) + _smooth(normal(0.012, 2, 12, 12))
     x, y = x + bent[:, 0], y + bent[:, 1]
     # Fat: the inside shrinks toward the center while the skin stays.
@@ -192,7 +192,7 @@ def _deformation(roll: Tensor, uniform: Draw, normal: Draw, sometimes: Draw) -> 
     build = normal(0.1)[:, None, None]
     x, y = x * build.exp(), y * (-build).exp()
     cos, sin = roll.cos()[:, None, None], roll.sin()[:, None, None]
-    return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1) / KEPT_REACH
+    return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1) / STORED_REACH
 
 
 def _exposure(hu: Tensor, uniform: Draw, normal: Draw, sometimes: Draw, generator: torch.Generator) -> Tensor:
@@ -203,7 +203,10 @@ def _exposure(hu: Tensor, uniform: Draw, normal: Draw, sometimes: Draw, generato
     image = image * _smooth(normal(0.12, 1, 4, 4)).exp()
     image = _blurred(image, uniform, sometimes)
     strength = torch.where(sometimes(0.15), uniform(0.07, 0.6), uniform(0.0, 0.07))
-    noise = torch.randn(len(hu), 1, DEFORMED, DEFORMED, generator=generator) * strength[:, None, None, None]
+    noise = (
+        torch.randn(len(hu), 1, DEFORMED_SIZE, DEFORMED_SIZE, generator=generator)
+        * strength[:, None, None, None]
+    )
     return (image + noise).clamp(0.0, 1.0)
 
 
@@ -228,7 +231,7 @@ def _any_contrast(
     image = image * _smooth(bias).exp()
     image = _blurred(image, uniform, sometimes)
     strength = torch.where(sometimes(0.2), uniform(0.04, 0.25), uniform(0.0, 0.04))[:, None, None, None]
-    noise = torch.randn(2, len(hu), 1, DEFORMED, DEFORMED, generator=generator) * strength
+    noise = torch.randn(2, len(hu), 1, DEFORMED_SIZE, DEFORMED_SIZE, generator=generator) * strength
     return torch.hypot(image + noise[0], noise[1])
 
 
@@ -264,18 +267,18 @@ def _blurred(image: Tensor, uniform: Draw, sometimes: Draw) -> Tensor:
 
 
 def _smooth(coarse: Tensor) -> Tensor:
-    """Interpolate coarse values ``(N, C, n, n)`` bicubically to ``(N, C, DEFORMED, DEFORMED)``."""
+    """Interpolate coarse values ``(N, C, n, n)`` bicubically to ``(N, C, S, S)``."""
     # One matrix product per axis is many times faster than interpolating each field.
     n = coarse.shape[-1]
-    weights = F.interpolate(torch.eye(n)[None, :, None], (1, DEFORMED), mode="bicubic", align_corners=False)[
-        0, :, 0
-    ]
+    weights = F.interpolate(
+        torch.eye(n)[None, :, None], (1, DEFORMED_SIZE), mode="bicubic", align_corners=False
+    )[0, :, 0]
     return weights.T @ coarse @ weights
 
 
 def _coordinates(size: int) -> tuple[Tensor, Tensor]:
     """Return x and y of pixel centers, each ``(1, S, S)``, in radii of the disc of the body's area."""
-    line = ((2.0 * torch.arange(size) + 1.0) / size - 1.0) * KEPT_REACH
+    line = ((2.0 * torch.arange(size) + 1.0) / size - 1.0) * STORED_REACH
     return line[None, None, :].expand(1, size, size), line[None, :, None].expand(1, size, size)
 
 

@@ -20,7 +20,7 @@ from isopose.phantom.growth import reference_size
 from isopose.phantom.outline import BINS, Trunk
 from isopose.settings import PoseConfig
 from isopose.tensors import write_tensors
-from isopose.training.targets import filled_outline
+from isopose.training.targets import normalized_outline
 
 #: Age in years of each reference, and the side in mm of the square in which it is drawn.
 PATIENTS = {"child": (2.0, 240.0), "adult": (30.0, 480.0)}
@@ -29,7 +29,7 @@ KIDNEYS = 0.3
 #: Means of the distributions in ``phantom/anatomy.py: sample_anatomy``.
 SAG, GROOVE = 0.055, 0.05
 #: Pixels along a side of the drawing, and oversampling per pixel for a soft edge.
-DRAWN, FINER = 384, 4
+DRAWING_SIZE, OVERSAMPLING = 384, 4
 
 
 def make_reference(name: str) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ def make_reference(name: str) -> dict[str, Tensor]:
     Args:
         name: of :data:`PATIENTS`.
     """
-    mask, part = filled_outline(draw_outline(name), 0.0, PoseConfig())
+    mask, part = normalized_outline(draw_outline(name), 0.0, PoseConfig())
     return {"mask": mask.half(), "side_mm": torch.tensor(PATIENTS[name][1] * part, dtype=torch.float64)}
 
 
@@ -60,11 +60,11 @@ def draw_outline(name: str) -> Tensor:
         groove=GROOVE * (0.35 + 0.65 * maturity),
     )
     skin = trunk.at(KIDNEYS * size.level).skin
-    line = ((np.arange(DRAWN * FINER) + 0.5) / (DRAWN * FINER) - 0.5) * drawn_mm
+    line = ((np.arange(DRAWING_SIZE * OVERSAMPLING) + 0.5) / (DRAWING_SIZE * OVERSAMPLING) - 0.5) * drawn_mm
     x, y = np.meshgrid(line, line)
     angle = ((np.arctan2(y, x) + np.pi) * (BINS / (2.0 * np.pi))).astype(np.int64) % BINS
     inside = torch.from_numpy((np.hypot(x, y) <= skin[angle]).astype(np.float32))
-    return F.avg_pool2d(inside[None, None], FINER)
+    return F.avg_pool2d(inside[None, None], OVERSAMPLING)
 
 
 def main(output: Annotated[Path, typer.Argument(help="folder for the files")]) -> None:

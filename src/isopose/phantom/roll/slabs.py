@@ -19,7 +19,7 @@ from isopose.phantom.randomized import Slab, sample_slab
 
 #: Pixels along a side as rendered and as stored, and half the stored side in radii of the disc of the body's
 #: area.
-RENDERED, KEPT, KEPT_REACH = 128, 128, 2.0
+RENDERED_SIZE, STORED_SIZE, STORED_REACH = 128, 128, 2.0
 #: HU are stored as bytes: offset and step.
 LOWEST_HU, STEP_HU = -300.0, 4.0
 BODY_HU = -250.0
@@ -99,16 +99,16 @@ def _stored_slab(sample: Callable[..., Slab], folder: Path, seed: int, slices: i
     """Render and store the slices of one patient if they are not there; return their file."""
     path = folder / f"{seed}_{index:05d}_{slices}.npz"
     if not path.exists():
-        slab = sample(seed, index, slices=slices, size=RENDERED)
+        slab = sample(seed, index, slices=slices, size=RENDERED_SIZE)
         found = body_mask(slab.volume, BODY_HU)
         keep = found.any(axis=(1, 2))
         mask = torch.from_numpy(found[keep]).float()[:, None]
         hu = torch.from_numpy(slab.volume.array[keep].astype(np.float32))[:, None]
         outline = moments(mask)
-        radius = (KEPT_REACH * (4.0 * mask.mean(dim=(1, 2, 3)) / np.pi).sqrt()).log()[:, None]
+        radius = (STORED_REACH * (4.0 * mask.mean(dim=(1, 2, 3)) / np.pi).sqrt()).log()[:, None]
         theta = matrix_from_pose(torch.cat([torch.zeros_like(radius), radius, radius, outline.center], dim=1))
-        inside = warp(mask, theta, (KEPT, KEPT))[:, 0] >= 0.5
-        sampled = warp(hu, theta, (KEPT, KEPT), fill=-1000.0, mode="bicubic")[:, 0]
+        inside = warp(mask, theta, (STORED_SIZE, STORED_SIZE))[:, 0] >= 0.5
+        sampled = warp(hu, theta, (STORED_SIZE, STORED_SIZE), fill=-1000.0, mode="bicubic")[:, 0]
         quantized = ((sampled - LOWEST_HU) / STEP_HU).round().clamp(0, 255).to(torch.uint8)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(

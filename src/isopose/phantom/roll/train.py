@@ -27,7 +27,7 @@ RUNNING_MEAN = 0.998
 WARM_UP = 0.1
 WEIGHT_DECAY, MAX_NORM = 0.02, 5.0
 #: Steps between checkpoints.
-EPOCH = 250
+CHECKPOINT_STEPS = 250
 
 
 def train(
@@ -64,10 +64,12 @@ def train(
         progress, last, running = load_checkpoint(checkpoint, optimizer)
         network.load_state_dict(last)
         mean.load_state_dict(running)
-    done = min(progress.epoch * EPOCH, steps)
+    done = min(progress.epoch * CHECKPOINT_STEPS, steps)
     loader = DataLoader(Subset(batches, range(done, steps)), batch_size=None, num_workers=workers)
     total = torch.zeros(())
-    with reporter.stage("roll", math.ceil(steps / EPOCH), EPOCH, progress.epoch) as report:
+    with reporter.stage(
+        "roll", math.ceil(steps / CHECKPOINT_STEPS), CHECKPOINT_STEPS, progress.epoch
+    ) as report:
         for step, (seen, angle, mirrored) in enumerate(loader, start=done):
             for group in optimizer.param_groups:
                 group["lr"] = rate * schedule(step / steps)
@@ -81,9 +83,9 @@ def train(
             mean.update_parameters(network)
             total += loss.detach()
             report.step()
-            if (step + 1) % EPOCH == 0 or step + 1 == steps:
+            if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
                 progress.epoch += 1
-                progress.history.append({"epoch": progress.epoch, "loss": float(total) / EPOCH})
+                progress.history.append({"epoch": progress.epoch, "loss": float(total) / CHECKPOINT_STEPS})
                 save_checkpoint(checkpoint, progress, network.state_dict(), mean.state_dict(), optimizer)
                 report.epoch(progress.history[-1])
                 total.zero_()

@@ -16,15 +16,15 @@ from isopose.data.samples import SliceBatch, Slices
 from isopose.geometry.moments import moments, pose_from_moments
 from isopose.geometry.pose import ANGLE, POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import warp
-from isopose.models.info import LEAST_SLOPE, Turning
+from isopose.models.info import MIN_SLOPE, RollCheck
 from isopose.models.pipeline import Networks
 from isopose.ranks import gathered
-from isopose.training.transforms import batch_of
+from isopose.training.transforms import batch_size_of
 
 #: Applied rotations in radians: about as far as patients lie from upright (docs/phantom.md).
-TURNS = (-math.radians(15.0), math.radians(15.0))
+APPLIED_ROTATIONS = (-math.radians(15.0), math.radians(15.0))
 #: After each epoch, one in this many slices is rotated, since every rotation needs a forward pass.
-TURNED_OF_A_BATCH = 4
+ROTATED_EVERY = 4
 
 #: From images and masks ``(N, 1, S, S)`` to poses ``(N, 5)``.
 Estimate = Callable[[Tensor, Tensor], Tensor]
@@ -47,7 +47,8 @@ def estimate_of(networks: Networks) -> Estimate | None:
 def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tensor:
     """Return the slope ``(N,)`` of each slice's estimated angle on the applied rotation.
 
-    The regression passes through the unrotated slice, over :data:`TURNS`; changes are wrapped to half a turn.
+    The regression over :data:`APPLIED_ROTATIONS` passes through the unrotated slice; changes are wrapped to
+    half a turn.
 
     Args:
         estimate: returns poses.
@@ -55,17 +56,17 @@ def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tenso
         mask: ``(N, 1, S, S)``.
         air: value outside the image.
     """
-    lying = estimate(image, mask)[:, ANGLE].float()
-    along = torch.zeros_like(lying)
-    for turn in TURNS:
+    unrotated_angle = estimate(image, mask)[:, ANGLE].float()
+    along = torch.zeros_like(unrotated_angle)
+    for rotation in APPLIED_ROTATIONS:
         # A matrix maps output to input, so rotating a slice by an angle takes the opposite angle.
-        back = torch.zeros(POSE_SIZE, device=image.device)
-        back[ANGLE] = -turn
-        theta = matrix_from_pose(back)
+        pose = torch.zeros(POSE_SIZE, device=image.device)
+        pose[ANGLE] = -rotation
+        theta = matrix_from_pose(pose)
         size = (image.shape[2], image.shape[3])
-        turned = warp(image, theta, size, fill=air), warp(mask, theta, size)
-        along += turn * wrapped(estimate(*turned)[:, ANGLE].float() - lying)
-    return along / sum(turn**2 for turn in TURNS)
+        rotated = warp(image, theta, size, fill=air), warp(mask, theta, size)
+        along += rotation * wrapped(estimate(*rotated)[:, ANGLE].float() - unrotated_angle)
+    return along / sum(rotation**2 for rotation in APPLIED_ROTATIONS)
 
 
 def true_angles(truth: Mapping[str, float], slices: Slices, rows: Tensor) -> Tensor:
@@ -87,12 +88,12 @@ def wrapped(angle: Tensor) -> Tensor:
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
-def between_axes(a: Tensor, b: Tensor) -> Tensor:
+def axis_distance(a: Tensor, b: Tensor) -> Tensor:
     """Return the distance of the directions of two axes, radians, at most a quarter turn."""
     return 0.5 * wrapped(2.0 * (a - b)).abs()
 
 
-def judged_turns(
+def rotation_errors(
     estimate: Estimate,
     reference: Tensor,
     air: float,
@@ -100,7 +101,7 @@ def judged_turns(
     slices: Slices,
     batch: SliceBatch,
     *,
-    every: int = TURNED_OF_A_BATCH,
+    every: int = ROTATED_EVERY,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return slopes of one in ``every`` slices, and angle errors of all in radians.
 
@@ -108,17 +109,19 @@ def judged_turns(
         Slopes ``(M,)``; distances ``(N,)`` of the estimate's and the moments' axes; distances ``(K,)`` of the
             estimate, and of the moments, from the true angle of the slices whose truth is known.
     """
-    some = batch.part(torch.arange(0, len(batch.rows), every, device=batch.image.device))
-    by_moments = pose_from_moments(moments(batch.mask), moments(reference))[:, ANGLE].float()
-    learned = estimate(batch.image, batch.mask)[:, ANGLE].float()
+    rotated = batch.part(torch.arange(0, len(batch.rows), every, device=batch.image.device))
+    moments_angle = pose_from_moments(moments(batch.mask), moments(reference))[:, ANGLE].float()
+    estimated_angle = estimate(batch.image, batch.mask)[:, ANGLE].float()
     true = true_angles(truth, slices, batch.rows)
-    off, moments_off = (wrapped(angle - true).abs()[true.isfinite()] for angle in (learned, by_moments))
-    slope = slopes(estimate, some.image, some.mask, air)
-    return slope, between_axes(learned, by_moments), off, moments_off
+    true_errors, moments_errors = (
+        wrapped(angle - true).abs()[true.isfinite()] for angle in (estimated_angle, moments_angle)
+    )
+    slope = slopes(estimate, rotated.image, rotated.mask, air)
+    return slope, axis_distance(estimated_angle, moments_angle), true_errors, moments_errors
 
 
-def summed_up(parts: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
-    """Return the medians over all slices of the results of :func:`judged_turns`."""
+def summarize(parts: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
+    """Return the medians over all slices of the results of :func:`rotation_errors`."""
     slope, from_moments, from_truth, _ = _gathered(parts)
     medians = {"roll slope": float(slope.median()), "degrees from moments": _degrees(from_moments)}
     return medians | ({"degrees from the true roll": _degrees(from_truth)} if len(from_truth) else {})
@@ -130,9 +133,9 @@ def _gathered(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def measure_turning(
+def check_roll(
     networks: Networks, slices: Slices, fabric: Fabric, truth: Mapping[str, float], patients: str
-) -> Turning | None:
+) -> RollCheck | None:
     """Measure the roll errors of the trained STN1; None if no trained network estimates the roll.
 
     Args:
@@ -140,30 +143,34 @@ def measure_turning(
         slices: of validation patients, or of training patients if there are no others.
         fabric: ranks share the work; all return the same result.
         truth: case id to the true angle relative to the reference, radians; empty if unknown.
-        patients: whose slices they are, for :class:`Turning`.
+        patients: whose slices they are, for :class:`RollCheck`.
     """
     estimate = estimate_of(networks)
     if estimate is None:
         return None
-    batches = slices.batches(batch_of(slices), fabric.global_rank, fabric.world_size)
-    look = partial(judged_turns, estimate, networks.pose.reference_mask, networks.air, truth, slices, every=1)
-    slope, from_moments, off, moments_off = _gathered([look(batch.to(fabric.device)) for batch in batches])
-    return Turning(
+    batches = slices.batches(batch_size_of(slices), fabric.global_rank, fabric.world_size)
+    errors_of = partial(
+        rotation_errors, estimate, networks.pose.reference_mask, networks.air, truth, slices, every=1
+    )
+    slope, from_moments, true_errors, moments_errors = _gathered(
+        [errors_of(batch.to(fabric.device)) for batch in batches]
+    )
+    return RollCheck(
         slope=float(slope.median()),
         degrees_from_moments=_degrees(from_moments),
-        degrees_from_truth=_degrees(off) if len(off) else None,
-        moments_from_truth=_degrees(moments_off) if len(off) else None,
+        degrees_from_truth=_degrees(true_errors) if len(true_errors) else None,
+        moments_from_truth=_degrees(moments_errors) if len(true_errors) else None,
         slices=len(slope),
         patients="validation" if patients == "validation" else "training",
     )
 
 
-def warning_of(turning: Turning, section: str) -> str:
+def rotation_warning(check: RollCheck, section: str) -> str:
     """Return the warning that STN1 has not learned to rotate, and what to change."""
-    degrees = math.degrees(TURNS[-1])
+    degrees = math.degrees(APPLIED_ROTATIONS[-1])
     return (
         f"warning: STN1 has not learned rotation: for a rotation of {degrees:.0f} degrees its angle changes "
-        f"by {turning.slope * degrees:.1f} (slope {turning.slope:.2f}, expected at least {LEAST_SLOPE}), so "
+        f"by {check.slope * degrees:.1f} (slope {check.slope:.2f}, expected at least {MIN_SLOPE}), so "
         "homogenized slices keep the patient's own roll, whatever their mask Dice is; train it longer "
         f"({section}.optimizer.epochs) or with momentum ({section}.optimizer.momentum=0.9)"
     )

@@ -14,18 +14,18 @@ from isopose.data.samples import Batch
 from isopose.geometry.moments import moments
 from isopose.geometry.pose import ANGLE, identity_pose, matrix_from_pose
 from isopose.geometry.warp import invert, warp
-from isopose.training.turning import (
-    LEAST_SLOPE,
-    TURNED_OF_A_BATCH,
-    TURNS,
-    Turning,
-    between_axes,
-    judged_turns,
-    measure_turning,
+from isopose.training.roll_check import (
+    APPLIED_ROTATIONS,
+    MIN_SLOPE,
+    ROTATED_EVERY,
+    RollCheck,
+    axis_distance,
+    check_roll,
+    rotation_errors,
+    rotation_warning,
     slopes,
-    summed_up,
+    summarize,
     true_angles,
-    warning_of,
     wrapped,
 )
 
@@ -83,8 +83,8 @@ def test_a_turned_slice_has_air_outside_and_its_angle_is_positive_from_x_to_y() 
 
     image, mask = lying_at([0.0])
     slopes(look, image + 5.0, mask, AIR)
-    assert len(seen) == 1 + len(TURNS)
-    for (turned, outline), turn in zip(seen[1:], TURNS, strict=True):
+    assert len(seen) == 1 + len(APPLIED_ROTATIONS)
+    for (turned, outline), turn in zip(seen[1:], APPLIED_ROTATIONS, strict=True):
         assert float(moments(outline).angle) == pytest.approx(turn, abs=0.02)
         assert float(turned[0, 0, 0, 0]) == AIR
         assert float(turned[0, 0, SIZE // 2, SIZE // 2]) == pytest.approx(5.0)
@@ -92,8 +92,8 @@ def test_a_turned_slice_has_air_outside_and_its_angle_is_positive_from_x_to_y() 
 
 def test_axes_have_no_head_and_angles_do() -> None:
     a = torch.tensor([0.1, 3.0, -3.0, math.pi])
-    assert between_axes(a, a + math.pi).abs().max() < 1e-6
-    assert between_axes(torch.tensor([0.0]), torch.tensor([0.7 * math.pi])).item() == pytest.approx(
+    assert axis_distance(a, a + math.pi).abs().max() < 1e-6
+    assert axis_distance(torch.tensor([0.0]), torch.tensor([0.7 * math.pi])).item() == pytest.approx(
         0.3 * math.pi, abs=1e-5
     )
     assert wrapped(torch.tensor([1.5 * math.pi])).item() == pytest.approx(-0.5 * math.pi, abs=1e-5)
@@ -140,7 +140,7 @@ TRUTH = {"one": math.radians(0.0), "two": math.radians(10.0)}
 def test_a_trained_stn1_is_measured_against_turns_moments_and_the_truth() -> None:
     slices, reference = Rows(*lying_at(LYING)), lying_at([0.0])[1]
     fabric = Fabric(accelerator="cpu", devices=1)
-    follows = measure_turning(pipeline_of(axis, reference), slices, fabric, TRUTH, "validation")
+    follows = check_roll(pipeline_of(axis, reference), slices, fabric, TRUTH, "validation")
     assert follows is not None
     assert follows.learned
     assert (follows.slices, follows.patients) == (6, "validation")
@@ -148,13 +148,13 @@ def test_a_trained_stn1_is_measured_against_turns_moments_and_the_truth() -> Non
     assert follows.degrees_from_moments < 3.0
     # Of patient one the true roll is 0, and slices lie at 0, -20 and 30; two lies at 10 in all.
     assert follows.degrees_from_truth == pytest.approx(0.0, abs=1.0)
-    stuck = measure_turning(pipeline_of(still, reference), slices, fabric, TRUTH, "training")
+    stuck = check_roll(pipeline_of(still, reference), slices, fabric, TRUTH, "training")
     assert stuck is not None
     assert not stuck.learned
     assert (stuck.slope, stuck.patients) == (0.0, "training")
     assert stuck.degrees_from_truth == pytest.approx(0.0, abs=10.1)
     assert stuck.moments_from_truth == pytest.approx(follows.moments_from_truth)
-    unknown = measure_turning(pipeline_of(axis, reference), slices, fabric, {}, "validation")
+    unknown = check_roll(pipeline_of(axis, reference), slices, fabric, {}, "validation")
     assert unknown is not None
     assert unknown.degrees_from_truth is None
     assert unknown.moments_from_truth is None
@@ -163,9 +163,7 @@ def test_a_trained_stn1_is_measured_against_turns_moments_and_the_truth() -> Non
 
 def test_without_a_trained_network_of_the_roll_nothing_is_measured() -> None:
     shipped = SimpleNamespace(pose=SimpleNamespace(localization=None, roll=object()), joint=object(), air=AIR)
-    assert (
-        measure_turning(shipped, Rows(*lying_at(LYING)), Fabric(accelerator="cpu"), {}, "validation") is None
-    )
+    assert check_roll(shipped, Rows(*lying_at(LYING)), Fabric(accelerator="cpu"), {}, "validation") is None
 
 
 def test_after_an_epoch_a_part_of_the_slices_is_turned_and_all_are_compared() -> None:
@@ -179,15 +177,15 @@ def test_after_an_epoch_a_part_of_the_slices_is_turned_and_all_are_compared() ->
     [batch] = [
         Batch(torch.arange(6), slices.image, slices.mask, torch.zeros(6, SIZE, SIZE, dtype=torch.uint8))
     ]
-    part = judged_turns(look, reference, AIR, {"two": TRUTH["two"]}, slices, batch)
-    few = math.ceil(6 / TURNED_OF_A_BATCH)
+    part = rotation_errors(look, reference, AIR, {"two": TRUTH["two"]}, slices, batch)
+    few = math.ceil(6 / ROTATED_EVERY)
     assert looked == [6, few, few, few]
     assert [len(values) for values in part] == [few, 6, 3, 3]
-    summary = summed_up([part])
+    summary = summarize([part])
     assert list(summary) == ["roll slope", "degrees from moments", "degrees from the true roll"]
     assert summary["roll slope"] == pytest.approx(1.0, abs=0.03)
     assert summary["degrees from the true roll"] == pytest.approx(0.0, abs=1.0)
-    without = summed_up([judged_turns(look, reference, AIR, {}, slices, batch)])
+    without = summarize([rotation_errors(look, reference, AIR, {}, slices, batch)])
     assert list(without) == ["roll slope", "degrees from moments"]
 
 
@@ -199,15 +197,15 @@ def test_the_true_angle_is_that_of_a_rows_case_and_nan_where_it_is_not_known() -
 
 
 def test_the_warning_says_what_was_seen_and_what_to_change() -> None:
-    stuck = Turning(0.04, 11.5, 11.1, 3.2, 180, "validation")
-    line = warning_of(stuck, "pose")
+    stuck = RollCheck(0.04, 11.5, 11.1, 3.2, 180, "validation")
+    line = rotation_warning(stuck, "pose")
     assert "\n" not in line
     for word in (
         "slope 0.04",
-        f"at least {LEAST_SLOPE}",
+        f"at least {MIN_SLOPE}",
         "pose.optimizer.epochs",
         "pose.optimizer.momentum=0.9",
     ):
         assert word in line
-    assert not Turning(LEAST_SLOPE - 0.01, 0.0, None, None, 1, "validation").learned
-    assert Turning(LEAST_SLOPE, 0.0, None, None, 1, "validation").learned
+    assert not RollCheck(MIN_SLOPE - 0.01, 0.0, None, None, 1, "validation").learned
+    assert RollCheck(MIN_SLOPE, 0.0, None, None, 1, "validation").learned

@@ -14,7 +14,7 @@ from isopose.scan.correction import Correction
 Corrections = Mapping[str, Correction]
 
 
-def poses_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tensor) -> Tensor:
+def manual_poses(slices: Slices, corrections: Corrections, reference_mask: Tensor) -> Tensor:
     """Return the poses ``(N, 5)`` set by hand; NaN for other rows.
 
     Args:
@@ -30,7 +30,7 @@ def poses_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tens
     return out
 
 
-def crops_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tensor) -> Tensor:
+def manual_crops(slices: Slices, corrections: Corrections, reference_mask: Tensor) -> Tensor:
     """Return the crops ``(N, 3, 3)`` set by hand, in the rows' known poses; NaN for other rows."""
     assert slices.pose is not None, "crops follow poses"
     out = torch.full((len(slices), 3, 3), torch.nan)
@@ -41,13 +41,13 @@ def crops_by_hand(slices: Slices, corrections: Corrections, reference_mask: Tens
     return out
 
 
-def where_set(by_hand: Tensor, found: Tensor | None) -> Tensor:
+def override(manual: Tensor, estimated: Tensor | None) -> Tensor:
     """Return the values set by hand, and the estimated ones elsewhere."""
-    assert found is not None, "corrections replace estimated values"
-    return torch.where(by_hand.isfinite(), by_hand, found)
+    assert estimated is not None, "corrections replace estimated values"
+    return torch.where(manual.isfinite(), manual, estimated)
 
 
-def cases_by_hand(slices: Slices, corrections: Corrections) -> int:
+def count_corrected(slices: Slices, corrections: Corrections) -> int:
     """Return how many cases have a correction."""
     return sum(case.record.sources["image"] in corrections for case in slices.cases)
 

@@ -38,7 +38,7 @@ def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
         pose, theta2 = (
             None if value is None else value.clone() for value in (training.pose, training.theta2)
         )
-        seen[name] = (training, pose, theta2, getattr(objective, "by_hand", None))
+        seen[name] = (training, pose, theta2, getattr(objective, "manual", None))
         return train(run, name, objective, training, *rest, **options)
 
     monkeypatch.setattr(stages_module, "_train", watched)
@@ -106,7 +106,7 @@ def test_a_crop_set_by_hand_is_the_target() -> None:
     pipeline = bright_model({"data": {"size": 64}}).pipeline
     with torch.no_grad():
         pose = torch.zeros(2, 5)
-        said = pipeline.crop(*CropObjective(pipeline)._seen(batch(2, pose))[:2])
+        said = pipeline.crop(*CropObjective(pipeline)._homogenized_inputs(batch(2, pose))[:2])
         by_hand = said.clone()
         by_hand[1] = torch.nan
         noise = torch.zeros(2, noise_size(2))
