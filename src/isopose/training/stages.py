@@ -267,7 +267,8 @@ def _train(
     )
     progress = train_stage(stage, context.fabric, context.work, context.reporter)
     best = f", best {progress.best:.4f} in epoch {progress.best_epoch}" if progress.best is not None else ""
-    context.reporter.say(f"{name}: {counted(progress.epoch, 'epoch')}{best}, {time.monotonic() - started:.0f} s")
+    epochs = counted(progress.epoch, "epoch")
+    context.reporter.say(f"{name}: {epochs}{best}, {time.monotonic() - started:.0f} s")
     return progress
 
 
