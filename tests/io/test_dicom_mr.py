@@ -32,7 +32,7 @@ def test_the_storage_class_decides_where_the_modality_is_missing(tmp_path):
 
 def test_ct_is_refused_where_mr_is_expected(tmp_path):
     folder = write_series(tmp_path, raw_slices())
-    with pytest.raises(InputError, match="a DICOM series of CT, expected MR; use a model of CT, or without a model --modality ct") as error:
+    with pytest.raises(InputError, match=r"expected MR; use a model of CT, or .* --modality ct") as error:
         read_volume(folder, modality="mr")
     assert "\n" not in str(error.value)
     assert read_volume(folder, modality="ct").array.min() < 0
