@@ -40,7 +40,8 @@ class Lines:
 
 
 def shrink(patch) -> None:
-    for name, value in (("CASES", 6), ("TEST_FRACTION", 0.34), ("SLICES", 6), ("SIZE", 64), ("SMALL", TINY)):
+    small = {"CASES": 6, "TEST_FRACTION": 0.34, "SLICES": 6, "SIZE": 64, "SMALL_PRESET": TINY}
+    for name, value in small.items():
         patch.setattr(demo, name, value)
     without = {
         **TINY,

@@ -111,8 +111,8 @@ def test_whatever_is_named_as_a_volume_is_a_scan_of_a_folder(tmp_path, model):
     checked = check_dataset(open_dataset(table))
     for name, why in (
         ("empty", "is empty, expected the files of a DICOM series, or volumes"),
-        ("pipe", "expected a file or a folder"),
-        ("socket", "expected a file or a folder"),
+        ("pipe", "is neither a file nor a folder"),
+        ("socket", "is neither a file nor a folder"),
     ):
         for outcome in (*outcomes, *homogenized):
             if outcome.name == name:

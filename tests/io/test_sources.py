@@ -139,7 +139,7 @@ def test_a_missing_file_is_reported(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "scan.zip").symlink_to("/dev/zero")
     for name in ("pipe", "scan.zip"):
-        with pytest.raises(InputError, match="expected a file or a folder"):
+        with pytest.raises(InputError, match="is neither a file nor a folder"):
             hash_of_source(tmp_path / name)
 
 

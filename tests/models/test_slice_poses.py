@@ -127,7 +127,7 @@ def test_slices_that_contradict_their_scan_follow_it(patients) -> None:
     off, unsure, other = scan_poses(model, single._replace(evidence=evidence), z_mm)
     assert scan is not None
     assert other is not None
-    assert other.believed
+    assert other.overrides_header
     assert float(other.odds) < float(scan.odds)
     assert wrapped(off[:, ANGLE] - pose[:, ANGLE]).rad2deg().abs().max() < 2.0
     assert off[:, ANGLE].diff().rad2deg().abs().max() < 1.0
@@ -145,7 +145,7 @@ def test_without_an_outline_pose_and_size_stay(patients, per: str) -> None:
     assert torch.equal(pose, torch.zeros(SLICES, 5))
     assert scan is not None
     assert not scan.outline_visible
-    assert not scan.believed
+    assert not scan.overrides_header
     assert (sure < 0.6).all(), "what the header alone says"
 
 
