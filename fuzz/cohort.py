@@ -70,7 +70,7 @@ def _run(root: Path, count: int, bad: int, seed: int) -> list[str]:
     cluster.add_node(num_cpus=1, **size)
     _, output_text = run.communicate()
     seconds = time.monotonic() - started
-    retried = output_text.count("it is tried again")
+    retried = output_text.count("trying again")
     print(f"{count} scans in {seconds:.0f} s, a machine killed after {killed_at}; {retried} tried again")
 
     problems = _compare(root, scans, broken, output, output_text, run.returncode)
@@ -81,7 +81,7 @@ def _run(root: Path, count: int, bad: int, seed: int) -> list[str]:
     print(f"given again: {time.monotonic() - started:.0f} s")
     after = output.files()
     changed = [name for name in after if before.get(name) != after[name] and not name.startswith("cohort/")]
-    if changed or f"{count - len(broken)} of {count} are there already" not in output_text:
+    if changed or f"{count - len(broken)} of {count} are done already" not in output_text:
         problems.append(f"given again, it changed {len(changed)} files: {changed[:3]}")
     cluster.shutdown()
     return problems

@@ -38,8 +38,8 @@ def test_the_harness_finds_what_is_wrong(tmp_path):
     script = (
         "import sys, runpy\n"
         "import isopose.io.nifti as nifti\n"
-        "real = nifti._header\n"
-        "nifti._header = lambda raw: real(raw) or [][0]\n"
+        "real = nifti._parse_header\n"
+        "nifti._parse_header = lambda raw: real(raw) or [][0]\n"
         f"sys.argv = ['fuzz', '--targets', 'nifti', '--keep', {str(tmp_path / 'found')!r}]\n"
         "sys.argv += ['--inputs', '60']\n"
         f"runpy.run_path({str(ROOT / 'fuzz')!r}, run_name='__main__')\n"

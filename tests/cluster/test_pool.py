@@ -93,7 +93,7 @@ def test_an_item_that_kills_every_worker_is_given_up_and_the_others_are_done(poo
 def test_an_error_that_may_pass_is_tried_again_and_then_reported(pool, tmp_path):
     results, _ = run(pool, Squares(tmp_path, raises=(6,)), 4)
     why = "failed unexpectedly by OSError; please report it, 3 times"
-    assert results.pop(2) == Failed(why, ours=True), "without the words of what raised it"
+    assert results.pop(2) == Failed(why, internal=True), "without the words of what raised it"
     assert results == {0: 0, 1: 9, 3: 81}
 
 
