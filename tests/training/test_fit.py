@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from isopose.config import Config
 from isopose.data.samples import Slices
 from isopose.data.splits import split_patients
-from isopose.data.store import Record, StoredCase, open_store
+from isopose.data.store import Record, StoredCase, open_store, store_head
 from isopose.errors import InputError, IsoposeError
-from isopose.files import sha256
+from isopose.files import hash_of, sha256
 from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.volume import Volume
 from isopose.inference.files import predict_scans
@@ -347,7 +347,7 @@ def test_what_the_unet_learns_on_is_what_prediction_makes(together: Fitted, tiny
     model = replace(together.model, config=tiny("stn=joint", f"pose.per={per}"))
     model.pipeline.config, model.pipeline.pose.config = model.config, model.config.pose
     training, _ = split_patients(together.dataset, 3, 0, 0)
-    slices = Slices([_stored_case(together.store, training[0].id)])
+    slices = Slices([_stored_case(together.store, model, training[0].id)])
     slices.pose = poses_of(model.pipeline, slices, torch.device("cpu"))
     pose, theta2 = transforms_of(model.pipeline, slices, torch.device("cpu"))
     records = predict(model, read_volume(training[0].image)).scan_pose
@@ -667,7 +667,7 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
             for path in (case.image, case.label, tmp_path / "out" / f"{case.id}.nii.gz")
         )
         # What was trained on lies where the file has it, in the patient's own coordinates.
-        stored = _stored_case(tmp_path / "model" / "work" / "store", case.id)
+        stored = _stored_case(tmp_path / "model" / "work" / "store", model, case.id)
         _, _, seen = stored.read(range(stored.record.shape[0]))
         # Within a frame's pixel: between two kidneys the center moves by a few voxels of either.
         for label in (1, 2):
@@ -693,9 +693,10 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
             assert hit > (marked & np.flip(labeled, axis)).sum() / marked.sum() + 0.1
 
 
-def _stored_case(folder: Path, name: str) -> StoredCase:
-    (where,) = folder.glob("*/store.json")
-    return next(case for case in open_store(where.parent).cases if case.record.id == name)
+def _stored_case(folder: Path, model: Model, name: str) -> StoredCase:
+    """A case as this model was trained on it; the folder may hold stores of other settings as well."""
+    key = hash_of(store_head(model.fingerprint, model.labels, model.config.data))
+    return next(case for case in open_store(folder / key[:12]).cases if case.record.id == name)
 
 
 def _center(labels: sitk.Image, label: int) -> list[float]:
