@@ -98,6 +98,7 @@ def check_dataset(
             if on_problem:
                 on_problem(problem)
 
+    note(Problem(one.name, "error", one.problem) for one in dataset.unusable)
     config = config or DataConfig()
     modality = modality_of(config, dataset.channels)
     inspect = partial(
