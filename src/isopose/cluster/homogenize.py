@@ -20,6 +20,7 @@ from isopose.homogenize.case import HomogenizeSettings, make_case
 from isopose.homogenize.dataset import (
     homogenize_settings,
     open_input,
+    report_modality,
     report_warnings,
     with_modality,
     with_plane,
@@ -112,6 +113,7 @@ def homogenize_on_cluster(
             return unusable
         mirrors = [mirror, *([mask_mirror] if mask_mirror else [])]
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
+        report_modality(config, opened, reporter)
         config, reference = settle_reference(config, opened, model, folder, mirrors, below)
         config = config.model_copy(update={"reference": None})
         estimator = open_estimator(folder, config, reference)

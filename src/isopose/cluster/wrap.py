@@ -19,7 +19,7 @@ from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.homogenize.command import Command
-from isopose.homogenize.dataset import report_warnings
+from isopose.homogenize.dataset import report_modality, report_warnings
 from isopose.homogenize.wrap import Wrapped, check_output, open_scans, wrap_scan, wrap_settings
 from isopose.homogenize.wrapped import LOGS, WrapSettings, wrap_provenance
 from isopose.inference.files import record_name
@@ -139,6 +139,7 @@ def wrap_on_cluster(
         if output.local is not None and scans.local is not None:
             check_output(opened, output.local, formats, names)
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
+        report_modality(config, opened, reporter)
         config, reference = settle_reference(config, opened, model, folder, mirrors, below)
         settings = wrap_settings(
             opened, below / "out", command, config, folder, reference, names, formats, series, keep=False

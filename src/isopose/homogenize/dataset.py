@@ -10,7 +10,7 @@ from typing import Any
 
 from isopose.choices import AUTO, Modality, Plane
 from isopose.config import HomogenizeConfig
-from isopose.data.modality import modality_of
+from isopose.data.modality import modality_of, modality_warnings
 from isopose.data.normalization import channel_number, pose_channel_of
 from isopose.errors import InputError
 from isopose.files import hash_of, only_writer, output_folder
@@ -140,6 +140,7 @@ def homogenize(
         return unusable
     pose_channel = _find_pose_channel(config, dataset, model)
     config = with_plane(config.model_copy(update={"pose_channel": pose_channel}), model)
+    report_modality(config, dataset, reporter)
     config = with_modality(config, dataset, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
     pose_cases = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
@@ -184,6 +185,13 @@ def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None
     return config.model_copy(
         update={"modality": modality_of(DataConfig(pose_channel=config.pose_channel or 0), dataset.channels)}
     )
+
+
+def report_modality(config: HomogenizeConfig, dataset: Dataset, reporter: Reporter) -> None:
+    """Report a modality that contradicts the dataset's description."""
+    data = DataConfig(modality=config.modality, pose_channel=config.pose_channel or 0)
+    for warning in modality_warnings(data, dataset, "--modality"):
+        reporter.say(f"warning: {warning}")
 
 
 def with_plane(config: HomogenizeConfig, model: Path | None) -> HomogenizeConfig:

@@ -23,6 +23,7 @@ from isopose.homogenize.command import Command, how_it_ended, run_command
 from isopose.homogenize.dataset import (
     homogenize_settings,
     refuse_series,
+    report_modality,
     report_warnings,
     scans_as_dataset,
     with_modality,
@@ -126,6 +127,7 @@ def wrap(
     if not scans.cases:
         return unusable
     check_output(scans, output, formats, names)
+    report_modality(config, scans, reporter)
     config = with_modality(with_plane(config, model), scans, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
     reference = find_reference(config.reference, model, scans.cases, modality, config.plane or "axial")
