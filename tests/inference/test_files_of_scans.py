@@ -112,6 +112,21 @@ def test_scans_that_would_get_one_name_are_one_line_each_and_the_others_are_done
     np.testing.assert_array_equal(found[0], found[1])
 
 
+def test_no_empty_folders_stay_where_no_probabilities_are_written(model, tmp_path, monkeypatch):
+    write_image(scene(slices=3).volume, tmp_path / "a.nii.gz")
+    run(model, [tmp_path / "a.nii.gz"], tmp_path / "out", probabilities=True)
+    assert (tmp_path / "out" / "probabilities" / "a_kidney.nii.gz").is_file()
+
+    def fail(*_args, **_options):
+        raise InputError("no")
+
+    write_image(scene(slices=3, roll=0.2).volume, tmp_path / "a.nii.gz")
+    monkeypatch.setattr(scans_module, "write_results", fail)
+    [one] = run(model, [tmp_path / "a.nii.gz"], tmp_path / "out", probabilities=True)
+    assert one.problem is not None
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_mask_beside_slices_is_not_predicted_in_place_of_them(model, tmp_path):
     here = scene(slices=4)
     stored = (here.volume.array + 1024).astype(np.uint16)
