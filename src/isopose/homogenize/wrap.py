@@ -287,9 +287,8 @@ def _run_together(
             reporter.say(f"  ignored, they belong to no scan: {listed_names(strange)}")
         answers = {case: answer_of(written, found[case.id]) for case in cases}
         given = [(case, answer) for case, answer in answers.items() if answer.images or answer.packed]
-        restored = _report_all(
-            partial(_restore_one, settings=settings, run=run), given, settings, workers, reporter
-        )
+        work = partial(_restore_one, settings=settings, run=run)
+        restored = _report_all(work, given, settings, workers, reporter) if given else []
     done = {outcome.name: outcome for outcome in restored}
     lost = [case.id for case in cases if case.id not in done]
     if lost:
