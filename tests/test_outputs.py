@@ -17,6 +17,7 @@ from isopose.outputs import (
     listed,
     made_from,
     remove,
+    remove_empty,
     replacing_results,
     sweep,
 )
@@ -184,3 +185,13 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: 
     with pytest.raises(InputError, match="holds no run; choose another folder"):
         claimed(tmp_path, PARAMETERS)
     assert contents(tmp_path) == {"thesis.txt": "mine"}
+
+
+def test_folders_without_files_are_removed_and_no_others(tmp_path: Path) -> None:
+    write_text(tmp_path / "maps" / "a" / "one.txt", "map")
+    for empty in ("maps/b", "maps/c/d", "probabilities", "other"):
+        (tmp_path / empty).mkdir(parents=True)
+    remove_empty([tmp_path / "maps", tmp_path / "probabilities", tmp_path / "missing"])
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
+        *("maps", "maps/a", "maps/a/one.txt", "other"),
+    ]

@@ -84,6 +84,18 @@ def remove(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders in which no file lies, and all empty folders below them; missing ones are passed over.
+
+    Only for the process that started a run, after its workers: a worker may be about to write to them.
+    """
+    for folder in folders:
+        below = [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()]
+        for path in (*sorted(below, reverse=True), folder):
+            with suppress(OSError):
+                path.rmdir()
+
+
 @contextmanager
 def replacing_results(record: Path, files: Sequence[Path], stale: Iterable[Path] = ()) -> Iterator[None]:
     """Replace the results of a scan: the block writes the files and then the record, all or none of them.

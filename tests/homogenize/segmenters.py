@@ -73,6 +73,12 @@ def segment(how: str, source: Path, target: Path) -> None:
             np.savez_compressed(str(target).replace(".nii.gz", ".npz"), softmax=values / values.sum(axis=0))
             if how == "empty-planned":
                 target.with_name("plans.json").write_text('{"image_reader_writer": "SimpleITKIO"}')
+        case "in-place":  # overwrites what it was given
+            write(sides(image), image, target)
+            source.write_bytes(b"overwritten")
+        case "npz-unfinished":  # a second map, which cannot be read, fails the scan after the probabilities
+            segment("npz", source, target)
+            target.with_name("z.nii.gz").write_bytes(b"no image")
         case "nothing":
             pass
         case "fails":

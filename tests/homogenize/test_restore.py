@@ -55,6 +55,20 @@ def back(predictions, done, output, **options):
     return restore(predictions, done, output, reporter=Silent(), **options)
 
 
+def test_no_empty_folder_of_probabilities_stays(done, tmp_path) -> None:
+    given, out = tmp_path / "given", tmp_path / "r"
+    labels = read_labels(done / "labelsTr" / "anna.nii.gz")
+    kidney = labels.with_array((labels.array == 1).astype(np.float32))
+    write_image(kidney, given / "anna_kidney.nii.gz")
+    [one] = back(given, done, out)
+    assert "probabilities/anna_kidney.nii.gz" in one.record["files"]
+    # The second class cannot be read, after the first was written.
+    (given / "anna_tumor.nii.gz").write_bytes(b"no image")
+    [one] = back(given, done, out)
+    assert one.problem is not None
+    assert not list(out.iterdir())
+
+
 def test_labels_come_back_on_the_exact_grid_with_own_values(source, done, predictions, tmp_path) -> None:
     restored = back(predictions, done, tmp_path / "r")
     assert [(one.name, one.problem) for one in restored] == [("anna", None), ("anna_b", None)]

@@ -235,16 +235,54 @@ def test_a_command_for_all_scans_that_fails_on_one(tmp_path) -> None:
     heard = Heard()
     first, second, third, last = run(tmp_path / "in", tmp_path / "r", "name", ALL, size=64, reporter=heard)
     assert first.problem == second.problem == third.problem == last.problem
-    assert "the command ended with exit code 3 and wrote no result" in first.problem
+    log = tmp_path / "r" / "logs" / "command.log"
+    assert first.problem == (
+        "fails, nothing, sides, zeros: the command ended with exit code 3, so that none of its output "
+        f"counts; see {log}"
+    )
     assert sum("exit code 3" in line for line in heard.lines) == 1
-    for name in ("fails", "zeros"):
-        (tmp_path / "in" / f"{name}.nii.gz").unlink()
-    write_image(patient(1, 0.0, 64, 2).volume, tmp_path / "in" / "late.nii.gz")
-    late, nothing, sides = run(tmp_path / "in", tmp_path / "r", "name", ALL, size=64)
-    assert late.record["exit_code"] == 4
-    assert "the command ended with exit code 4 after it wrote this; see its log" in late.record["warnings"]
-    assert "nothing, sides: the command ended with exit code 4" in nothing.problem
-    assert sides.problem == nothing.problem
+
+
+def test_whatever_a_failed_command_for_all_scans_wrote_does_not_count(tmp_path) -> None:
+    for name in ("late", "sides"):
+        write_image(patient(1, 0.0, 64, 2).volume, tmp_path / "in" / f"{name}.nii.gz")
+    # It writes a whole label map of "late" and then ends with 4: more may have been to come.
+    outcomes = run(tmp_path / "in", tmp_path / "r", "name", ALL, size=64)
+    log = tmp_path / "r" / "logs" / "command.log"
+    why = f"late, sides: the command ended with exit code 4, so that none of its output counts; see {log}"
+    assert [(one.record, one.problem) for one in outcomes] == [(None, why)] * 2
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["logs"]
+    # The next run does them again.
+    (tmp_path / "in" / "late.nii.gz").rename(tmp_path / "in" / "sides of another.nii.gz")
+    outcomes = run(tmp_path / "in", tmp_path / "r", "name", ALL, size=64)
+    assert [(one.problem, one.made, one.record["exit_code"]) for one in outcomes] == [(None, True, 0)] * 2
+
+
+def test_the_kept_scan_is_not_the_file_that_a_command_may_overwrite(scan, tmp_path) -> None:
+    run(scan, tmp_path / "whole", "sides", keep=True)
+    for places, name in ((ONE, "each"), (ALL, "all")):
+        [one] = run(scan, tmp_path / name, "in-place", places, keep=True)
+        assert one.problem is None
+        kept = Path("work", "imagesTs", "scan_0000.nii.gz")
+        assert sha256(tmp_path / name / kept) == sha256(tmp_path / "whole" / kept)
+        [given] = [
+            path
+            for path in (tmp_path / name / "work" / "runs").rglob("scan*.nii.gz")
+            if "out" not in str(path.parent.name)
+        ]
+        assert given.read_bytes() == b"overwritten"
+
+
+@pytest.mark.parametrize("places", [ALL, ("{input}", "{output_folder}/scan.nii.gz")])
+def test_no_empty_folders_of_maps_stay(places, scan, tmp_path) -> None:
+    [one] = run(scan, tmp_path / "r", "npz", places)
+    assert [name for name in one.record["files"] if name.startswith("probabilities/")]
+    [one] = run(scan, tmp_path / "r", "sides", places)
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["logs", "scan.json", "scan.nii.gz"]
+    [one] = run(scan, tmp_path / "r", "npz-unfinished", places)
+    if places != ALL:
+        assert one.problem is not None
+        assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["logs"]
 
 
 def test_what_is_there_is_not_done_again(tmp_path, monkeypatch) -> None:

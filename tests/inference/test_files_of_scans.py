@@ -99,6 +99,34 @@ def test_a_name_that_nothing_can_be_written_by_is_one_line_and_the_others_are_do
     assert "two\nlines" not in said
 
 
+def test_scans_that_would_get_one_name_are_one_line_each_and_the_others_are_done(model, tmp_path):
+    for name in ("good.nii.gz", "twin.nii", "twin.nii.gz", "Ann.nii.gz", "ann.nii.gz"):
+        write_image(scene(slices=3).volume, tmp_path / "in" / name)
+    outcomes = run(model, [tmp_path / "in"], tmp_path / "out")
+    assert {one.name for one in outcomes if one.problem is None} == {"good"}
+    problems = [one.problem for one in outcomes if one.problem is not None]
+    assert ["two inputs would be written as" in problem for problem in problems] == [True] * 4
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.nii.gz"]
+    run(model, [tmp_path / "in" / "good.nii.gz"], tmp_path / "alone")
+    found = [read_labels(tmp_path / name / "good.nii.gz").array for name in ("out", "alone")]
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_no_empty_folders_stay_where_no_probabilities_are_written(model, tmp_path, monkeypatch):
+    write_image(scene(slices=3).volume, tmp_path / "a.nii.gz")
+    run(model, [tmp_path / "a.nii.gz"], tmp_path / "out", probabilities=True)
+    assert (tmp_path / "out" / "probabilities" / "a_kidney.nii.gz").is_file()
+
+    def fail(*_args, **_options):
+        raise InputError("no")
+
+    write_image(scene(slices=3, roll=0.2).volume, tmp_path / "a.nii.gz")
+    monkeypatch.setattr(scans_module, "write_results", fail)
+    [one] = run(model, [tmp_path / "a.nii.gz"], tmp_path / "out", probabilities=True)
+    assert one.problem is not None
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_mask_beside_slices_is_not_predicted_in_place_of_them(model, tmp_path):
     here = scene(slices=4)
     stored = (here.volume.array + 1024).astype(np.uint16)

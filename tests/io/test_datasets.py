@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isopose.errors import InputError
-from isopose.io.cases import Case, dataset_of
+from isopose.io.cases import Case, check_all_usable, dataset_of
 from isopose.io.datasets import open_dataset
 from isopose.labels import Labels
 
@@ -354,8 +354,10 @@ def test_not_a_dataset(tmp_path):
 
 @pytest.mark.parametrize("name", ["-x", "x.", "a:b", "x" * 151])
 def test_the_message_about_a_case_id_tells_what_it_may_be(tmp_path, name):
+    found = dataset_of("d", "scans", tmp_path, Labels({}), [Case(name, tmp_path, None, name)])
     with pytest.raises(InputError) as caught:
-        dataset_of("d", "scans", tmp_path, Labels({}), [Case(name, tmp_path, None, name)])
+        check_all_usable(found)
+    assert [(one.name, one.problem) for one in found.unusable] == [(name, str(caught.value))]
     assert str(caught.value) == (
         f"{tmp_path}: case id {name!r} cannot be a file name; rename it: letters, digits, dots, dashes and "
         "underscores, the first and the last a letter or digit, at most 150 of them"
@@ -366,7 +368,9 @@ def test_the_message_about_a_case_id_tells_what_it_may_be(tmp_path, name):
 def test_case_ids_are_safe_file_names(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp()
     try:
-        dataset_of("d", "manifest", root, Labels.create({"k": 1}), [Case(name, root, None, name)])
+        check_all_usable(
+            dataset_of("d", "manifest", root, Labels.create({"k": 1}), [Case(name, root, None, name)])
+        )
     except InputError:
         return
     path = root / name

@@ -7,7 +7,7 @@ import pytest
 from io_helpers import dicom_slice, raw_slices, save, write_series
 from isopose.errors import InputError
 from isopose.io.images import read_volume
-from isopose.io.scans import Scan, check_output_apart, find_scans
+from isopose.io.scans import Scan, check_names, check_output_apart, find_scans
 
 
 def touch(path: Path) -> Path:
@@ -40,11 +40,24 @@ def test_files_and_folders_of_files_and_dicom_folders(tmp_path):
     ]
 
 
-def test_names_that_would_meet_are_refused(tmp_path):
-    touch(tmp_path / "a" / "child_0000.nii.gz")
-    touch(tmp_path / "b" / "child.nrrd")
-    with pytest.raises(InputError, match="two inputs would be written as child; rename one"):
-        find_scans([tmp_path / "a", tmp_path / "b"])
+def test_scans_whose_results_would_meet_have_a_problem_and_no_others(tmp_path):
+    one = touch(tmp_path / "a" / "child_0000.nii.gz")
+    two = touch(tmp_path / "b" / "child.nrrd")
+    upper, lower = touch(tmp_path / "b" / "Ann.nii"), touch(tmp_path / "b" / "ann.nii.gz")
+    nameless, other = touch(tmp_path / "b" / "_0000.nii.gz"), touch(tmp_path / "b" / "other.nii.gz")
+    found = {scan.path: scan.problem for scan in find_scans([tmp_path / "a", tmp_path / "b"])}
+    tail = "rename one, or give each its own run and output folder"
+    assert found == {
+        **{path: f"{path}: two inputs would be written as child; {tail}" for path in (one, two)},
+        **{
+            path: f"{path}: two inputs would be written as Ann and ann, one name on some file systems; {tail}"
+            for path in (upper, lower)
+        },
+        nameless: f"{nameless}: its name without extension and channel is empty; rename it",
+        other: None,
+    }
+    with pytest.raises(InputError, match="two inputs would be written as"):
+        check_names(find_scans([tmp_path / "a", tmp_path / "b"]))
 
 
 def test_the_current_folder_has_a_name(tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def check(
     data = load_config(
         settings=[f"{key}={value}" for key, value in options.items() if value is not None]
     ).data
-    opened = with_masks(open_dataset(dataset, parse_labels(label)), masks)
+    opened = with_masks(open_dataset(dataset, parse_labels(label), allow_unusable=True), masks)
     problems: list[Problem] = []
     fingerprint: Fingerprint | None = None
     ignored: dict[str, float] = {}
@@ -68,13 +68,16 @@ def check(
     # BaseException, so that problems found so far are reported after Ctrl-C too.
     except BaseException as error:
         stop_error = error
-    broken = {problem.case for problem in problems if problem.severity == "error"}
+    failed = {problem.case for problem in problems if problem.severity == "error"}
+    # Several unusable cases may have one name.
+    broken = len(failed - {case.name for case in opened.unusable}) + len(opened.unusable)
+    total = len(opened.cases) + len(opened.unusable)
     if as_json:
         print_json(
             {
                 "dataset": opened.name,
                 "layout": opened.layout,
-                "cases": len(opened.cases),
+                "cases": total,
                 "problems": [vars(problem) for problem in problems],
                 "fingerprint": fingerprint and fingerprint.to_json(),
                 "planes": dict(planes),
@@ -83,7 +86,7 @@ def check(
             }
         )
     else:
-        cases = counted(len(opened.cases), "case")
+        cases = counted(total, "case")
         typer.echo(f"{opened.name}: {opened.layout}, {cases}, labels {opened.labels.stored}")
         for problem in problems:
             typer.echo(f"{problem.severity}: {problem.case}: {problem.message}")
@@ -92,12 +95,12 @@ def check(
         for name, value in describe(fingerprint, data.plane) if fingerprint else []:
             typer.echo(f"{name:<32} {value}")
         if ignored:
-            percent, slices, total = 100 * ignored["voxels"], ignored["slices"], ignored["of_slices"]
-            typer.echo(f"{'ignored':<32} {percent:.1f} % of the voxels, {slices} of {total} slices entirely")
-        if stop_error is None or broken:
+            percent, slices, of_slices = 100 * ignored["voxels"], ignored["slices"], ignored["of_slices"]
             typer.echo(
-                f"{len(broken)} of {len(opened.cases)} cases cannot be used" if broken else "no errors"
+                f"{'ignored':<32} {percent:.1f} % of the voxels, {slices} of {of_slices} slices entirely"
             )
+        if stop_error is None or broken:
+            typer.echo(f"{broken} of {total} cases cannot be used" if broken else "no errors")
     if stop_error is not None:
         raise stop_error
     if broken:

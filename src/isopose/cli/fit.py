@@ -99,6 +99,7 @@ def fit(
     # Split before slow imports, so that too few patients for the folds are reported at once.
     split(opened, loaded.train)
 
+    from isopose.data.modality import modality_warnings
     from isopose.ranks import rank
     from isopose.scan.correction import read_corrections
     from isopose.training.fit import fit as run
@@ -106,6 +107,8 @@ def fit(
     from isopose.training.tracking import Tracked
 
     reporter = Terminal()
+    for warning in modality_warnings(loaded.data, opened, "data.modality"):
+        reporter.say(f"warning: {warning}")
     common: dict[str, Any] = {
         "source": source_model,
         "resume": resume,

@@ -60,8 +60,12 @@ def preprocess(
     opened = with_masks(open_dataset(local_path(dataset), parse_labels(label)), mask_folder)
     # Split before slow imports, so that too few patients for the folds are reported at once.
     cases = measured_cases(*split(opened, loaded.train), loaded.train)
+    from isopose.data.modality import modality_warnings
     from isopose.training.preprocessing import preprocess as run
 
+    reporter = Terminal()
+    for warning in modality_warnings(loaded.data, opened, "data.modality"):
+        reporter.say(f"warning: {warning}")
     prepared_store, _ = run(
         local_path(store),
         cases,
@@ -69,6 +73,6 @@ def preprocess(
         loaded.data,
         channels=opened.channels,
         workers=workers,
-        reporter=Terminal(),
+        reporter=reporter,
     )
     typer.echo(f"store: {prepared_store.folder}")

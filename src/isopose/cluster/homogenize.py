@@ -20,6 +20,7 @@ from isopose.homogenize.case import HomogenizeSettings, make_case
 from isopose.homogenize.dataset import (
     homogenize_settings,
     open_input,
+    report_modality,
     report_warnings,
     with_modality,
     with_plane,
@@ -28,7 +29,7 @@ from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.head import begin, check_claim, finish, head_of
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
 from isopose.homogenize.reference import ReferenceOutline, find_reference, named_case
-from isopose.io.cases import Case, Dataset, check_one_channel
+from isopose.io.cases import Case, Dataset, check_one_channel, report_unusable
 from isopose.io.masks import with_masks
 from isopose.outputs import Outcome
 from isopose.progress import Reporter
@@ -96,8 +97,8 @@ def homogenize_on_cluster(
         reporter: receives messages and progress.
 
     Returns:
-        One outcome for each case, in the order of the cases; their records lack the entries of single slices,
-        which are in the output.
+        The outcomes of unusable cases, then those of the others in their order; their records lack the
+        entries of single slices, which are in the output.
     """
     packed = None if model is None else PackedModel.of(model)
     with ExitStack() as stack:
@@ -107,8 +108,12 @@ def homogenize_on_cluster(
         check_one_channel(opened, "--ray")
         mask_mirror = mirror_of_masks(masks, below)
         opened = with_masks(opened, mask_mirror.folder if mask_mirror else None)
+        unusable = report_unusable(opened.unusable, reporter.say)
+        if not opened.cases:
+            return unusable
         mirrors = [mirror, *([mask_mirror] if mask_mirror else [])]
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
+        report_modality(config, opened, reporter)
         config, reference = settle_reference(config, opened, model, folder, mirrors, below)
         config = config.model_copy(update={"reference": None})
         estimator = open_estimator(folder, config, reference)
@@ -130,7 +135,7 @@ def homogenize_on_cluster(
         pool = stack.enter_context(cluster(address))
         work = HomogenizeWork(packed, settings)
         cohort = Cohort(mirrors, output, hash_of([settings.sha256, series]), "homogenize")
-        outcomes = run_cohort(pool, work, opened.cases, cohort, reporter)
+        outcomes = [*unusable, *run_cohort(pool, work, opened.cases, cohort, reporter)]
         finish(opened, settings, head, outcomes)
         for name in ("patients.csv", "dataset.json", HEAD):
             file = settings.root / name

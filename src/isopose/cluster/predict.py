@@ -16,6 +16,7 @@ from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.inference.files import DrawSteps, check_steps, predict_scan, record_name
 from isopose.inference.record import decisive_settings
+from isopose.io.cases import report_unusable, unusable_case
 from isopose.io.masks import mask_path
 from isopose.io.results.formats import check_formats
 from isopose.io.scans import Scan, check_output_apart, find_scans
@@ -137,4 +138,7 @@ def predict_on_cluster(
             device_type = "cuda" if pool.gpus else "cpu"
             work = PredictWork(packed, tuple(formats), probabilities, steps, device_type, precision)
             cohort = Cohort(mirrors, output, settings, "predict")
-            return run_cohort(pool, work, scans, cohort, reporter)
+            unusable = [unusable_case(scan.name, scan.problem) for scan in scans if scan.problem is not None]
+            outcomes = report_unusable(unusable, reporter.say)
+            usable = [scan for scan in scans if scan.problem is None]
+            return [*outcomes, *run_cohort(pool, work, usable, cohort, reporter)]

@@ -19,11 +19,11 @@ from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.files import hash_of
 from isopose.homogenize.command import Command
-from isopose.homogenize.dataset import report_warnings
+from isopose.homogenize.dataset import report_modality, report_warnings
 from isopose.homogenize.wrap import Wrapped, check_output, open_scans, wrap_scan, wrap_settings
 from isopose.homogenize.wrapped import LOGS, WrapSettings, wrap_provenance
 from isopose.inference.files import record_name
-from isopose.io.cases import Case
+from isopose.io.cases import Case, report_unusable
 from isopose.io.masks import with_masks
 from isopose.io.results.formats import NIFTI, check_formats
 from isopose.labels import Labels
@@ -113,7 +113,7 @@ def wrap_on_cluster(
         reporter: receives messages and progress.
 
     Returns:
-        One outcome for each scan, in the order of the scans.
+        The outcomes of unusable scans, then those of the others in their order.
 
     Raises:
         InputError: the command takes all scans at once, the model or reference does not exist, or a format
@@ -132,10 +132,14 @@ def wrap_on_cluster(
         mirror, where = Mirror.of_dataset(scans, below / "in")
         mask_mirror = mirror_of_masks(masks, below)
         opened = with_masks(open_scans(where, series), mask_mirror.folder if mask_mirror else None)
+        unusable = report_unusable(opened.unusable, reporter.say)
+        if not opened.cases:
+            return unusable
         mirrors = [mirror, *([mask_mirror] if mask_mirror else [])]
         if output.local is not None and scans.local is not None:
             check_output(opened, output.local, formats, names)
         folder = Path(stack.enter_context(packed.unpack())) if packed else None
+        report_modality(config, opened, reporter)
         config, reference = settle_reference(config, opened, model, folder, mirrors, below)
         settings = wrap_settings(
             opened, below / "out", command, config, folder, reference, names, formats, series, keep=False
@@ -147,4 +151,5 @@ def wrap_on_cluster(
         pool = stack.enter_context(cluster(address, "auto"))
         settings_hash = hash_of([wrap_provenance(settings, "", None), series])
         cohort = Cohort(mirrors, output, settings_hash, "wrap")
-        return run_cohort(pool, WrapWork(packed, settings, output), opened.cases, cohort, reporter)
+        work = WrapWork(packed, settings, output)
+        return [*unusable, *run_cohort(pool, work, opened.cases, cohort, reporter)]

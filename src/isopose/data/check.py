@@ -13,7 +13,7 @@ import numpy as np
 from isopose.choices import Modality, Plane
 from isopose.data.doubts import check_values, scan_warnings
 from isopose.data.drawn import undrawn_warning
-from isopose.data.modality import modality_of
+from isopose.data.modality import modality_of, modality_warnings
 from isopose.data.normalization import pose_channel_of
 from isopose.data.plane import check_plane, mask_in_plane, outline_warnings, plane_of
 from isopose.data.preprocess import find_trunk
@@ -98,8 +98,10 @@ def check_dataset(
             if on_problem:
                 on_problem(problem)
 
+    note(Problem(one.name, "error", one.problem) for one in dataset.unusable)
     config = config or DataConfig()
     modality = modality_of(config, dataset.channels)
+    note(Problem(dataset.name, "warning", line) for line in modality_warnings(config, dataset, "--modality"))
     inspect = partial(
         _inspect, labels=dataset.labels, config=config, modality=modality, channels=dataset.channels
     )

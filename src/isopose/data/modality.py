@@ -11,6 +11,7 @@ from isopose.data.body_mr import mr_body_mask
 from isopose.data.normalization import pose_channel_of
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
+from isopose.io.cases import Dataset
 from isopose.io.sizes import size_warnings
 from isopose.settings import DataConfig
 
@@ -28,6 +29,32 @@ def modality_of(config: DataConfig, channels: Sequence[str]) -> Modality:
     if config.modality != AUTO:
         return config.modality  # type: ignore[return-value]  # the other values are those of Modality
     return "ct" if channels[pose_channel_of(config, channels)].casefold() == "ct" else "mr"
+
+
+def modality_warnings(config: DataConfig, dataset: Dataset, setting: str) -> tuple[str, ...]:
+    """Return a warning if a setting contradicts the modality that a dataset's description states.
+
+    It is no error: the name of a channel is free text, such as the phase of a CT. A DICOM series of another
+    modality is refused when it is read.
+
+    Args:
+        config: the setting, and which channel shows the pose.
+        dataset: the dataset; only ``dataset.json`` states a modality.
+        setting: how the user set it, for the message, e.g. ``--modality``.
+
+    Raises:
+        InputError: the channel that shows the pose does not exist.
+    """
+    if config.modality == AUTO or dataset.layout not in ("nnunet", "decathlon"):
+        return ()
+    stated = modality_of(config.model_copy(update={"modality": AUTO}), dataset.channels)
+    if stated == config.modality:
+        return ()
+    channel = dataset.channels[pose_channel_of(config, dataset.channels)]
+    return (
+        f"dataset.json names the channel {channel}, that is {stated.upper()}, but its scans are taken for "
+        f"{config.modality.upper()}, as {setting} says; leave {setting} out unless that is right",
+    )
 
 
 def with_poses_of(config: Config, channels: Sequence[str]) -> Config:

@@ -1,7 +1,7 @@
 """``isopose homogenize``: a dataset or scans in, an nnU-Net raw dataset in one pose and size out."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -10,7 +10,7 @@ from typing import Any
 
 from isopose.choices import AUTO, Modality, Plane
 from isopose.config import HomogenizeConfig
-from isopose.data.modality import modality_of
+from isopose.data.modality import modality_of, modality_warnings
 from isopose.data.normalization import channel_number, pose_channel_of
 from isopose.errors import InputError
 from isopose.files import hash_of, only_writer, output_folder
@@ -19,7 +19,15 @@ from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.head import begin, check_claim, finish, head_of
 from isopose.homogenize.record import FORMAT
 from isopose.homogenize.reference import ReferenceOutline, find_reference
-from isopose.io.cases import Case, Dataset, dataset_of
+from isopose.io.cases import (
+    Case,
+    Dataset,
+    UnusableCase,
+    dataset_of,
+    is_usable_id,
+    report_unusable,
+    unusable_case,
+)
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.scans import check_output_apart, find_scans
 from isopose.isolation import Failed
@@ -45,7 +53,7 @@ def open_input(path: Path, labels: Mapping[str, int] | None = None, series: str 
     """
     if is_dataset(path):
         refuse_series(path, series)
-        return open_dataset(path, labels)
+        return open_dataset(path, labels, allow_unusable=True)
     if labels:
         raise InputError(f"{path}: scans without labels; --label is for a dataset that has some")
     return scans_as_dataset(path, series)
@@ -68,19 +76,26 @@ def scans_as_dataset(path: Path, series: str | None = None) -> Dataset:
         path: see :func:`isopose.io.scans.find_scans`.
         series: number or instance UID, for DICOM that holds several series.
 
+    Scans under whose name no results can be written, and scans of several channels, whose names only a
+    dataset states, are listed as unusable.
+
     Raises:
-        InputError: no scans, or scans of several channels, whose names only a dataset states.
+        InputError: no scans.
     """
-    scans = find_scans([path], series)
-    for scan in scans:
-        if scan.further:
-            raise InputError(
+    usable, unusable = list[Case](), list[UnusableCase]()
+    for scan in find_scans([path], series):
+        problem = scan.problem
+        if scan.further and problem is None:
+            problem = (
                 f"{scan.path}: has {len(scan.paths)} channels (_0000, _0001, ...); give a dataset whose "
                 "dataset.json names them, or, if they are scans, rename them"
             )
-    cases = [Case(scan.name, scan.path, None, patient=scan.name, split="test") for scan in scans]
+        if problem is None:
+            usable.append(Case(scan.name, scan.path, None, patient=scan.name, split="test"))
+        else:
+            unusable.append(unusable_case(scan.name, problem))
     # Not the folder's name, which may be a patient's.
-    return dataset_of("scans", "scans", path, Labels({}), cases)
+    return dataset_of("scans", "scans", path, Labels({}), usable, unusable=unusable)
 
 
 def homogenize(
@@ -94,6 +109,8 @@ def homogenize(
     reporter: Reporter,
 ) -> list[CaseOutcome]:
     """Bring every case to one pose and size; a failed case is reported, and the others continue.
+
+    So is a case that no results can be named after.
 
     Writes an nnU-Net v2 raw dataset (``docs/formats.md``). Cases with labels that are not for testing go to
     ``imagesTr`` and ``labelsTr``, all others to ``imagesTs`` and, with labels, ``labelsTs``. Complete cases
@@ -109,7 +126,7 @@ def homogenize(
         reporter: receives progress.
 
     Returns:
-        The outcome of each case, in their order.
+        The outcomes of unusable cases, then those of the others in their order.
 
     Raises:
         InputError: no such model or reference, a folder that holds something else, or a folder within that of
@@ -118,8 +135,12 @@ def homogenize(
     """
     if dataset.layout == "scans":
         check_output_apart([dataset.root], output)
+    unusable = report_unusable(dataset.unusable, reporter.say)
+    if not dataset.cases:
+        return unusable
     pose_channel = _find_pose_channel(config, dataset, model)
     config = with_plane(config.model_copy(update={"pose_channel": pose_channel}), model)
+    report_modality(config, dataset, reporter)
     config = with_modality(config, dataset, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
     pose_cases = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
@@ -130,7 +151,7 @@ def homogenize(
     check_claim(settings, dataset)
     output_folder(settings.root)
     with only_writer(settings.root):
-        return _homogenize(dataset, settings, head, workers, reporter)
+        return _homogenize(dataset, settings, head, unusable, workers, reporter)
 
 
 def _find_pose_channel(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> int:
@@ -166,6 +187,13 @@ def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None
     )
 
 
+def report_modality(config: HomogenizeConfig, dataset: Dataset, reporter: Reporter) -> None:
+    """Report a modality that contradicts the dataset's description."""
+    data = DataConfig(modality=config.modality, pose_channel=config.pose_channel or 0)
+    for warning in modality_warnings(data, dataset, "--modality"):
+        reporter.say(f"warning: {warning}")
+
+
 def with_plane(config: HomogenizeConfig, model: Path | None) -> HomogenizeConfig:
     """Return the configuration with the plane of the scans' slices, where none was given: the model's."""
     if config.plane is not None:
@@ -175,11 +203,20 @@ def with_plane(config: HomogenizeConfig, model: Path | None) -> HomogenizeConfig
 
 
 def _homogenize(
-    dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], workers: int, reporter: Reporter
+    dataset: Dataset,
+    settings: HomogenizeSettings,
+    head: dict[str, Any],
+    unusable: Sequence[CaseOutcome],
+    workers: int,
+    reporter: Reporter,
 ) -> list[CaseOutcome]:
     begin(settings, head)
     report_warnings(settings, reporter)
-    started, new_cases, outcomes = time.monotonic(), 0, []
+    for one in unusable:
+        # Made when no other case had its name.
+        if is_usable_id(one.name):
+            remove_case(settings, one.name)
+    started, new_cases, outcomes = time.monotonic(), 0, [*unusable]
     work = partial(make_case, settings=settings)
     total = len(dataset.cases)
     try:

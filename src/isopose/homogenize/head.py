@@ -63,7 +63,8 @@ def check_claim(settings: HomogenizeSettings, dataset: Dataset) -> None:
     if begun is None:
         return
     records = (path for path in (settings.root / FOLDER).glob("*.json") if not path.name.startswith("."))
-    unknown = {composed(path.stem) for path in records} - {case.id for case in dataset.cases}
+    known = {case.id for case in dataset.cases} | {case.name for case in dataset.unusable}
+    unknown = {composed(path.stem) for path in records} - known
     if unknown:
         raise InputError(
             f"{settings.root}: holds case {min(unknown)!r}, which {dataset.root} does not have; "

@@ -21,7 +21,7 @@ from isopose.homogenize.case import IMAGE_EXTENSION
 from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE_FORMATS, read_record
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
-from isopose.inference.files import as_file
+from isopose.inference.files import PROBABILITIES, as_file
 from isopose.io.endings import stem
 from isopose.io.images import on_image_grid, read_labels, read_volume, write_image, write_labels
 from isopose.io.scans import is_image
@@ -31,8 +31,6 @@ from isopose.parallel import attempts
 from isopose.progress import Reporter
 from isopose.version import __version__
 
-#: Folder of the probabilities in input and output, named as by ``isopose predict``.
-PROBABILITIES = "probabilities"
 BACKGROUND = "background"
 #: Prefix of a record's warnings about the predicted label map; the others are about the pose.
 LABEL_WARNING_PREFIX = "label: "
@@ -110,7 +108,10 @@ def restore(
         return restored
     output_folder(output)
     with only_writer(output):
-        return restored + _restore_all(predicted, settings, workers, reporter)
+        try:
+            return restored + _restore_all(predicted, settings, workers, reporter)
+        finally:
+            outputs.remove_empty([settings.output / PROBABILITIES])
 
 
 def _restore_all(

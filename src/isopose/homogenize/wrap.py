@@ -23,6 +23,7 @@ from isopose.homogenize.command import Command, how_it_ended, run_command
 from isopose.homogenize.dataset import (
     homogenize_settings,
     refuse_series,
+    report_modality,
     report_warnings,
     scans_as_dataset,
     with_modality,
@@ -31,8 +32,17 @@ from isopose.homogenize.dataset import (
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
 from isopose.homogenize.reference import ReferenceOutline, find_reference
-from isopose.homogenize.wrapped import LOGS, Run, WrapSettings, known_record, remove_results, write_restored
-from isopose.io.cases import Case, Dataset, check_one_channel
+from isopose.homogenize.wrapped import (
+    LOGS,
+    MAPS,
+    Run,
+    WrapSettings,
+    known_record,
+    remove_results,
+    write_restored,
+)
+from isopose.inference.files import PROBABILITIES
+from isopose.io.cases import Case, Dataset, check_one_channel, is_usable_id, report_unusable
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.results.formats import NIFTI, check_formats, open_dicom, result_files
 from isopose.io.scans import check_output_apart
@@ -65,7 +75,7 @@ def open_scans(path: Path, series: str | None = None) -> Dataset:
     """
     if is_dataset(path):
         refuse_series(path, series)
-        found = open_dataset(path)
+        found = open_dataset(path, allow_unusable=True)
         check_one_channel(found, "wrap")
         cases = tuple(replace(case, label=None) for case in found.cases)
         return replace(found, cases=cases, labels=Labels({}))
@@ -105,7 +115,7 @@ def wrap(
         reporter: receives progress.
 
     Returns:
-        The outcome of each scan, in their order.
+        The outcomes of unusable scans, then those of the others in their order.
 
     Raises:
         InputError: no such model or reference, a format that a scan does not support or that lacks names,
@@ -113,7 +123,11 @@ def wrap(
         RunError: the output is full or cannot be written to.
     """
     output, names = Path(output), Labels.create(labels) if labels else Labels({})
+    unusable = report_unusable(scans.unusable, reporter.say)
+    if not scans.cases:
+        return unusable
     check_output(scans, output, formats, names)
+    report_modality(config, scans, reporter)
     config = with_modality(with_plane(config, model), scans, model)
     modality: Modality = "mr" if config.modality == "mr" else "ct"
     reference = find_reference(config.reference, model, scans.cases, modality, config.plane or "axial")
@@ -123,7 +137,11 @@ def wrap(
     output_folder(output)
     with only_writer(output):
         report_warnings(settings.homogenizing, reporter)
-        return _wrap_all(scans.cases, settings, workers, reporter)
+        for one in unusable:
+            # Made when no other scan had its name.
+            if is_usable_id(one.name):
+                remove_results(settings, one.name)
+        return [*unusable, *_wrap_all(scans.cases, settings, workers, reporter)]
 
 
 def wrap_settings(
@@ -182,6 +200,7 @@ def _wrap_all(
     finally:
         # A stopped worker cannot remove the file that it was writing.
         _sweep(settings)
+        outputs.remove_empty([settings.output / PROBABILITIES, settings.output / MAPS])
     if not settings.keep:
         # Not after an interruption: the next run continues from these files.
         outputs.remove([settings.homogenizing.root])
@@ -261,21 +280,21 @@ def _run_together(
         log = settings.output / LOGS / LOG_OF_ALL
         reporter.say(f"the command runs on {counted(len(cases), 'scan')}; its output: {log}")
         run = _run(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
-        found, strange = sort_by_case(visible_files(written), [case.id for case in cases])
+        # Whatever a failed command wrote may be incomplete: none of it counts.
+        files = [] if run.exit_code else visible_files(written)
+        found, strange = sort_by_case(files, [case.id for case in cases])
         if strange:
             reporter.say(f"  ignored, they belong to no scan: {listed_names(strange)}")
         answers = {case: answer_of(written, found[case.id]) for case in cases}
         given = [(case, answer) for case, answer in answers.items() if answer.images or answer.packed]
-        restored = _report_all(
-            partial(_restore_one, settings=settings, run=run), given, settings, workers, reporter
-        )
+        work = partial(_restore_one, settings=settings, run=run)
+        restored = _report_all(work, given, settings, workers, reporter) if given else []
     done = {outcome.name: outcome for outcome in restored}
     lost = [case.id for case in cases if case.id not in done]
     if lost:
         # One message for all of them.
-        why = (
-            f"{listed_names(lost)}: the command {how_it_ended(run.exit_code)} and wrote no result; see {log}"
-        )
+        what = ", so that none of its output counts" if run.exit_code else " and wrote no result"
+        why = f"{listed_names(lost)}: the command {how_it_ended(run.exit_code)}{what}; see {log}"
         for name in lost:
             done[name] = Wrapped(name, None, why)
             remove_results(settings, name)
@@ -405,12 +424,8 @@ def _folder_of_run(settings: WrapSettings, name: str) -> Iterator[Path]:
 
 
 def _give(settings: WrapSettings, name: str, place: Path) -> None:
-    """Link a homogenized scan to the path of the command's input, or copy it if links are not supported."""
-    source = image_path(settings.homogenizing.root, name)
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copyfile(source, place)
+    """Copy a homogenized scan to the path of the command's input, which the command may overwrite."""
+    shutil.copyfile(image_path(settings.homogenizing.root, name), place)
 
 
 def _run(command: Command, paths: Mapping[str, Path], log: Path, scans: int) -> Run:

@@ -12,10 +12,10 @@ from isopose.files import hash_of, write_json
 from isopose.geometry.volume import Volume
 from isopose.homogenize.answers import Answer, RestoredAnswer, restore_answer
 from isopose.homogenize.case import IMAGE_EXTENSION, HomogenizeSettings
-from isopose.homogenize.command import Command, how_it_ended
+from isopose.homogenize.command import Command
 from isopose.homogenize.record import CaseRecord, read_record, record_path
-from isopose.homogenize.restore import PROBABILITIES, probability_path
-from isopose.inference.files import record_name
+from isopose.homogenize.restore import probability_path
+from isopose.inference.files import PROBABILITIES, record_name
 from isopose.io.cases import Case
 from isopose.io.channels import hash_of_channels
 from isopose.io.images import write_image
@@ -57,7 +57,7 @@ class Run:
     """One run of the command.
 
     Args:
-        exit_code: of the program.
+        exit_code: of the program; results are made of a run with 0 only.
         seconds: its duration.
         scans: number of scans that it was run on.
         log: file of its printed output.
@@ -130,8 +130,6 @@ def write_restored(case: Case, answer: Answer, run: Run, settings: WrapSettings)
     with outputs.replacing_results(manifest, written, _listed_results(settings, case.id)):
         found = _write_maps(case, answer, homogenized, settings, written)
         notes = [*homogenized.warnings, *found.notes]
-        if run.exit_code:
-            notes.append(f"the command {how_it_ended(run.exit_code)} after it wrote this; see its log")
         notes += _write_labels(case, answer, found, head, settings, written)
         record = {
             **head,

@@ -23,7 +23,15 @@ from isopose.io.sources import hash_of_source
 from isopose.isolation import failure_of, named
 from isopose.labels import Labels
 from isopose.models.folder import Model, for_prediction
-from isopose.outputs import Outcome, damaged, earlier_record, listed, made_from, replacing_results
+from isopose.outputs import (
+    Outcome,
+    damaged,
+    earlier_record,
+    listed,
+    made_from,
+    remove_empty,
+    replacing_results,
+)
 from isopose.progress import Reporter
 from isopose.scan.correction import Correction
 
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Characters that some systems do not allow in file names, and the sign that encodes them.
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
+#: Folders in the output: class probabilities; pictures of the steps.
+PROBABILITIES, STEPS = "probabilities", "steps"
 #: Makes further results of a prediction, from the scan, the prediction and its record.
 Also = Callable[[Volume, Prediction, dict[str, Any]], None]
 #: Draws the steps of a prediction of a scan into a file: :func:`isopose.report.steps.write_steps`.
@@ -89,13 +99,23 @@ def predict_scans(
     with only_writer(output):
         ensemble = ensemble.changed(for_prediction)
         outcomes = []
-        for number, scan in enumerate(scans, start=1):
-            reporter.say(f"[{number}/{len(scans)}] {printable(scan.name)}")
-            outcomes.append(
-                predict_scan(
-                    ensemble, scan, output, formats, probabilities, steps, reporter, corrections=corrections
+        try:
+            for number, scan in enumerate(scans, start=1):
+                reporter.say(f"[{number}/{len(scans)}] {printable(scan.name)}")
+                outcomes.append(
+                    predict_scan(
+                        ensemble,
+                        scan,
+                        output,
+                        formats,
+                        probabilities,
+                        steps,
+                        reporter,
+                        corrections=corrections,
+                    )
                 )
-            )
+        finally:
+            remove_empty([output / PROBABILITIES, output / STEPS])
         if corrections:
             corrected = sum("correction_sha256" in (one.record or {}) for one in outcomes)
             reporter.say(f"{corrected} of {len(scans)} scans have a correction, and were predicted with it")
@@ -133,6 +153,8 @@ def predict_scan(
     """
     ensemble = ensemble_of(model)
     try:
+        if scan.problem is not None:
+            raise InputError(scan.problem)
         check_count(len(scan.paths), ensemble.channels)
         files_hash = hash_of_channels(scan.paths)
         input_hash = hash_with_series(files_hash, scan.series)
@@ -140,9 +162,9 @@ def predict_scan(
         # A mask that is missing is an error here: without it a result that was made without mask would count.
         mask = None if scan.mask is None else hash_of_source(scan.mask)
         files = result_files(output, scan.name, formats)
-        picture = output / "steps" / f"{scan.name}.png"
+        picture = output / STEPS / f"{scan.name}.png"
         classes = ("background", *ensemble.labels.names) if probabilities else ()
-        maps = [output / "probabilities" / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
+        maps = [output / PROBABILITIES / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
         wanted = _below(output, [*files.values(), *([picture] if steps else []), *maps])
         record = known = earlier_record(output / record_name(scan.name))
         same = made_from(known, provenance(ensemble, input_hash, correction, mask))
@@ -262,8 +284,8 @@ def _below(output: Path, paths: Iterable[Path]) -> set[str]:
 
 def _every_result(output: Path, name: str) -> list[Path]:
     """Return all files that predictions of a scan may have written, except the record."""
-    maps = (output / "probabilities").glob(f"{glob.escape(name)}_*.nii.gz")
-    return [*result_files(output, name, tuple(FORMATS)).values(), output / "steps" / f"{name}.png", *maps]
+    maps = (output / PROBABILITIES).glob(f"{glob.escape(name)}_*.nii.gz")
+    return [*result_files(output, name, tuple(FORMATS)).values(), output / STEPS / f"{name}.png", *maps]
 
 
 def as_file(label: str) -> str:

@@ -1,13 +1,15 @@
 """Cases and datasets: the common form of every dataset layout on disk."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from isopose.errors import InputError
+from isopose.errors import InputError, printable
 from isopose.files import as_stored, composed
 from isopose.labels import Labels
+from isopose.outputs import Outcome
 
 #: The values of ``Case.split``.
 SPLITS = ("train", "val", "test")
@@ -48,6 +50,19 @@ class Case:
 
 
 @dataclass(frozen=True)
+class UnusableCase:
+    """A case that no results can be named after.
+
+    Args:
+        name: as its files name it, printable; not unique, and perhaps not usable as a file name.
+        problem: why it cannot be used and what to do, in one line.
+    """
+
+    name: str
+    problem: str
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A named list of cases with common labels.
 
@@ -57,8 +72,9 @@ class Dataset:
             ``manifest``, or ``scans`` (scans without labels).
         root: the dataset's folder.
         labels: names and stored values of the structures.
-        cases: at least one, sorted by id.
+        cases: sorted by id; at least one, unless some are unusable.
         channels: names of the images of each case, in order.
+        unusable: cases that are not among ``cases``, because no results can be named after them.
     """
 
     name: str
@@ -67,6 +83,7 @@ class Dataset:
     labels: Labels
     cases: tuple[Case, ...]
     channels: tuple[str, ...] = CT
+    unusable: tuple[UnusableCase, ...] = ()
 
 
 def dataset_of(
@@ -76,27 +93,75 @@ def dataset_of(
     labels: Labels,
     cases: Iterable[Case],
     channels: tuple[str, ...] = CT,
+    unusable: Iterable[UnusableCase] = (),
 ) -> Dataset:
-    """Return a dataset with sorted cases after checking that their ids are unique and usable as file names.
+    """Return a dataset with sorted cases, whose ids are unique and usable as file names.
+
+    Cases whose id cannot be a file name, or is used twice (case-insensitively, as some file systems compare
+    names), are listed as unusable.
+
+    Args:
+        name, layout, root, labels, channels: see :class:`Dataset`.
+        cases: in any order.
+        unusable: cases that are known to be unusable.
 
     Raises:
-        InputError: there is no case, an id is used twice (case-insensitively, as some file systems compare
-            names), or an id cannot be a file name.
+        InputError: there is no case.
     """
     named = (replace(c, id=composed(c.id), patient=composed(c.patient)) for c in cases)
-    ordered = tuple(sorted(named, key=lambda case: case.id))
-    if not ordered:
+    ordered, refused = sorted(named, key=lambda case: case.id), [*unusable]
+    if not ordered and not refused:
         raise InputError(f"{root}: no cases here, expected the images of a {layout} dataset")
-    by_folded_id: dict[str, str] = {}
+    ids_by_folded_id: dict[str, list[str]] = {}
     for case in ordered:
-        _check_id(root, case.id)
-        folded = case.id.casefold()
-        if folded in by_folded_id:
-            raise InputError(
-                f"{root}: case ids must be unique, got {by_folded_id[folded]!r} and {case.id!r}; rename one"
+        ids_by_folded_id.setdefault(case.id.casefold(), []).append(case.id)
+    usable = []
+    for case in ordered:
+        same = ids_by_folded_id[case.id.casefold()]
+        if not is_usable_id(case.id):
+            problem = (
+                f"{root}: case id {case.id!r} cannot be a file name; rename it: letters, digits, dots, "
+                "dashes and underscores, the first and the last a letter or digit, at most "
+                f"{_MAX_ID_LENGTH} of them"
             )
-        by_folded_id[folded] = case.id
-    return Dataset(name, layout, root, labels, ordered, channels)
+        elif len(same) > 1:
+            problem = f"{root}: case ids must be unique, got {same[0]!r} and {same[1]!r}; rename one"
+        else:
+            usable.append(case)
+            continue
+        refused.append(unusable_case(case.id, problem))
+    return Dataset(name, layout, root, labels, tuple(usable), channels, tuple(refused))
+
+
+def unusable_case(name: str, problem: str) -> UnusableCase:
+    """Return an unusable case; unprintable characters of its name and problem are escaped."""
+    return UnusableCase(printable(name), printable(problem))
+
+
+def check_all_usable(dataset: Dataset) -> Dataset:
+    """Return a dataset if all of its cases can be used.
+
+    Raises:
+        InputError: the first problem of those that cannot.
+    """
+    if dataset.unusable:
+        raise InputError(dataset.unusable[0].problem)
+    return dataset
+
+
+def report_unusable(unusable: Iterable[UnusableCase], say: Callable[[str], None]) -> list[Outcome[Any]]:
+    """Report the cases that no results can be named after, and return their outcomes.
+
+    Args:
+        unusable: the cases.
+        say: called with each line.
+    """
+    outcomes = []
+    for one in unusable:
+        say(one.name)
+        say(f"  error: {one.problem}")
+        outcomes.append(Outcome[Any](one.name, None, one.problem))
+    return outcomes
 
 
 def check_one_channel(dataset: Dataset, command: str) -> None:
@@ -130,11 +195,9 @@ def path_inside(root: Path, listed: object, where: Path) -> Path:
     return as_stored(root / path)
 
 
-def _check_id(root: Path, name: str) -> None:
-    """Raise an InputError for a case id that cannot be a file name on every system."""
+def is_usable_id(name: str) -> bool:
+    """Return whether a case id can be a file name on every system."""
     is_odd = not name or name[0] in ".-~ " or name[-1] in ". " or len(name) > _MAX_ID_LENGTH
-    if is_odd or _UNSAFE_CHARACTERS.search(name):
-        raise InputError(
-            f"{root}: case id {name!r} cannot be a file name; rename it: letters, digits, dots, dashes and "
-            f"underscores, the first and the last a letter or digit, at most {_MAX_ID_LENGTH} of them"
-        )
+    # A name that is not UTF-8 has surrogates.
+    is_text = not any("\ud800" <= character <= "\udfff" for character in name)
+    return is_text and not is_odd and not _UNSAFE_CHARACTERS.search(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from isopose.errors import InputError
 from isopose.files import read_json
-from isopose.io.cases import Case, Dataset
+from isopose.io.cases import Case, Dataset, check_all_usable
 from isopose.io.layouts.decathlon import open_decathlon
 from isopose.io.layouts.kits import kits_folder, open_kits
 from isopose.io.layouts.manifest import open_manifest
@@ -24,7 +24,9 @@ def is_dataset(path: Path) -> bool:
     return path.is_dir() and ((path / "dataset.json").exists() or kits_folder(path) is not None)
 
 
-def open_dataset(path: Path, labels: Mapping[str, int] | None = None) -> Dataset:
+def open_dataset(
+    path: Path, labels: Mapping[str, int] | None = None, *, allow_unusable: bool = False
+) -> Dataset:
     """List the cases of a dataset; the layout is detected from the files.
 
     * nnU-Net v2 raw: ``dataset.json`` with ``channel_names``, ``imagesTr``, ``labelsTr``, ``imagesTs``
@@ -38,14 +40,21 @@ def open_dataset(path: Path, labels: Mapping[str, int] | None = None) -> Dataset
     Args:
         path: the dataset's folder, its ``dataset.json``, or a ``.csv`` file.
         labels: label name to stored value; replaces the labels of the layout.
+        allow_unusable: list cases that no results can be named after as unusable, instead of raising an
+            error; their problems are then the caller's to report.
 
     Returns:
         The dataset. Images are not opened and need not exist; ``isopose check`` verifies them.
 
     Raises:
-        InputError: the path does not exist, the layout is unknown, or the dataset's description is invalid or
-            not supported.
+        InputError: the path does not exist, the layout is unknown, the dataset's description is invalid or
+            not supported, or a case id is used twice or cannot be a file name.
     """
+    found = _open(path, labels)
+    return found if allow_unusable else check_all_usable(found)
+
+
+def _open(path: Path, labels: Mapping[str, int] | None) -> Dataset:
     path = Path(path)
     own_labels = None if labels is None else Labels.create(labels)
     if not path.exists():

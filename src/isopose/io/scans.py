@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from isopose.errors import InputError
+from isopose.errors import InputError, printable
 from isopose.files import composed
 from isopose.io.cases import Case
 from isopose.io.channels import group_channels
@@ -14,6 +14,7 @@ from isopose.io.dicom import holds_slices
 from isopose.io.dicom_files import is_dicomdir, is_hidden
 from isopose.io.endings import ending
 from isopose.io.images import missing_message
+from isopose.io.quiet import check_name
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Scan:
         series: number or instance UID, for DICOM that holds several series.
         further: images of the channels after the first.
         mask: file of the body's mask, in place of the automatic one.
+        problem: why no results can be written under its name, in one line; None if they can.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Scan:
     series: str | None = None
     further: tuple[Path, ...] = ()
     mask: Path | None = None
+    problem: str | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -46,7 +49,12 @@ def scan_of(case: Case) -> Scan:
 
 
 def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
-    """Find scans in files, folders of files and folders of one DICOM series; their names are distinct.
+    """Find scans in files, folders of files and folders of one DICOM series.
+
+    A scan has a problem if no results can be written under its name: another scan has the same name (on some
+    file systems upper and lower case are the same), nothing is left of it, or it is not text. Such scans
+    are returned too, so that each can be reported while the others are done; the names of all others are
+    distinct.
 
     Images whose names differ in nnU-Net's channel alone (``CASE_0000``, ``CASE_0001``) are one scan.
 
@@ -59,8 +67,8 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
         series: number or instance UID, for DICOM inputs that hold several series.
 
     Raises:
-        InputError: two scans would write the same result, or a series is chosen of an input that is not
-            DICOM. A missing path is kept as a scan, whose prediction then fails.
+        InputError: no input exists, or a series is chosen of an input that is not DICOM. A missing path is
+            kept as a scan, whose prediction then fails.
     """
     missing_paths = [path for path in inputs if not os.path.lexists(path)]
     if missing_paths and len(missing_paths) == len(inputs):
@@ -72,15 +80,50 @@ def find_scans(inputs: Sequence[Path], series: str | None = None) -> list[Scan]:
         Scan(scan_name(images[0]), images[0], series, tuple(images[1:]))
         for images in group_channels(paths, partial(scan_name, whole=True))
     ]
-    names = [scan.name for scan in scans]
     for scan in scans:
         if series is not None and ending(scan.path) and not scan.path.is_dir():
             raise InputError(f"{scan.path}: --series chooses a DICOM series, got {ending(scan.path)}")
-        if names.count(scan.name) > 1:
-            raise InputError(
-                f"{scan.path}: two inputs would be written as {scan.name}; rename one, or give each its own "
-                "run and output folder"
-            )
+    by_folded_name: dict[str, list[Scan]] = {}
+    for scan in scans:
+        by_folded_name.setdefault(scan.name.casefold(), []).append(scan)
+    return [
+        replace(scan, problem=_name_problem(scan, by_folded_name[scan.name.casefold()])) for scan in scans
+    ]
+
+
+def _name_problem(scan: Scan, same: Sequence[Scan]) -> str | None:
+    """Return why no results can be written under a scan's name; None if they can.
+
+    Args:
+        scan: the scan.
+        same: all scans whose names differ from its name at most in case, itself among them.
+    """
+    try:
+        check_name(scan.path)
+    except InputError as error:
+        return str(error)
+    if not scan.name:
+        return printable(f"{scan.path}: its name without extension and channel is empty; rename it")
+    if len(same) == 1:
+        return None
+    number = "two" if len(same) == 2 else str(len(same))
+    names = sorted({other.name for other in same})
+    written = names[0] if len(names) == 1 else f"{names[0]} and {names[1]}, one name on some file systems"
+    return printable(
+        f"{scan.path}: {number} inputs would be written as {written}; rename one, or give each its own run "
+        "and output folder"
+    )
+
+
+def check_names(scans: Sequence[Scan]) -> Sequence[Scan]:
+    """Return scans if results can be written under all of their names.
+
+    Raises:
+        InputError: the first problem of those for which it is not so.
+    """
+    for scan in scans:
+        if scan.problem is not None:
+            raise InputError(scan.problem)
     return scans
 
 

@@ -19,7 +19,7 @@ from isopose.files import hash_of, read_json, read_text, replacing, write_json, 
 from isopose.inference.files import record_name
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, read_volume
-from isopose.io.scans import find_scans
+from isopose.io.scans import check_names, find_scans
 from isopose.labels import Labels, class_colors
 from isopose.serve.values import shown_values
 from isopose.serve.viewing import FORMAT, describe_scan, read_view, write_label_map, write_scan
@@ -128,7 +128,7 @@ def open_cohort(
     records = {case: _read_record(path.with_name(record_name(case))) for case, path in predicted.items()}
     known_images, known_truths, named, channels = _read_dataset(truth)
     if images is not None:
-        known_images = {scan.name: scan.path for scan in find_scans([images])}
+        known_images = {scan.name: scan.path for scan in check_names(find_scans([images]))}
     compared = label_maps(against) if against is not None else {}
     values = labels or named or next((one["labels"] for one in records.values() if one.get("labels")), None)
     if not values:
@@ -162,7 +162,7 @@ def _read_dataset(
         image_folder = truth.with_name(truth.name.replace("labels", "images"))
         scans = {}
         if image_folder != truth and image_folder.is_dir():
-            scans = {scan.name: scan.path for scan in find_scans([image_folder])}
+            scans = {scan.name: scan.path for scan in check_names(find_scans([image_folder]))}
         if not (truth.parent / "dataset.json").exists():
             return scans, maps, None, None
         around = open_dataset(truth.parent)

@@ -30,7 +30,7 @@ def with_patients(dataset: Dataset, folder: Path) -> Dataset:
         if case_id in listed:
             raise InputError(f"{path}: line {line} lists case {case_id!r} again; each case once")
         listed[case_id] = (composed(row["patient"]), parse_age(path, line, row["age_years"]))
-    if not any(case.id in listed for case in dataset.cases):
+    if dataset.cases and not any(case.id in listed for case in dataset.cases):
         raise InputError(
             f"{path}: none of its cases is in the dataset, whose ids look like {dataset.cases[0].id!r}"
         )
