@@ -124,6 +124,8 @@ def wrap(
                 typer.echo(
                     f"{folder}/{first_names(files, 1)}{listed}{'  …' if len(volumes) > len(printed) else ''}"
                 )
-    typer.echo(f"output of the command: {folder}/{LOGS}", err=True)
+    # Without a usable scan the command does not run.
+    if ray is not None or (local_path(output) / LOGS).is_dir():
+        typer.echo(f"output of the command: {folder}/{LOGS}", err=True)
     # Scans that failed together have one line.
     fail_if(dict.fromkeys(outcome.problem for outcome in outcomes))
