@@ -21,7 +21,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 @dataclass(frozen=True)
 class Squares:
-    """Squares numbers; those in ``dies`` always kill the worker, ``once`` at first try, others raise errors."""
+    """Squares numbers; those in ``dies`` kill the worker, ``once`` at first try, others raise."""
 
     notes: Path
     dies: tuple[int, ...] = ()
