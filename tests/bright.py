@@ -1,4 +1,4 @@
-"""A model that needs no training, and a body whose bright, asymmetric mass it must find."""
+"""A model that needs no training, and a phantom whose bright, asymmetric mass it must segment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ BODY, FOV = (100.0, 72.0), 230.0
 
 
 class Brightness(nn.Module):
-    """Class 1 above the first threshold, class 2 above the second; nothing where ``blind`` says so."""
+    """Stand-in for the U-Net: class 1 and 2 above the two thresholds, background where ``blind`` is true."""
 
     def __init__(self, blind: Any = None) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class Brightness(nn.Module):
 
 
 class Sided(Brightness):
-    """As :class:`Brightness`, and what lies in the right half of its picture is the left kidney's class.
+    """As :class:`Brightness`, with the left kidney in the right half of the image and the right one left.
 
-    With ``half`` it sees only one half of its picture: what is not in it is background.
+    With ``half``, "left" or "right", the other half of the image is background.
     """
 
     def __init__(self, half: str | None = None) -> None:
@@ -73,7 +73,7 @@ def fingerprint(fov_mm: float = FOV) -> Fingerprint:
 
 
 def ellipse(size: int, radii: tuple[float, float]) -> Tensor:
-    """``(1, 1, size, size)`` with an ellipse of these half axes ``(x, y)`` in half sides, centered."""
+    """Return a mask ``(1, 1, size, size)`` of a centered ellipse; radii ``(x, y)`` in half sides."""
     line = (torch.arange(size) + 0.5) / size * 2 - 1
     return ((line / radii[0]).square() + (line[:, None] / radii[1]).square() <= 1).float()[None, None]
 
@@ -114,14 +114,14 @@ def bright_model(
 
 @dataclass(frozen=True)
 class Scene:
-    """A scan on axes L, P, S with its truth as stored label values, and where the body's middle lies."""
+    """A scan on axes L, P, S, its label map, and the center of the body ``(x, y)`` in LPS mm."""
 
     volume: Volume
     truth: np.ndarray
     middle: tuple[float, float]
 
 
-def scene(
+def make_scene(
     *,
     roll: float = 0.0,
     scale: float = 1.0,
@@ -131,7 +131,7 @@ def scene(
     field: tuple[float, float] = (250.0, 205.0),
     empty: tuple[int, ...] = (),
 ) -> Scene:
-    """A body with a mass shaped like an L on the patient's left and in front, a tumor in its corner.
+    """Make a scan of a body with an L-shaped mass on the patient's left in front, a tumor in its corner.
 
     Args:
         roll: radians from +x (left) to +y (back), about the body's middle.
@@ -165,30 +165,32 @@ def scene(
     matrix = np.diag([*spacing, 1.0])
     matrix[:3, 3] = (-37.5, 12.25, 400.0)
     middle = np.array([(width - 1) / 2 * spacing[0] + center[0], (height - 1) / 2 * spacing[1] + center[1]])
-    there = middle + matrix[:2, 3]
+    middle_lps = middle + matrix[:2, 3]
     return Scene(
-        Volume(array.astype(np.int16), matrix), truth.astype(np.uint8), (float(there[0]), float(there[1]))
+        Volume(array.astype(np.int16), matrix),
+        truth.astype(np.uint8),
+        (float(middle_lps[0]), float(middle_lps[1])),
     )
 
 
 def stored_otherwise(volume: Volume, axes: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
-    """The same voxels with index axis ``a`` of ``(x, y, z)`` being axis ``axes[a]`` or its flip.
+    """Reorder the storage: index axis ``a`` of ``(x, y, z)`` is axis ``axes[a]``, flipped if ``flips[a]``.
 
-    Written out by itself, as an oracle for :class:`isopose.geometry.volume.Reorientation`.
+    Independent of :class:`isopose.geometry.volume.Reorientation`, which is tested against it.
     """
     size = volume.array.shape[::-1]
     xyz = volume.array.transpose(2, 1, 0).transpose(axes)
     xyz = xyz[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
-    there = np.zeros((4, 4))
-    there[3, 3] = 1.0
+    index_from_stored = np.zeros((4, 4))
+    index_from_stored[3, 3] = 1.0
     for index, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
-        there[axis, index] = -1.0 if flip else 1.0
-        there[axis, 3] = size[axis] - 1.0 if flip else 0.0
-    return Volume(np.ascontiguousarray(xyz.transpose(2, 1, 0)), volume.world_from_index @ there)
+        index_from_stored[axis, index] = -1.0 if flip else 1.0
+        index_from_stored[axis, 3] = size[axis] - 1.0 if flip else 0.0
+    return Volume(np.ascontiguousarray(xyz.transpose(2, 1, 0)), volume.world_from_index @ index_from_stored)
 
 
 def world_center(labels: Volume, mask: np.ndarray) -> np.ndarray:
-    """Mean position ``(x, y, z)`` of marked voxels in LPS mm."""
+    """Return the mean position ``(x, y, z)`` of the voxels of a mask in LPS mm."""
     index = np.argwhere(mask).mean(axis=0)[::-1]
     center: np.ndarray = (labels.world_from_index @ [*index, 1.0])[:3]
     return center

@@ -1,4 +1,4 @@
-"""Models without training: the U-Net is replaced by one that marks what is bright, so that truth is known."""
+"""Fixtures of all tests: the command line in this process, real scans, a model that needs no training."""
 
 import logging
 import signal
@@ -14,8 +14,8 @@ REAL = Path(__file__).parents[2] / "shared" / "data" / "real-ct"
 
 
 @pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
-    """Let log messages be heard again after code that silences its own process."""
+def restore_logging() -> Iterator[None]:
+    """Enable logging again after a test of code that disables it for its whole process."""
     yield
     logging.disable(logging.NOTSET)
 
@@ -30,7 +30,7 @@ def real_ct() -> Path:
 
 @pytest.fixture(scope="session")
 def make_model():
-    """Build a model that marks what is brighter than 145 HU as kidney (1), than 325 HU as tumor (7)."""
+    """Function that builds a model: above 145 HU is kidney (1), above 325 HU tumor (7)."""
     from bright import bright_model
 
     return bright_model
@@ -38,7 +38,7 @@ def make_model():
 
 @pytest.fixture
 def isopose(monkeypatch, capfd):
-    """Run the command line in this process; gives code, stdout and stderr as a shell would see them."""
+    """Function that runs the command line in this process; returns exit code, stdout and stderr."""
 
     def run(*arguments):
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,4 +1,4 @@
-"""Grids, headers and DICOM series made by hand for the tests of reading and writing."""
+"""Hand-made grids, headers and DICOM series for tests of reading and writing."""
 
 from itertools import permutations, product
 from pathlib import Path
@@ -16,7 +16,7 @@ SECRETS = ("Muster", "Erika", "ID-4711", "20090817")
 
 
 def upright(shape=(4, 5, 6), dtype=np.int16, seed=0):
-    """Asymmetric volume on axes L, P, S; every value occurs once."""
+    """Make a volume on axes L, P, S in which every value occurs once."""
     values = np.random.default_rng(seed).permutation(np.prod(shape)).reshape(shape).astype(dtype)
     matrix = np.diag([0.75, 0.5, 2.5, 1.0])
     matrix[:3, 3] = (-101.25, 33.5, -640.0)
@@ -24,7 +24,7 @@ def upright(shape=(4, 5, 6), dtype=np.int16, seed=0):
 
 
 def positions(volume):
-    """World position of each voxel, by value: the plainest oracle there is."""
+    """Return the world position of each voxel, in order of value."""
     k, j, i = np.indices(volume.array.shape)
     index = np.stack([i, j, k, np.ones_like(i)], axis=-1).reshape(-1, 4)
     order = np.argsort(volume.array.ravel(), kind="stable")
@@ -32,7 +32,7 @@ def positions(volume):
 
 
 def stored(volume, axes, flips):
-    """The same voxels with array axes permuted and flipped; the matrix follows from where each voxel went."""
+    """Permute and flip the array axes; the matrix is computed from the positions of three neighbors."""
     k, j, i = np.indices(volume.array.shape)
     world = np.stack([i, j, k, np.ones_like(i)], axis=-1) @ volume.world_from_index.T
     flipped = tuple(axis for axis in range(3) if flips[axis])
@@ -53,7 +53,7 @@ def rotation(angles):
 
 
 def dicom_slice(pixels, position, orientation=(1, 0, 0, 0, 1, 0), series="1.2.3", **fields):
-    """A CT slice with a patient's name in it; ``fields`` override, None removes."""
+    """Make a CT slice with a patient's name; ``fields`` override elements, None removes them."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -100,7 +100,7 @@ def raw_slices(count=5, seed=0):
 
 
 def write_series(folder, raw, step=(0.0, 0.0, 2.0), start=(-10.0, 20.0, -300.0), skip=(), **fields):
-    """One file per slice, named in an order that is not theirs."""
+    """Write one file per slice; the order of names is not that of positions."""
     for i, pixels in enumerate(raw):
         if i not in skip:
             name = f"{(i * 7 + 3) % 101:03d}.dcm"
@@ -110,7 +110,7 @@ def write_series(folder, raw, step=(0.0, 0.0, 2.0), start=(-10.0, 20.0, -300.0),
 
 
 def enhanced(raw, order, step=2.0):
-    """A multi-frame CT whose frames are stored in the given order."""
+    """Make a multi-frame CT whose frames are stored in the given order."""
     data = dicom_slice(raw[0], (0, 0, 0), SOPClassUID=EnhancedCTImageStorage)
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
         delattr(data, name)
@@ -128,9 +128,9 @@ def enhanced(raw, order, step=2.0):
     data.SharedFunctionalGroupsSequence = [shared]
     groups = []
     for i in order:
-        place, group = Dataset(), Dataset()
-        place.ImagePositionPatient = [-10.0, 20.0, -300.0 + step * i]
-        group.PlanePositionSequence = [place]
+        plane_position, group = Dataset(), Dataset()
+        plane_position.ImagePositionPatient = [-10.0, 20.0, -300.0 + step * i]
+        group.PlanePositionSequence = [plane_position]
         groups.append(group)
     data.PerFrameFunctionalGroupsSequence = groups
     return data

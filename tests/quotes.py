@@ -1,4 +1,4 @@
-"""Markdown taken apart, and what the finders of false quotes (``quotes_*.py``) share."""
+"""Parsing of Markdown, shared by the checks of quotes (``quotes_*.py``)."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ OTHERS = {"pose.reference_mask", "docs/README.md"}
 
 
 def prose(text: str) -> str:
-    """A page without its blocks."""
+    """Return the text of a page without code blocks."""
     return FENCE.sub("", text)
 
 
@@ -30,5 +30,5 @@ def lines_of_code(text: str) -> Iterator[str]:
 
 @cache
 def tree_of(path: Path) -> ast.Module:
-    """A source file, parsed."""
+    """Return the syntax tree of a source file."""
     return ast.parse(path.read_text(encoding="utf-8"))

@@ -25,11 +25,11 @@ FOREIGN = {"--user", "--gpus", "--nnodes", "--max-restarts", "--verify_dataset_i
 
 @cache
 def commands() -> dict[str, Any]:
-    """Of ``isopose``, by name."""
+    """Return the commands of ``isopose`` by name."""
     from isopose.cli import app
 
-    found: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return found
+    by_name: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return by_name
 
 
 def options_of(command: Any) -> set[str]:
@@ -47,10 +47,10 @@ def wrong_commands(text: str) -> list[str]:
         if language not in ("", "console", "bash", "sh"):
             continue
         for line in block.replace("\\\n", " ").splitlines():
-            found = re.search(r"(?:^|[\s/])(?:-m )?isopose (?=[a-z])(.*)", line.partition(" # ")[0])
-            if found is None or "pip install" in line:
+            match = re.search(r"(?:^|[\s/])(?:-m )?isopose (?=[a-z])(.*)", line.partition(" # ")[0])
+            if match is None or "pip install" in line:
                 continue
-            words = shlex.split(re.split(r"\s(?:[|;&]|&&|>)(?:\s|$)|;", found[1])[0], comments=True)
+            words = shlex.split(re.split(r"\s(?:[|;&]|&&|>)(?:\s|$)|;", match[1])[0], comments=True)
             words = [word for word in words if word != "..." and word != "…"]
             if words[0] not in commands():
                 wrong.append(f"isopose {words[0]}: no such command")
@@ -58,7 +58,7 @@ def wrong_commands(text: str) -> list[str]:
             try:
                 commands()[words[0]].make_context(words[0], words[1:])
             except Exception as error:
-                wrong.append(f"isopose {found[1]}: {error}")
+                wrong.append(f"isopose {match[1]}: {error}")
     return wrong
 
 
@@ -76,8 +76,8 @@ def wrong_options(text: str) -> list[str]:
                 continue
             # After two dashes come the words of another program.
             own = takewhile(lambda word: word != "--", words[2:])
-            given = {word.partition("=")[0] for word in own if word.startswith("-")}
-            wrong += [f"{code}: no {option}" for option in sorted(given - options_of(commands()[name]))]
+            options = {word.partition("=")[0] for word in own if word.startswith("-")}
+            wrong += [f"{code}: no {option}" for option in sorted(options - options_of(commands()[name]))]
         elif words[0].startswith("--") and words[0].partition("=")[0] not in known:
             wrong.append(f"{code}: no command has it")
     return wrong
@@ -88,16 +88,16 @@ def wrong_options(text: str) -> list[str]:
 
 @cache
 def scripts() -> tuple[Path, ...]:
-    """That pages may name with options."""
+    """Return the scripts that pages may quote with options."""
     return tuple(path for folder in ("benchmarks", "fuzz") for path in sorted((ROOT / folder).glob("*.py")))
 
 
 class Refused(Exception):
-    """What a parser says."""
+    """Error of a script's argument parser."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises where others end the program."""
+    """An argument parser that raises in place of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise Refused(message)
@@ -108,18 +108,18 @@ KINDS = {"int": int, "float": float, "str": str, "Path": Path}
 
 def functions_beside(path: Path) -> list[ast.FunctionDef]:
     """Functions that a script imports from another one beside it, such as options that both have."""
-    found = []
+    functions = []
     for node in tree_of(path).body:
         if isinstance(node, ast.ImportFrom) and path.with_name(f"{node.module}.py").is_file():
             names = {name.name for name in node.names}
             body = tree_of(path.with_name(f"{node.module}.py")).body
-            found += [one for one in body if isinstance(one, ast.FunctionDef) and one.name in names]
-    return found
+            functions += [one for one in body if isinstance(one, ast.FunctionDef) and one.name in names]
+    return functions
 
 
 @cache
 def parser_of(path: Path) -> Parser | None:
-    """A script's own parser, rebuilt from its text; nothing of it is run. None: it reads its words itself."""
+    """Rebuild a script's parser from its source without running it; None if it parses arguments itself."""
     tree = tree_of(path)
     parts = [tree, *functions_beside(path)]
     calls = [node for part in parts for node in ast.walk(part) if isinstance(node, ast.Call)]
@@ -143,8 +143,8 @@ def parser_of(path: Path) -> Parser | None:
     defaults = [None] * (len(arguments) - len(mains[0].args.defaults)) + list(mains[0].args.defaults)
     for argument, default in zip(arguments, defaults, strict=True):
         annotation = ast.unparse(argument.annotation) if argument.annotation else ""
-        given = re.search(r"'(--[\w-]+)'", annotation)
-        name = given[1] if given else f"--{argument.arg.replace('_', '-')}"
+        options = re.search(r"'(--[\w-]+)'", annotation)
+        name = options[1] if options else f"--{argument.arg.replace('_', '-')}"
         if default is None:
             parser.add_argument(argument.arg)
         elif re.search(r"\bbool\b", annotation):
@@ -166,15 +166,15 @@ def wrong_scripts(text: str) -> list[str]:
     """``python PATH …`` whose file is not there or does not know the words."""
     wrong = []
     for code in lines_of_code(text):
-        found = re.match(r"\s*(?:\$ )?(?:\S*/)?python3? ([\w./-]+)(.*)", code)
-        if found is None or found[1].startswith("-"):
+        match = re.match(r"\s*(?:\$ )?(?:\S*/)?python3? ([\w./-]+)(.*)", code)
+        if match is None or match[1].startswith("-"):
             continue
-        path = ROOT / found[1]
+        path = ROOT / match[1]
         path = path / "__main__.py" if path.is_dir() else path
         if not path.is_file():
             wrong.append(f"{code}: no such script")
             continue
-        parser, words = parser_of(path), shlex.split(found[2], comments=True)
+        parser, words = parser_of(path), shlex.split(match[2], comments=True)
         if parser is None or not words:
             continue
         try:
@@ -189,7 +189,7 @@ def wrong_scripts(text: str) -> list[str]:
 
 @cache
 def tests_of(path: Path) -> tuple[str, ...]:
-    """Names that ``-k`` compares: of the file and of each of its tests."""
+    """Return the names that ``pytest -k`` matches: of the file and of its tests."""
     files = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
     return tuple(
         f"{file.name} {node.name}"
@@ -203,11 +203,11 @@ def wrong_tests(text: str) -> list[str]:
     """``pytest`` commands whose files are not there or that would select nothing."""
     wrong = []
     for code in lines_of_code(text):
-        found = re.search(r"(?:^|\s)pytest (.*)", code)
-        if found is None:
+        match = re.search(r"(?:^|\s)pytest (.*)", code)
+        if match is None:
             continue
-        words = shlex.split(found[1], comments=True)
-        wanted = words[words.index("-k") + 1] if "-k" in words else ""
+        words = shlex.split(match[1], comments=True)
+        expected = words[words.index("-k") + 1] if "-k" in words else ""
         files = [ROOT / word.partition("::")[0] for word in words if word.startswith("tests")]
         gone = [file for file in files if not file.exists()]
         wrong += [f"{code}: no {file.relative_to(ROOT)}" for file in gone]
@@ -216,7 +216,7 @@ def wrong_tests(text: str) -> list[str]:
         ]
         names_wanted = [word.partition("::")[2] for word in words if "::" in word]
         wrong += [f"{code}: no {name}" for name in names_wanted if not any(name in one for one in names)]
-        chosen = Expression.compile(wanted) if wanted else None
+        chosen = Expression.compile(expected) if expected else None
         if not gone and chosen and not any(chosen.evaluate(_within(name)) for name in names):
             wrong.append(f"{code}: selects no test")
     return wrong

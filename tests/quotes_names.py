@@ -23,12 +23,12 @@ def wrong_paths(text: str, page: Path) -> list[str]:
             continue
         if path.endswith(".py"):
             # Modules are named from the package's folder, or alone.
-            there = any((place / path).exists() for place in (ROOT, SOURCE, page.parent)) or (
+            exists = any((folder / path).exists() for folder in (ROOT, SOURCE, page.parent)) or (
                 "/" not in path and any(SOURCE.rglob(path))
             )
         else:
-            there = not (first in FOLDERS and "/" in path) or (ROOT / path).exists()
-        if not there:
+            exists = not (first in FOLDERS and "/" in path) or (ROOT / path).exists()
+        if not exists:
             wrong.append(f"{code}: no such file")
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
         name = target.partition("#")[0]
@@ -41,14 +41,14 @@ def wrong_names(text: str) -> list[str]:
     """Python names of the package that are not there, and calls of its API with unknown arguments."""
     wrong = []
     for name in (*re.findall(r"^::: (isopose[\w.]+)", text, re.MULTILINE), *INLINE.findall(prose(text))):
-        found = re.fullmatch(r"(isopose(?:\.\w+)+)(?:\(.*\))?", name)
-        if found and not found[1].endswith((".py", ".json")) and definition(found[1]) is None:
+        match = re.fullmatch(r"(isopose(?:\.\w+)+)(?:\(.*\))?", name)
+        if match and not match[1].endswith((".py", ".json")) and definition(match[1]) is None:
             wrong.append(f"{name}: not in the package")
     for code in INLINE.findall(prose(text)):
-        found = re.fullmatch(r"(\w+)(?:\.(\w+))?(?:\((.*)\))?(?:\.\w+\(.*\))?", code)
-        if found is None or found[2] == "json":
+        match = re.fullmatch(r"(\w+)(?:\.(\w+))?(?:\((.*)\))?(?:\.\w+\(.*\))?", code)
+        if match is None or match[2] == "json":
             continue
-        first, attribute, given = found.groups()
+        first, attribute, arguments = match.groups()
         if first in METHODS and attribute is None:
             first, attribute = "homogenizer", first
         if first not in API:
@@ -56,25 +56,27 @@ def wrong_names(text: str) -> list[str]:
         called = definition(f"{API[first]}.{attribute or '__init__'}")
         if called is None and attribute is not None:
             wrong.append(f"{code}: {API[first]} has no {attribute}")
-        elif given and isinstance(called, ast.FunctionDef):
+        elif arguments and isinstance(called, ast.FunctionDef):
             known = {one.arg for one in (*called.args.args, *called.args.kwonlyargs)}
-            wrong += [f"{code}: no argument {name}" for name in sorted(_named(given) - known)]
+            wrong += [f"{code}: no argument {name}" for name in sorted(_named(arguments) - known)]
     return wrong
 
 
 def definition(name: str) -> ast.AST | None:
-    """What defines a dotted name of the package, found in its source: nothing heavy is imported."""
+    """Return the syntax node that defines a dotted name of the package, without importing the package."""
     parts = name.split(".")[1:]
-    place, module = SOURCE, SOURCE / "__init__.py"
-    while parts and ((place / parts[0]).is_dir() or (place / f"{parts[0]}.py").is_file()):
-        place = place / parts.pop(0)
-        module = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    found: ast.AST | None = tree_of(module)
+    folder, module = SOURCE, SOURCE / "__init__.py"
+    while parts and ((folder / parts[0]).is_dir() or (folder / f"{parts[0]}.py").is_file()):
+        folder = folder / parts.pop(0)
+        module = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    node_of_part: ast.AST | None = tree_of(module)
     for part in parts:
-        found = next((node for node in getattr(found, "body", ()) if part in _defined(node)), None)
-        if isinstance(found, ast.ImportFrom):
-            found = definition(f"{found.module}.{part}")
-    return found
+        node_of_part = next(
+            (node for node in getattr(node_of_part, "body", ()) if part in _defined(node)), None
+        )
+        if isinstance(node_of_part, ast.ImportFrom):
+            node_of_part = definition(f"{node_of_part.module}.{part}")
+    return node_of_part
 
 
 def _defined(node: ast.stmt) -> set[str]:
@@ -127,12 +129,12 @@ def wrong_figures(text: str) -> list[str]:
     flat = " ".join(prose(text).split())
     wrong = []
     for figure, unit, path, name in FIGURE.findall(flat):
-        found = definition(f"isopose.{path.removesuffix('.py').replace('/', '.')}.{name}")
-        if not isinstance(found, ast.Assign):
+        defined = definition(f"isopose.{path.removesuffix('.py').replace('/', '.')}.{name}")
+        if not isinstance(defined, ast.Assign):
             wrong.append(f"{path}: {name}: no such constant")
             continue
         try:
-            value = eval(ast.unparse(found.value), {"math": math})
+            value = eval(ast.unparse(defined.value), {"math": math})
         except NameError:
             continue
         quoted = 2.0 if figure == "twice" else float(figure)

@@ -17,17 +17,17 @@ PLACEHOLDER = re.compile(r"[A-Z_]{3,}|[<…$*]|\.\.\.")
 @cache
 def settings() -> dict[str, Any]:
     """Default of every setting by its whole key."""
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
 
     def walk(values: dict[str, Any], prefix: str) -> None:
         for key, value in values.items():
             if isinstance(value, dict):
                 walk(value, f"{prefix}{key}.")
             else:
-                found[prefix + key] = value
+                defaults[prefix + key] = value
 
     walk(Config().model_dump(), "")
-    return found
+    return defaults
 
 
 SECTIONS = sorted({key.partition(".")[0] for key in settings() if "." in key})
@@ -81,20 +81,20 @@ def wrong_defaults(text: str) -> list[str]:
     flat = " ".join(prose(text).split())
     wrong = []
     for pattern in DEFAULTS:
-        for found in pattern.finditer(flat):
-            key, value = found["key"], found["value"] or found.groupdict().get("word")
+        for match in pattern.finditer(flat):
+            key, value = match["key"], match["value"] or match.groupdict().get("word")
             if key in settings() and value != shown(settings()[key]):
                 wrong.append(f"{key}: quoted default {value}, it is {shown(settings()[key])}")
     size, frame = HomogenizeConfig().size, settings()["data.size"]
     for pattern, value in ((r"frame has (\d+) pixels", frame), (r"(\d+) × \1 pixels \(`--size`\)", size)):
         wrong += [
-            f"{found[0]}: it is {value}" for found in re.finditer(pattern, flat) if found[1] != str(value)
+            f"{match[0]}: it is {value}" for match in re.finditer(pattern, flat) if match[1] != str(value)
         ]
     return wrong
 
 
 def shown(value: Any) -> str:
-    """As a page writes it."""
+    """Return a value as documentation pages write it."""
     if value is None:
         return "none"
     return (

@@ -1,4 +1,4 @@
-"""Scripts beside the package, run as a user runs them."""
+"""Run the repository's scripts as a user does."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ def ran(script: str, *arguments: object, at: Path | None = None, env: dict[str, 
     Args:
         script: its path from the repository's root; ``tests/test_scripts.py`` looks for it in calls.
         arguments: its command line.
-        at: where it lies, if not there: a copy, of a script that writes beside itself.
+        at: path of a copy to run instead, for a script that writes beside itself.
         env: variables besides this process's.
 
     Returns:
@@ -22,7 +22,7 @@ def ran(script: str, *arguments: object, at: Path | None = None, env: dict[str, 
     """
     path = at or ROOT / script
     start = ["sh"] if path.suffix == ".sh" else [sys.executable]
-    done = subprocess.run(
+    process = subprocess.run(
         [*start, str(path), *map(str, arguments)],
         # One thread: what is tried is that it runs, not how fast.
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
@@ -30,7 +30,7 @@ def ran(script: str, *arguments: object, at: Path | None = None, env: dict[str, 
         text=True,
         check=False,
     )
-    assert done.returncode == 0, (
-        f"{script}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert process.returncode == 0, (
+        f"{script}: exit {process.returncode}\n{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
     )
-    return done.stdout
+    return process.stdout

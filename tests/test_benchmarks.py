@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bright import scene
+from bright import make_scene
 from isopose.config import HomogenizeConfig
 from isopose.data.fingerprint import fingerprint_of
 from isopose.demo import SMALL_PRESET
@@ -72,7 +72,7 @@ def slices_seen(config, in_each):
     return steps.epochs * steps.iterations * steps.batch_size * in_each
 
 
-def test_merging_keeps_what_is_not_named(pipelines):
+def test_merging_results_keeps_other_entries(pipelines):
     base = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
     assert pipelines.merged(base, {"a": {"c": {"f": 4}}, "e": 5}) == {
         "a": {"b": 1, "c": {"d": 2, "f": 4}},
@@ -94,7 +94,7 @@ def test_the_roll_is_compared_with_the_phantoms_own(pipelines, tmp_path):
     np.testing.assert_allclose(pipelines.roll_errors(tmp_path, tmp_path, ["a"]), [12.0], atol=1e-9)
 
 
-def test_the_table_says_what_was_measured(pipelines):
+def test_the_table_contains_the_measurements(pipelines):
     def result(kidney, overlap):
         return {
             "dice": {"kidney": kidney, "tumor": [0.5, None]},
@@ -116,7 +116,7 @@ def test_the_table_says_what_was_measured(pipelines):
     assert "4 unseen phantom patients of 2 cohorts (10 patients each, seeds 0 1)" in table
 
 
-def test_seconds_survive_a_broken_off_run(pipelines, tmp_path):
+def test_seconds_survive_an_interrupted_run(pipelines, tmp_path):
     for epoch in (1, 2):
         meter = pipelines.Meter(tmp_path / "seconds.json", "")
         with meter.stage("joint", 2, 1, epoch - 1) as report:
@@ -126,7 +126,7 @@ def test_seconds_survive_a_broken_off_run(pipelines, tmp_path):
     assert meter.total("unet") == 0
 
 
-def test_the_way_there_and_back_is_measured(tmp_path):
+def test_the_round_trip_is_measured(tmp_path):
     spec = importlib.util.spec_from_file_location("homogenize", FOLDER / "homogenize.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -144,21 +144,21 @@ def test_the_way_there_and_back_is_measured(tmp_path):
 
 
 def test_kidneys_of_all_ages_become_about_equally_high(tmp_path, monkeypatch):
-    """A child of ten weeks and an adult of 40 years; the header alone makes the difference."""
+    """A child of ten weeks and an adult of 40 years."""
     module = load("homogenized_size")
     monkeypatch.setattr(module, "WAYS", module.WAYS[:1])
     module.main(tmp_path, ages="0.2,40", each=1, slices=20, size=64, grid=128)
     written = json.loads((tmp_path / "homogenized_size.json").read_text())
-    [(way, found)] = written["summary"].items()
-    child, adult = written["rows"][way]
+    [(method, variation)] = written["summary"].items()
+    child, adult = written["rows"][method]
     assert adult["native_mm"] > 2 * child["native_mm"]
     assert child["homogenized_mm"] > child["native_mm"]
     assert adult["homogenized_mm"] < adult["native_mm"]
-    assert found["homogenized"] < found["native"] / 2
-    assert found["native"] == pytest.approx(module.variation([child["native_mm"], adult["native_mm"]]))
-    assert found["dice_worst"] > 0.98
+    assert variation["homogenized"] < variation["native"] / 2
+    assert variation["native"] == pytest.approx(module.variation([child["native_mm"], adult["native_mm"]]))
+    assert variation["dice_worst"] > 0.98
     lines = (tmp_path / "homogenized_size.md").read_text().splitlines()
-    assert lines[2].startswith(f"| volume, child | {100 * found['native']:.1f} % | ")
+    assert lines[2].startswith(f"| volume, child | {100 * variation['native']:.1f} % | ")
     # Without, nothing changes along the body.
     volume, kidneys = module.patient(0.2, 0, 64, 20)
     flat = module.open_estimator(None, module.HomogenizeConfig(size=128, scale_z=False))
@@ -166,7 +166,7 @@ def test_kidneys_of_all_ages_become_about_equally_high(tmp_path, monkeypatch):
     assert row.homogenized_mm == pytest.approx(row.native_mm)
 
 
-def test_arms_of_augmentation_differ_in_what_they_are_named_for_alone(augmentation):
+def test_augmentation_arms_differ_only_in_the_settings_that_name_them(augmentation):
     for start in augmentation.STARTS:
         trained = {arm: load_config(base=augmentation.changes(start, arm)) for arm in augmentation.ARMS}
         for arm, config in trained.items():
@@ -210,17 +210,17 @@ def test_the_table_of_augmentation_pairs_patients_of_the_same_seed(augmentation)
     assert "cohorts of 10, seeds 0, 1;" in "\n".join(lines)
 
 
-def test_pose_and_crop_are_taken_from_an_arm_that_has_them(augmentation, monkeypatch, tmp_path):
-    """Of the same start only, and only when that arm is done with them."""
+def test_pose_and_crop_are_reused_from_a_finished_arm(augmentation, monkeypatch, tmp_path):
+    """Only from an arm with the same start that has finished these stages."""
     seen = {}
 
     def fit(dataset, folder, config, **rest):
-        place = folder / "work" / "checkpoints"
-        seen[folder.parent.name, config.pose.start] = {p.name: p.read_text() for p in place.glob("*")}
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "crop.safetensors").write_text(config.pose.start)
+        checkpoints = folder / "work" / "checkpoints"
+        seen[folder.parent.name, config.pose.start] = {p.name: p.read_text() for p in checkpoints.glob("*")}
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        (checkpoints / "crop.safetensors").write_text(config.pose.start)
         if config.unet.mirror or config.unet.pose_jitter:
-            (place / "unet.safetensors").write_text("begun")
+            (checkpoints / "unet.safetensors").write_text("begun")
 
     monkeypatch.setattr(augmentation, "fit", fit)
     for start in ("anatomy", "identity"):
@@ -230,39 +230,39 @@ def test_pose_and_crop_are_taken_from_an_arm_that_has_them(augmentation, monkeyp
         assert seen["jitter-mirror-0.5", start] == {"crop.safetensors": start}
 
 
-def test_a_training_step_is_shared_out_among_its_operators():
+def test_the_time_of_a_training_step_is_split_by_operator():
     limit = load("limit")
     step = limit.training_step(64, 2, 4, "32-true")
-    found = limit.shares(step)
-    assert sum(found.values()) == pytest.approx(1.0)
-    assert set(found) == {*limit.GROUPS, "other"}
-    assert found["convolution"] > 0
-    assert found["batch norm"] > 0
-    assert found["resampling"] > 0
+    shares = limit.shares(step)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert set(shares) == {*limit.GROUPS, "other"}
+    assert shares["convolution"] > 0
+    assert shares["batch norm"] > 0
+    assert shares["resampling"] > 0
     took, rate, peak = limit.resampling(64, 2, slices=2)
     assert rate == pytest.approx(4 * 6 * 2 * 64 * 64 / 1e9 / took)
     assert peak > 0
 
 
 @pytest.mark.parametrize("more", [[], ["dims=3", "unet.depth=8"]])
-def test_memory_of_a_training_is_measured_beside_what_was_foreseen(more):
+def test_measured_and_predicted_memory_of_training_are_reported(more):
     memory = load("memory")
-    found = memory.measure(["data.size=64", "unet.input=full", "unet.base_features=4", *more])
-    assert found["peak"] > found["before"] - 1 > 0
-    assert found["foreseen"] > 1
+    result = memory.measure(["data.size=64", "unet.input=full", "unet.base_features=4", *more])
+    assert result["peak"] > result["before"] - 1 > 0
+    assert result["foreseen"] > 1
     for case in memory.CASES:
         load_config(settings=list(case))
 
 
-def test_a_predictions_time_is_shared_out_among_its_steps(make_model, tmp_path):
+def test_the_time_of_a_prediction_is_split_by_step(make_model, tmp_path):
     parts = load("parts")
-    write_image(scene().volume, tmp_path / "scan.nii.gz")
+    write_image(make_scene().volume, tmp_path / "scan.nii.gz")
     seen = parts.predicted(parts.for_prediction(make_model(real_unet=True)), tmp_path / "scan.nii.gz")
     assert set(seen) == {*parts.STEPS, parts.REST}
     assert all(seconds > 0 for seconds in seen.values()), seen
 
 
-def test_a_step_within_another_counts_once(monkeypatch):
+def test_nested_steps_are_counted_once(monkeypatch):
     parts = load("parts")
     clock = [0]
 
@@ -279,16 +279,16 @@ def test_a_step_within_another_counts_once(monkeypatch):
     assert steps == {"outer": 5, "inner": 20}
 
 
-def test_what_wrapping_adds_to_a_command_is_measured(tmp_path):
+def test_the_overhead_of_wrapping_is_measured(tmp_path):
     wrapping = load("wrapping")
-    write_image(scene().volume, tmp_path / "scan.nii.gz")
+    write_image(make_scene().volume, tmp_path / "scan.nii.gz")
     wall, cpu = wrapping.wrapped(tmp_path / "scan.nii.gz")
-    for found in (wall, cpu):
-        assert all(seconds > 0 for seconds in found.values()), found
-        own = sum(found[step] for step in (*wrapping.OWN, wrapping.ELSE))
-        assert found[wrapping.REST] == pytest.approx(own)
-        assert found[wrapping.WHOLE] == pytest.approx(
-            sum(found[step] for step in wrapping.STEPS) + found["all else"]
+    for times in (wall, cpu):
+        assert all(seconds > 0 for seconds in times.values()), times
+        own = sum(times[step] for step in (*wrapping.OWN, wrapping.ELSE))
+        assert times[wrapping.REST] == pytest.approx(own)
+        assert times[wrapping.WHOLE] == pytest.approx(
+            sum(times[step] for step in wrapping.STEPS) + times["all else"]
         )
     # The command is a program of its own, whose time this process does not take.
     assert cpu["the command"] > 0.1
@@ -298,11 +298,11 @@ def test_what_wrapping_adds_to_a_command_is_measured(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_gpu_is_asked_is_measured_small_on_a_cpu():
+def test_the_gpu_benchmark_runs_small_on_a_cpu():
     gpu = load("gpu")
     device = gpu.torch.device("cpu")
     rows = {part: list(gpu.PARTS[part](device, True)) for part in ("step", "memory", "weights", "prediction")}
-    assert {part: len(found) for part, found in rows.items()} == {
+    assert {part: len(measured) for part, measured in rows.items()} == {
         "step": 4, "memory": 2, "weights": 1, "prediction": 2,
     }  # fmt: skip
     # Two kinds of convolution: not the same sums, and nearly the same weights.
@@ -314,7 +314,7 @@ def test_what_a_gpu_is_asked_is_measured_small_on_a_cpu():
     assert gpu.asked(gpu.torch.device("cuda"), "at most 1", False) == ("at most 1", False)
 
 
-def test_a_part_that_fails_or_has_no_time_stops_no_other(monkeypatch, tmp_path, capsys):
+def test_a_failed_or_skipped_part_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
     gpu = load("gpu")
 
     def run(command, *, timeout, **_):
@@ -346,22 +346,22 @@ def test_a_part_that_fails_or_has_no_time_stops_no_other(monkeypatch, tmp_path, 
     assert "| step | left out: no time is left |  |  |" in (tmp_path / "gpu.md").read_text()
 
 
-def test_children_are_brought_to_the_size_or_the_pose_of_an_adult_alone(tmp_path):
+def test_children_are_brought_to_an_adults_size_or_pose_separately(tmp_path):
     adults = load("adults")
     folder = write_cohort(tmp_path / "c", cases=1, slices=6, size=64, seed=5, test_fraction=0.0)
     volume = read_volume(next((folder / "imagesTr").glob("*.nii.gz")))
     labels = read_labels(next((folder / "labelsTr").glob("*.nii.gz")))
     estimator = open_estimator(None, HomogenizeConfig(reference="adult", size=128))
-    found = {
-        way: adults.brought(estimator, volume, *parts)
-        for way, parts in adults.WAYS.items()
+    transforms = {
+        method: adults.brought(estimator, volume, *parts)
+        for method, parts in adults.WAYS.items()
         if parts is not None
     }
-    poses = {way: np.array(transform.poses) for way, transform in found.items()}
+    poses = {method: np.array(transform.poses) for method, transform in transforms.items()}
     body = {}
-    for way, transform in found.items():
+    for method, transform in transforms.items():
         image = homogenized_image(volume, transform)
-        body[way] = float((image.array > -300).sum(axis=(1, 2)).mean()) * estimator.pixel_mm**2
+        body[method] = float((image.array > -300).sum(axis=(1, 2)).mean()) * estimator.pixel_mm**2
         back = restored_labels(homogenized_labels(labels, transform), transform).array
         assert 2.0 * ((back > 0) & (labels.array > 0)).sum() > 0.9 * (
             (back > 0).sum() + (labels.array > 0).sum()
@@ -373,8 +373,8 @@ def test_children_are_brought_to_the_size_or_the_pose_of_an_adult_alone(tmp_path
     assert np.array_equal(poses["adult pose"][:, 0], poses["both"][:, 0])
     assert not poses["adult size"][:, 0].any()
     assert np.abs(poses["both"][:, 0]).max() > 0.01
-    assert found["adult pose"].grid.z_scale == 1.0
-    assert found["both"].grid.z_scale > 1.2
+    assert transforms["adult pose"].grid.z_scale == 1.0
+    assert transforms["both"].grid.z_scale > 1.2
 
 
 def test_the_table_of_adults_counts_who_gets_worse():
@@ -397,7 +397,7 @@ def test_the_table_of_adults_counts_who_gets_worse():
     assert "| one | both | 0 to 2 years | 2 | 82.5 | 82.5 |" in table
 
 
-def test_sparse_labels_keep_one_slice_in_so_many(tmp_path):
+def test_sparse_labels_keep_every_nth_slice(tmp_path):
     module = load("sparse")
     whole = open_dataset(write_cohort(tmp_path / "cohort", cases=2, slices=7, size=32, test_fraction=0.5))
     for marked, value in ((True, 3), (False, 0)):
@@ -418,8 +418,8 @@ def test_the_table_of_sparse_labels_pairs_patients(tmp_path):
     full = {"dice": {"kidney": [0.9, 0.8], "tumor": [0.5, None]}, "slices": 60}
     less = {"dice": {"kidney": [0.8, 0.6], "tumor": [0.25, None]}, "slices": 10}
     results = {module.ARMS[0].name: [full, full], module.ARMS[1].name: [less, full]}
-    given = Namespace(seeds=[3, 4], cases=4, slices=7, size=32, every=6)
-    lines = module.table(results, given).splitlines()
+    arguments = Namespace(seeds=[3, 4], cases=4, slices=7, size=32, every=6)
+    lines = module.table(results, arguments).splitlines()
     assert lines[2].startswith("| every slice | 60 | 0.850 (0.058) | 0.500 (0.000) |  |  |")
     # Kidneys: -0.1, -0.2, 0 and 0.
     assert lines[3].startswith("| others ignored by their value | 35 | 0.775 ")

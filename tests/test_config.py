@@ -29,10 +29,10 @@ def test_the_size_of_the_unet_follows_from_the_frame():
 
 
 @pytest.mark.parametrize("key", ["enabled", "learned"])
-def test_a_joint_network_that_shall_not_crop_is_refused(key):
-    with pytest.raises(InputError) as caught:
+def test_a_joint_network_without_a_crop_is_refused(key):
+    with pytest.raises(InputError) as error:
         load_config(settings=["stn=joint", f"crop.{key}=false"])
-    assert str(caught.value) == (
+    assert str(error.value) == (
         f"configuration: stn=joint learns pose and crop together, but crop.{key} is false; set it to true, "
         "or stn=separate"
     )
@@ -42,7 +42,7 @@ def test_a_joint_network_that_shall_not_crop_is_refused(key):
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "err"),
     [
         ("data.modality=MR", "data.modality: Input should be 'auto' or 'ct' or 'mr', got 'MR'"),
         (
@@ -55,13 +55,13 @@ def test_a_joint_network_that_shall_not_crop_is_refused(key):
         ("unet.optimizer.epochs=few", "unet.optimizer.epochs: Input should be a valid integer, got 'few'"),
     ],
 )
-def test_a_message_lists_all_alternatives_of_a_setting(setting, said):
-    with pytest.raises(InputError) as caught:
+def test_a_message_lists_all_alternatives_of_a_setting(setting, err):
+    with pytest.raises(InputError) as error:
         load_config(settings=[setting])
-    assert str(caught.value) == f"configuration: {said}"
+    assert str(error.value) == f"configuration: {err}"
 
 
-def test_whether_a_pose_is_estimated():
+def test_settings_that_estimate_a_pose():
     def estimated(*settings):
         return load_config(settings=["pose.start=identity", *settings]).pose_estimated
 
@@ -75,7 +75,7 @@ def test_whether_a_pose_is_estimated():
 @pytest.mark.parametrize(
     "settings", [["data.size=64", "unet.input=quarter", "unet.bottleneck=16"], ["unet.bottleneck=65"]]
 )
-def test_sizes_that_do_not_halve_name_what_to_change(settings):
+def test_sizes_that_cannot_be_halved_name_the_setting(settings):
     with pytest.raises(InputError, match=r"change data\.size, unet\.input or unet\.bottleneck"):
         load_config(settings=settings)
 
@@ -89,7 +89,7 @@ def test_sizes_that_do_not_halve_name_what_to_change(settings):
     rate=st.floats(1e-6, 1),
     reference=st.none() | st.text(max_size=8),
 )
-def test_json_keeps_every_value(preset, size, pixel, fold, oversample, rate, reference):
+def test_json_round_trip_keeps_every_value(preset, size, pixel, fold, oversample, rate, reference):
     base = {
         "data": {"size": size, "pixel_mm": pixel},
         "train": {"fold": fold, "oversample": oversample},
@@ -116,7 +116,7 @@ def test_json_keeps_every_value(preset, size, pixel, fold, oversample, rate, ref
         ("unet.context=1", "unet.context is 1, with dims=3 only 0 is possible"),
     ],
 )
-def test_what_volumes_cannot_do_is_refused_in_one_line(setting, message):
+def test_settings_that_volumes_do_not_support_are_refused_in_one_line(setting, message):
     with pytest.raises(InputError) as error:
         load_config(settings=["dims=3", setting])
     assert str(error.value) == f"configuration: {message}"

@@ -9,6 +9,7 @@ from isopose.errors import InputError, IsoposeError
 from isopose.models.folder import load_model
 from isopose.outputs import Outcome
 from isopose.presets import load_config
+from reporters import RecordingReporter
 
 pytestmark = pytest.mark.slow
 
@@ -22,21 +23,6 @@ TINY = {
     },
     "train": {"validation_slices": 4, "folds": 2},
 }
-
-
-class Lines:
-    """A reporter that keeps its messages."""
-
-    def __init__(self) -> None:
-        from isopose.progress import Silent
-
-        self.silent, self.said = Silent(), []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def __getattr__(self, name):
-        return getattr(self.silent, name)
 
 
 def shrink(patch) -> None:
@@ -53,7 +39,7 @@ def shrink(patch) -> None:
 
 
 def times(folder: Path) -> dict[str, int]:
-    """When each file was last written, but for the cohort's lists, the scores and the report: all cheap."""
+    """Return modification times of all files but the cohort's lists, scores and report."""
     return {
         str(path.relative_to(folder)): path.stat().st_mtime_ns
         for path in folder.rglob("*")
@@ -62,28 +48,28 @@ def times(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The whole demo, small, twice: report, lines and files' times after each."""
+def demo_runs(tmp_path_factory):
+    """The whole demo, small, run twice: folder, and for each run report, messages and file times."""
     folder = tmp_path_factory.mktemp("demo")
     runs = []
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
         for _ in range(2):
-            lines = Lines()
-            report = demo.run_demo(folder, workers=0, seed=1, reporter=lines)
-            runs.append((report, lines.said, times(folder)))
+            reporter = RecordingReporter()
+            report = demo.run_demo(folder, workers=0, seed=1, reporter=reporter)
+            runs.append((report, reporter.lines, times(folder)))
     return folder, runs
 
 
-def test_the_report_shows_both_arms(made):
-    folder, runs = made
-    report, said, _ = runs[0]
+def test_the_report_shows_both_arms(demo_runs):
+    folder, runs = demo_runs
+    report, lines, _ = runs[0]
     assert report == folder / "report.html"
     html = report.read_text()
     for arm in ("with", "without"):
         scores = json.loads((folder / arm / "scores" / "scores.json").read_text())
         dice = scores["summary"]["all"]["all"]["kidney"]["dice"]["mean"]
-        line = next(text for text in said if text.strip().startswith(f"{arm} homogenization: "))
+        line = next(text for text in lines if text.strip().startswith(f"{arm} homogenization: "))
         assert f"kidney Dice {dice:.3f}" in line
         assert "tumor Dice" in line
         assert f"{arm.capitalize()} homogenization" in html
@@ -101,11 +87,11 @@ def test_the_report_shows_both_arms(made):
     assert "2 of 2 slices: shortened, the default preset has 3000" in html
     assert "does not test the paper preset" in html
     assert re.search(r"Test patients.{0,80}\b2\b", html, re.S)
-    assert said[-1] == "these results are from phantoms and say nothing about patients"
+    assert lines[-1] == "these results are from phantoms and say nothing about patients"
 
 
-def test_both_arms_have_the_same_network_and_steps(made):
-    folder, _ = made
+def test_both_arms_have_the_same_network_and_steps(demo_runs):
+    folder, _ = demo_runs
     configs = {
         arm: json.loads((folder / arm / "model" / "model.json").read_text())["config"]
         for arm in ("with", "without")
@@ -118,7 +104,7 @@ def test_both_arms_have_the_same_network_and_steps(made):
     assert configs["with"]["pose"]["start"] == "anatomy"
 
 
-def test_the_real_constants_compare_like_with_like():
+def test_the_constants_of_both_arms_are_comparable():
     for key in ("data", "train"):
         assert demo.NOT_HOMOGENIZED_PRESET[key] == demo.SMALL_PRESET[key]
     for key in ("base_features", "optimizer"):
@@ -126,24 +112,25 @@ def test_the_real_constants_compare_like_with_like():
     assert not demo.NOT_HOMOGENIZED_PRESET["crop"]["enabled"]
 
 
-def test_a_second_call_does_nothing_again(made):
-    _, runs = made
-    (first, said, before), (second, said_again, after) = runs
+def test_a_second_call_repeats_nothing(demo_runs):
+    _, runs = demo_runs
+    (first, messages, before), (second, second_messages, after) = runs
     assert first == second
     changed = sorted(name for name in before if before[name] != after.get(name))
     assert changed == []
     assert set(after) == set(before)
-    assert any("finished already" in line for line in said_again)
-    assert not any("finished already" in line for line in said)
+    assert any("finished already" in line for line in second_messages)
+    assert not any("finished already" in line for line in messages)
     first_results, second_results = (
-        [re.sub(r"\(\d+ s\)", "", line) for line in lines if " Dice " in line] for lines in (said, said_again)
+        [re.sub(r"\(\d+ s\)", "", line) for line in lines if " Dice " in line]
+        for lines in (messages, second_messages)
     )
     assert len(first_results) == 2
     assert first_results == second_results
 
 
-def test_a_patient_that_cannot_be_predicted_ends_the_demo(made, monkeypatch):
-    folder, _ = made
+def test_a_patient_that_cannot_be_predicted_ends_the_demo(demo_runs, monkeypatch):
+    folder, _ = demo_runs
     shrink(monkeypatch)
     monkeypatch.setattr(
         demo,
@@ -151,7 +138,7 @@ def test_a_patient_that_cannot_be_predicted_ends_the_demo(made, monkeypatch):
         lambda model, scans, *a, **k: [Outcome(scans[0].name, None, "phantom_004: broken")],
     )
     with pytest.raises(IsoposeError, match="1 test patients could not be predicted: phantom_004: broken"):
-        demo.run_demo(folder, workers=0, seed=1, reporter=Lines())
+        demo.run_demo(folder, workers=0, seed=1, reporter=RecordingReporter())
 
 
 def test_both_arms_differ_in_homogenization_alone() -> None:
@@ -161,12 +148,12 @@ def test_both_arms_differ_in_homogenization_alone() -> None:
     assert not plain.crop.enabled
 
 
-def test_in_mr_both_arms_know_that_it_is(tmp_path, monkeypatch):
+def test_both_arms_are_configured_for_mr(tmp_path, monkeypatch):
     shrink(monkeypatch)
-    report = demo.run_demo(tmp_path, workers=0, seed=1, reporter=Lines(), modality="mr")
+    report = demo.run_demo(tmp_path, workers=0, seed=1, reporter=RecordingReporter(), modality="mr")
     assert re.search(r"Images\W.{,40}\bMR\b", report.read_text(), re.DOTALL)
     arms = [load_model(tmp_path / arm / "model") for arm in ("with", "without")]
     assert [arm.modality for arm in arms] == ["mr", "mr"]
     assert arms[0].config.pose.contrast == "any"
     with pytest.raises(InputError, match="cohort"):
-        demo.run_demo(tmp_path, workers=0, seed=1, reporter=Lines())
+        demo.run_demo(tmp_path, workers=0, seed=1, reporter=RecordingReporter())

@@ -1,4 +1,4 @@
-"""What the documentation shows is so: functions, code, examples of files, tables made of the code."""
+"""The documentation agrees with the code: functions, code blocks, example files, tables."""
 
 import ast
 import importlib.util
@@ -54,16 +54,16 @@ def table_rows(text: str) -> list[list[str]]:
 @each_page
 def test_named_functions_exist(page: Path) -> None:
     for code in INLINE.findall(prose(page.read_text(encoding="utf-8"))):
-        if found := re.fullmatch(r"(\S+\.py): ([\w.]+)", code):
-            module = next((base / found[1] for base in (SOURCE, ROOT) if (base / found[1]).exists()), None)
-            assert module is not None, f"{page.name}: no file {found[1]}"
-            assert found[2] in names_in(module), f"{page.name}: {found[1]} has no {found[2]}"
+        if match := re.fullmatch(r"(\S+\.py): ([\w.]+)", code):
+            module = next((base / match[1] for base in (SOURCE, ROOT) if (base / match[1]).exists()), None)
+            assert module is not None, f"{page.name}: no file {match[1]}"
+            assert match[2] in names_in(module), f"{page.name}: {match[1]} has no {match[2]}"
 
 
 def test_links_of_functions_lead_to_their_files() -> None:
-    found = re.findall(r"\[`(\S+\.py): [\w.]+`\]\(([^)]+)\)", (ROOT / "docs" / "paper.md").read_text())
-    assert len(found) > 30
-    for name, target in found:
+    links = re.findall(r"\[`(\S+\.py): [\w.]+`\]\(([^)]+)\)", (ROOT / "docs" / "paper.md").read_text())
+    assert len(links) > 30
+    for name, target in links:
         assert (ROOT / "docs" / target).resolve() == SOURCE / name
 
 
@@ -86,14 +86,14 @@ def _names(body: list[ast.stmt], prefix: str) -> list[str]:
     return names
 
 
-def test_names_are_kept_apart() -> None:
+def test_names_of_a_module_exclude_local_variables() -> None:
     names = names_in(SOURCE / "geometry" / "pose.py")
     assert {"matrix_from_pose", "POSE_SIZE"} <= names
     assert "cos" not in names, "a local variable is no name of the module"
 
 
 def test_pages_and_headings_that_the_code_refers_to_exist() -> None:
-    found = 0
+    count = 0
     for path in (
         path for folder in ("src", "benchmarks", "tests", "fuzz") for path in (ROOT / folder).rglob("*.py")
     ):
@@ -105,13 +105,13 @@ def test_pages_and_headings_that_the_code_refers_to_exist() -> None:
             page = ROOT / name
             assert page.exists(), f"{path.relative_to(ROOT)}: no {name}"
             if heading and path.is_relative_to(SOURCE):
-                found += 1
+                count += 1
                 headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
                 assert heading in headings, f"{path.relative_to(ROOT)}: {name} has no {heading!r}"
-    assert found >= 4
+    assert count >= 4
 
 
-def test_pages_that_are_read_through_are_short() -> None:
+def test_guides_are_short() -> None:
     """Reference and measurements are looked up and may be longer."""
     words = {page: len(page.read_text(encoding="utf-8").split()) for page in PAGES}
     assert words[ROOT / "README.md"] <= 900
@@ -136,7 +136,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 # Configuration
 
 
-def test_configuration_page_is_what_its_script_gives() -> None:
+def test_the_configuration_page_equals_the_output_of_its_script() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert page == script().page(), "run python docs/make_configuration.py"
 
@@ -158,7 +158,7 @@ def test_example_file_of_the_configuration_is_accepted(tmp_path: Path) -> None:
     assert config.unet.optimizer.learning_rate == Config().unet.optimizer.learning_rate
 
 
-def test_table_of_the_paper_preset_is_the_code() -> None:
+def test_the_table_of_the_paper_preset_matches_the_code() -> None:
     text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8").partition("## The paper preset")[2]
     quoted = {key: (row[1], row[2]) for row in table_rows(text)[1:] for key in INLINE.findall(row[0])}
     default, paper = flat(Config().model_dump()), flat(load_config("paper").model_dump())
@@ -177,17 +177,17 @@ def script() -> ModuleType:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
+    result = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
 
 
 def shown(value: Any) -> str:
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def test_table_of_the_reference_childs_sizes_is_the_code() -> None:
+def test_the_table_of_the_reference_child_matches_the_code() -> None:
     text = (ROOT / "docs" / "phantom.md").read_text(encoding="utf-8").partition("## Sizes")[2]
     rows = [row for row in table_rows(text) if row[0] == "adult" or row[0].isdecimal()]
     assert len(rows) == 11
@@ -220,18 +220,18 @@ def keys_of(function: str, module: str) -> list[set[str]]:
     """Keys of each dictionary that a function's source spells out, outermost first."""
     tree = ast.parse((SOURCE / module).read_text(encoding="utf-8"))
     [body] = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function]
-    found = []
+    key_lists = []
     for node in [node for node in ast.walk(body) if isinstance(node, ast.Dict)]:
         keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
         for key, value in zip(node.keys, node.values, strict=True):
             match key, value:  # **another(...) of the same module
                 case None, ast.Call(func=ast.Name(id=another)):
                     keys |= keys_of(another, module)[0]
-        found.append(keys)
-    return found
+        key_lists.append(keys)
+    return key_lists
 
 
-def test_record_example_is_a_record(examples: dict[str, Any]) -> None:
+def test_the_record_example_is_valid(examples: dict[str, Any]) -> None:
     values = examples["record.json"]
     for part in ("arrays", "sources"):
         values = values | {part: {name: short.ljust(64, "0") for name, short in values[part].items()}}
@@ -240,7 +240,7 @@ def test_record_example_is_a_record(examples: dict[str, Any]) -> None:
     assert record.frame.pixel_mm == pytest.approx(302.998374042511 / 192)
 
 
-def test_model_example_has_every_key(examples: dict[str, Any]) -> None:
+def test_the_model_example_has_every_key(examples: dict[str, Any]) -> None:
     model = examples["model.json"]
     assert set(model) == keys_of("save_model", "models/folder.py")[0]
     info = model["info"]
@@ -267,7 +267,7 @@ def test_folds_example_is_a_model_of_several_folds(examples: dict[str, Any], tmp
     assert model["clean_up_dice"]["tumor"].keys() == {"none", str(rule)}
 
 
-def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[str, Any]) -> None:
+def test_the_prediction_example_has_every_key_and_is_consistent(examples: dict[str, Any]) -> None:
     record = examples["prediction.json"]
     whole, *_ = keys_of("prediction_record", "inference/record.py")
     [origin] = [keys for keys in keys_of("provenance", "inference/record.py") if "model_sha256" in keys]
@@ -293,7 +293,7 @@ def test_prediction_example_has_every_key_and_agrees_with_itself(examples: dict[
     assert volumes["kidney"] + volumes["tumor"] == pytest.approx(volumes["kidney+tumor"])
 
 
-def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, Any]) -> None:
+def test_homogenized_examples_match_the_output_of_the_commands(examples: dict[str, Any]) -> None:
     values = examples["transform.json"]
     values["settings_sha256"] = values["settings_sha256"].ljust(64, "0")
     values["reference"]["sha256"] = values["reference"]["sha256"].ljust(64, "0")
@@ -323,7 +323,7 @@ def test_homogenized_examples_are_what_the_commands_write(examples: dict[str, An
     assert restored["predictions"]["phantom_000.nii.gz"] == homogenized[:8]
 
 
-def test_wrapped_example_is_what_the_command_writes(examples: dict[str, Any]) -> None:
+def test_the_wrapped_example_matches_the_output_of_the_command(examples: dict[str, Any]) -> None:
     record = examples["wrapped.json"]
     [head] = keys_of("wrap_provenance", "homogenize/wrapped.py")
     [more] = keys_of("write_restored", "homogenize/wrapped.py")
@@ -341,7 +341,7 @@ def test_the_record_of_a_volume_is_explained(examples: dict[str, Any]) -> None:
     assert "reach" in whole
 
 
-def test_scores_examples_are_one_evaluation(examples: dict[str, Any]) -> None:
+def test_the_scores_examples_belong_to_one_evaluation(examples: dict[str, Any]) -> None:
     values = examples["scores.json"]
     evaluation = Evaluation.from_json(values | {"targets": ["kidney"]})
     assert csv_text(evaluation) == examples["scores.csv"]
@@ -374,7 +374,7 @@ def test_dataset_examples_open(examples: dict[str, Any], tmp_path: Path) -> None
     assert cases[0].image == tmp_path / "imagesTr" / "phantom_000_0000.nii.gz"
 
 
-def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None:
+def test_the_phantom_example_has_no_unknown_key(examples: dict[str, Any]) -> None:
     truth = examples["phantom.json"]
     written = [keys for name in ("write_cohort", "_begin") for keys in keys_of(name, "phantom/cohort.py")]
     assert set(truth) in written
@@ -384,7 +384,7 @@ def test_phantom_example_has_no_key_of_its_own(examples: dict[str, Any]) -> None
 
 
 @each_page
-def test_the_frames_default_size_is_quoted_as_it_is(page: Path) -> None:
+def test_the_quoted_default_size_of_the_frame_is_correct(page: Path) -> None:
     """A page once said 192 although the default was 256."""
     documented = re.findall(
         r"frame (?:has|of) (\d+) pixels by default", prose(page.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the documentation quotes of the code (settings, defaults, commands, files, names, figures) is so."""
+"""Quotes in the documentation (settings, defaults, commands, files, names, numbers) agree with the code."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ FINDERS: tuple[Callable[[str], list[str]], ...] = (
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_a_page_quotes_is_so(page: Path) -> None:
+def test_quotes_on_every_page_are_correct(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     finders = FINDERS if page.name != "ecosystem.md" else (*FINDERS, wrong_versions)
     wrong = [problem for finder in finders for problem in finder(text)]
@@ -46,8 +46,8 @@ def test_what_a_page_quotes_is_so(page: Path) -> None:
     assert not wrong, "\n".join([f"{page.relative_to(ROOT)}:", *wrong])
 
 
-def test_the_pages_quote_enough_to_be_compared() -> None:
-    """Where a page is written otherwise the finders must not fall silent."""
+def test_every_finder_matches_enough_quotes() -> None:
+    """If pages change their notation, a check must not silently find nothing to compare."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     flat = " ".join(prose(text).split())
     assert sum(1 for _ in quoted_settings(text)) > 300
@@ -193,12 +193,12 @@ FALSE = [
 
 
 def name_of(value: object) -> str:
-    """Of a case, the same in every process."""
+    """Return the name of a test case, the same in every process."""
     return str(getattr(value, "__name__", value))[:40]
 
 
 @pytest.mark.parametrize(("finder", "true", "false", "message"), FALSE, ids=name_of)
-def test_what_is_not_so_is_found(
+def test_wrong_quotes_are_detected(
     finder: Callable[[str], list[str]], true: str, false: str, message: str
 ) -> None:
     assert finder(f"A page.\n\n{true}\n") == []
@@ -207,7 +207,7 @@ def test_what_is_not_so_is_found(
     assert message in problems[0]
 
 
-def test_a_file_that_is_not_there_is_found() -> None:
+def test_a_missing_file_is_detected() -> None:
     page = ROOT / "docs" / "page.md"
     true = "`src/isopose/api/`, `tests/test_demo.py`, `models/pose.py`, `heap.py: give_back`, [x](index.md#a)"
     assert wrong_paths(true, page) == []

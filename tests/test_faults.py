@@ -1,4 +1,4 @@
-"""A full disk, and one that is read-only: one line, nothing half-written, and what was there stays."""
+"""Full and read-only disks: one line, no partial files, existing files unchanged."""
 
 import os
 import resource
@@ -20,7 +20,7 @@ LEFT = (0, 60)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, make_model) -> Path:
+def prepared(tmp_path_factory, make_model) -> Path:
     """A cohort and a model."""
     root = tmp_path_factory.mktemp("faults")
     write_cohort(root / "data", cases=3, slices=6, size=96, seed=3, test_fraction=0)
@@ -40,14 +40,14 @@ def disk(tmp_path_factory) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def commands(place: Path, out: Path) -> dict[str, list[str]]:
-    data = str(place / "data")
+def commands(prepared: Path, out: Path) -> dict[str, list[str]]:
+    data = str(prepared / "data")
     return {
         "phantom": ["phantom", str(out), "--cases", "2", "--slices", "8", "--size", "128"],
         "fit": ["fit", data, "--model", str(out), "--fold", "all", "--set", "data.size=64",
                 "--set", "unet.optimizer.epochs=1", "--set", "unet.optimizer.iterations=2",
                 "--set", "crop.enabled=false", "--set", "unet.input=full"],
-        "predict": ["predict", str(place / "model"), f"{data}/imagesTr", "--output", str(out), "--steps",
+        "predict": ["predict", str(prepared / "model"), f"{data}/imagesTr", "--output", str(out), "--steps",
                     "--probabilities"],
         "homogenize": ["homogenize", data, str(out)],
         "evaluate": ["evaluate", f"{data}/labelsTr", f"{data}/labelsTr", "--output", str(out)],
@@ -56,7 +56,7 @@ def commands(place: Path, out: Path) -> dict[str, list[str]]:
 
 def run(arguments: list[str], gigabytes: int | None = None) -> tuple[int, str]:
     limit = (resource.RLIM_INFINITY if gigabytes is None else gigabytes << 30,) * 2
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "isopose", *arguments],
         capture_output=True,
         text=True,
@@ -65,12 +65,12 @@ def run(arguments: list[str], gigabytes: int | None = None) -> tuple[int, str]:
         # Not the address space, of which PyTorch's CUDA build takes gigabytes for its libraries alone.
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, limit),
     )
-    return done.returncode, done.stderr
+    return process.returncode, process.stderr
 
 
-def test_out_of_memory_says_what_to_lower(place, tmp_path):
+def test_out_of_memory_names_the_settings_to_lower(prepared, tmp_path):
     out = tmp_path / "model"
-    command = [*commands(place, out)["fit"], "--set", "unet.optimizer.batch_size=4096"]
+    command = [*commands(prepared, out)["fit"], "--set", "unet.optimizer.batch_size=4096"]
     code, output = run(command, gigabytes=3)
     assert code == 1, output
     assert "Traceback" not in output
@@ -86,7 +86,7 @@ def whole(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["phantom", "fit", "predict", "homogenize", "evaluate"])
-def test_a_full_disk_is_one_line_and_nothing_half_written(name, place, disk):
+def test_a_full_disk_gives_one_line_and_leaves_no_partial_files(name, prepared, disk):
     out = disk / name
     (disk / "other.txt").write_text("was here before")
     failed = 0
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(name, place, disk):
         subprocess.run(["rm", "-rf", out, disk / "filler"], check=True)
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         (disk / "filler").write_bytes(bytes(max(0, free - left * 1024)))
-        code, output = run(commands(place, out)[name])
+        code, output = run(commands(prepared, out)[name])
         assert code in (0, 1, 2), output
         assert "Traceback" not in output
         lines = [line for line in output.splitlines() if line.startswith("isopose: ")]
@@ -109,10 +109,10 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(name, place, disk):
     subprocess.run(["rm", "-rf", out], check=True)
 
 
-def test_what_was_there_survives_a_full_disk_and_the_next_try_is_whole(place, disk):
-    """Results of a first run stay; a second scan's that found no room come when there is some."""
+def test_existing_results_survive_a_full_disk_and_the_next_run_completes(prepared, disk):
+    """Results of a first run are kept; a second scan, for which there was no space, completes later."""
     out = disk / "predicted"
-    model, images = str(place / "model"), sorted((place / "data" / "imagesTr").glob("*.nii.gz"))
+    model, images = str(prepared / "model"), sorted((prepared / "data" / "imagesTr").glob("*.nii.gz"))
     assert run(["predict", model, str(images[0]), "--output", str(out)])[0] == 0
     before = whole(out)
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
@@ -128,10 +128,10 @@ def test_what_was_there_survives_a_full_disk_and_the_next_try_is_whole(place, di
     subprocess.run(["rm", "-rf", out], check=True)
 
 
-def test_a_disk_that_may_not_be_written_to(place, disk):
+def test_a_read_only_disk_gives_one_line(prepared, disk):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     try:
-        for name, arguments in commands(place, disk / "out").items():
+        for name, arguments in commands(prepared, disk / "out").items():
             code, output = run(arguments)
             assert code in (1, 2), (name, output)
             lines = [line for line in output.splitlines() if line.startswith("isopose: ")]

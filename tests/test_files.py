@@ -26,7 +26,7 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_a_file_appears_whole_and_keeps_its_suffix(tmp_path):
+def test_files_are_written_atomically_and_keep_their_suffix(tmp_path):
     path = tmp_path / "new" / "scan.nii.gz"
     with replacing(path) as temporary:
         assert temporary.parent == path.parent
@@ -38,7 +38,7 @@ def test_a_file_appears_whole_and_keeps_its_suffix(tmp_path):
     assert names(path.parent) == ["scan.nii.gz"]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
 
@@ -63,7 +63,7 @@ def test_a_block_that_writes_nothing_fails(tmp_path):
     assert path.read_text() == "before"
 
 
-def test_text_is_utf8_whatever_the_locale(tmp_path):
+def test_text_is_utf8_in_any_locale(tmp_path):
     write_text(tmp_path / "a.txt", "θ₁ · é\n")
     assert (tmp_path / "a.txt").read_bytes() == "θ₁ · é\n".encode()
     write_json(tmp_path / "a.json", {"é": [1, None]})
@@ -72,22 +72,22 @@ def test_text_is_utf8_whatever_the_locale(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "word"), [(b"{", "JSON"), (b"\xff\xfe{}", "JSON"), (b"", "JSON")])
-def test_json_that_a_user_broke(tmp_path, content, word):
+def test_invalid_json_is_refused(tmp_path, content, word):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(InputError, match=word) as caught:
+    with pytest.raises(InputError, match=word) as error:
         read_json(tmp_path / "a.json")
-    assert "a.json" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "a.json" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_missing_json(tmp_path):
+def test_a_missing_json_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.json: no such file"):
         read_json(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot be read"):
         read_json(tmp_path)
 
 
-def test_hashes(tmp_path):
+def test_hashes_of_files(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 100000)
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 100000).hexdigest()
     assert hash_of({"a": 1, "b": [2]}) == hash_of({"b": [2], "a": 1})
@@ -97,14 +97,14 @@ def test_hashes(tmp_path):
         hash_of(float("inf"))
 
 
-def test_a_folder_for_results_is_made_or_refused_in_one_line(tmp_path):
+def test_an_output_folder_is_created_or_refused_in_one_line(tmp_path):
     assert output_folder(tmp_path / "a" / "b").is_dir()
     assert output_folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").write_text("x")
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match="a file has that name") as error:
-            output_folder(place)
-        assert str(place) in str(error.value)
+            output_folder(path)
+        assert str(path) in str(error.value)
     assert (tmp_path / "file").read_text() == "x"
 
 
@@ -140,7 +140,7 @@ def test_one_process_at_a_time_writes_to_a_folder(holder, tmp_path):
         pass
 
 
-def test_who_waits_comes_next(holder, tmp_path):
+def test_a_waiting_process_writes_next(holder, tmp_path):
     waiter = subprocess.Popen(
         [
             sys.executable,
@@ -163,7 +163,7 @@ def test_who_waits_comes_next(holder, tmp_path):
 
 
 def test_a_text_is_a_regular_file_of_bounded_size(tmp_path, monkeypatch):
-    """A device behind a link has no end."""
+    """A link may lead to an endless device."""
     (tmp_path / "a.json").symlink_to("/dev/zero")
     with pytest.raises(
         InputError, match=r"a\.json: expected a JSON file, but it cannot be read \(not a file\)"
@@ -177,26 +177,26 @@ def test_a_text_is_a_regular_file_of_bounded_size(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 10_000, "{", "\x00"])
-def test_what_json_cannot_be_is_one_error(tmp_path, text):
+def test_values_that_json_cannot_hold_are_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match="expected a JSON file"):
         read_json(tmp_path / "a.json")
 
 
-def test_everything_below_a_folder_but_not_behind_its_links(tmp_path):
+def test_listing_a_folder_does_not_follow_links(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "slice").write_text("")
     (tmp_path / "elsewhere" / "c").mkdir(parents=True)
     (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
-    found = [path.relative_to(tmp_path / "a").as_posix() for path in entries_below(tmp_path / "a")]
-    assert found == ["b", "b/slice", "link"]
+    result = [path.relative_to(tmp_path / "a").as_posix() for path in entries_below(tmp_path / "a")]
+    assert result == ["b", "b/slice", "link"]
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [(FileNotFoundError, "series: changed while it was read"), (PermissionError, "gone: cannot be read")],
 )
-def test_a_folder_that_cannot_be_read_is_refused_rather_than_left_out(tmp_path, monkeypatch, error, message):
+def test_an_unreadable_subfolder_is_refused(tmp_path, monkeypatch, error, message):
     folder = tmp_path / "series" / "gone"
     folder.mkdir(parents=True)
     scandir = os.scandir

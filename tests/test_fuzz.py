@@ -1,4 +1,4 @@
-"""The fuzzing harness (``python fuzz``), briefly; and what it found, where no other test has it."""
+"""The fuzzer (``python fuzz``), briefly."""
 
 import subprocess
 import sys
@@ -12,16 +12,16 @@ ROOT = Path(__file__).parents[1]
 UNUSUAL = ("unusual-dicom", "unusual-nifti", "unusual-itk")
 
 
-def test_inputs_are_read_right_or_refused_in_one_line(tmp_path):
-    done = subprocess.run(
+def test_fuzzed_inputs_are_read_correctly_or_refused_in_one_line(tmp_path):
+    process = subprocess.run(
         [sys.executable, ROOT / "fuzz", "--inputs", "180", "--seed", "11", "--keep", tmp_path / "found"],
         capture_output=True,
         text=True,
         check=False,
         timeout=600,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    first, second = done.stdout.split("\nin all: ")
+    assert process.returncode == 0, process.stdout + process.stderr
+    first, second = process.stdout.split("\nin all: ")
     rows = [line.split("|") for line in first.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 12
     for _, _, tried, read, refused, failed, *_ in rows:
@@ -33,8 +33,8 @@ def test_inputs_are_read_right_or_refused_in_one_line(tmp_path):
         assert f"| {name} | 15 | " in second
 
 
-def test_the_harness_finds_what_is_wrong(tmp_path):
-    """Against a reader that does not foresee a damaged header."""
+def test_the_fuzzer_detects_an_unhandled_error(tmp_path):
+    """The reader under test does not handle a damaged header."""
     script = (
         "import sys, runpy\n"
         "import isopose.io.nifti as nifti\n"
@@ -44,11 +44,11 @@ def test_the_harness_finds_what_is_wrong(tmp_path):
         "sys.argv += ['--inputs', '60']\n"
         f"runpy.run_path({str(ROOT / 'fuzz')!r}, run_name='__main__')\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300
     )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "IndexError" in done.stdout
+    assert process.returncode == 1, process.stdout + process.stderr
+    assert "IndexError" in process.stdout
     assert list((tmp_path / "found").glob("nifti-*.txt"))
 
 
@@ -60,7 +60,7 @@ def test_the_harness_finds_what_is_wrong(tmp_path):
         ("places", "Volume(v.array, np.diag([-1.0, 1.0, 1.0, 1.0]) @ v.world_from_index)"),
     ],
 )
-def test_other_values_or_places_than_independent_readers_find_are_failures(tmp_path, what, fault):
+def test_the_fuzzer_detects_values_and_positions_unlike_other_readers(tmp_path, what, fault):
     script = (
         "import sys, runpy\n"
         "import numpy as np\n"
@@ -75,10 +75,10 @@ def test_other_values_or_places_than_independent_readers_find_are_failures(tmp_p
         "sys.argv += ['--inputs', '90']\n"
         f"runpy.run_path({str(ROOT / 'fuzz')!r}, run_name='__main__')\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300
     )
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert process.returncode == 1, process.stdout + process.stderr
     for name in UNUSUAL:
         texts = [path.read_text() for path in (tmp_path / "found").glob(f"{name}-*.txt")]
         assert any(text.startswith(f"{what}: ") for text in texts), name

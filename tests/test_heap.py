@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next step, where the C library is one that can."""
+"""Freed memory is kept for the next step, if the C library supports it."""
 
 import os
 import platform
@@ -34,26 +34,26 @@ print(asked, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def steps(how: str, **environment: str) -> tuple[str, int]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", STEPS, how],
         capture_output=True,
         text=True,
         check=True,
         env=plain | environment,
     )
-    asked, faults = done.stdout.split()
-    return asked, int(faults)
+    requested, faults = process.stdout.split()
+    return requested, int(faults)
 
 
-def test_a_step_takes_again_what_the_last_one_freed() -> None:
+def test_freed_memory_is_reused_by_the_next_step() -> None:
     _, by_itself = steps("plain")
-    asked, kept = steps("keep")
-    assert asked == "True"
+    requested, kept = steps("keep")
+    assert requested == "True"
     assert kept < by_itself / 10, (kept, by_itself)
 
 
-def test_a_measurement_begins_with_what_is_in_use() -> None:
-    """What an earlier stage freed would else be room for the next one, whose memory would look too small."""
+def test_a_measurement_starts_from_the_memory_in_use() -> None:
+    """Otherwise memory freed by an earlier stage would make the next stage look too small."""
     # What a module needs when it is loaded is taken from what was freed.
     script = "from isopose.study.measure import MB, peak_memory, reset_peak" + STEPS.replace(
         "print(", "_ = ("
@@ -64,12 +64,14 @@ start = reset_peak()
 step()
 print(before - start, peak_memory() - start)
 """
-    done = subprocess.run([sys.executable, "-c", script, "keep"], capture_output=True, text=True, check=True)
-    given_back, taken = map(float, done.stdout.split())
+    process = subprocess.run(
+        [sys.executable, "-c", script, "keep"], capture_output=True, text=True, check=True
+    )
+    given_back, taken = map(float, process.stdout.split())
     assert given_back > 80, "what is kept: four blocks of 24 MB"
     assert 85 < taken < 110, "what a step takes"
 
 
-def test_what_a_user_has_set_stands() -> None:
-    asked, _ = steps("keep", MALLOC_TRIM_THRESHOLD_="1000000")
-    assert asked == "False"
+def test_settings_of_the_user_are_kept() -> None:
+    requested, _ = steps("keep", MALLOC_TRIM_THRESHOLD_="1000000")
+    assert requested == "False"

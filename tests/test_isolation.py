@@ -1,4 +1,4 @@
-"""Three scans, of which the middle one raises whatever it likes: the others are done, it has its one line."""
+"""Of three scans the middle one raises any error: it is reported in one line, the others are processed."""
 
 import errno
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from isopose.errors import InputError, IsoposeError, RunError
 from isopose.files import hash_of, replacing
 from isopose.homogenize.case import make_case
@@ -50,7 +50,7 @@ raised = pytest.mark.parametrize("kind", RAISED)
 
 
 def raising(original, kind, name="case_1"):
-    """A function of a path, or of several, that raises where it names a case."""
+    """Make a function of one or several paths that raises if a path names the case."""
 
     def function(path, *args, **kwargs):
         if name in str(path):
@@ -61,7 +61,7 @@ def raising(original, kind, name="case_1"):
 
 
 def plant(monkeypatch, target, kind):
-    """Let one of the package's functions raise for the middle case."""
+    """Replace a function of the package by one that raises for the middle case."""
     from pkgutil import resolve_name
 
     module, _, name = target.rpartition(".")
@@ -73,12 +73,12 @@ def contents(folder):
 
 
 def of_others(files, *more):
-    """Of files by name those of other cases than the middle one, and not those that tell of all."""
+    """Return the files of other cases than the middle one, without those that concern all cases."""
     return {name: data for name, data in files.items() if "case_1" not in name and name not in more}
 
 
 def checked(code, out, err, count=1):
-    """What holds of every command; its own lines about the middle case."""
+    """Assert what holds for every command; return its lines about the middle case."""
     assert code == 2, err
     assert "Traceback" not in err + out
     assert SECRET not in err + out
@@ -100,9 +100,9 @@ def cohort(tmp_path_factory):
     """Three labeled cases in nnU-Net's layout."""
     root = tmp_path_factory.mktemp("data") / "Dataset001_Bright"
     for number in range(3):
-        here = scene(slices=4, roll=0.1 * number)
-        write_image(here.volume, root / "imagesTr" / f"case_{number}_0000.nii.gz")
-        write_labels(here.volume.with_array(here.truth), root / "labelsTr" / f"case_{number}.nii.gz")
+        scene = make_scene(slices=4, roll=0.1 * number)
+        write_image(scene.volume, root / "imagesTr" / f"case_{number}_0000.nii.gz")
+        write_labels(scene.volume.with_array(scene.truth), root / "labelsTr" / f"case_{number}.nii.gz")
     labels = {"background": 0, "kidney": 1, "tumor": 7}
     content = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 3, "file_ending": ".nii.gz"}
     (root / "dataset.json").write_text(json.dumps(content))
@@ -111,7 +111,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean(cohort, model, tmp_path_factory):
-    """What each command writes where nothing is raised."""
+    """Results of each command without errors."""
     from typer.testing import CliRunner
 
     from isopose.cli import app
@@ -140,7 +140,9 @@ PREPARED = ("--fold", "all", "--set", "data.size=64", "--workers", "0")
 
 
 @raised
-def test_predict(kind, isopose, cohort, model, clean, tmp_path, monkeypatch):
+def test_predict_reports_a_failing_scan_and_processes_the_others(
+    kind, isopose, cohort, model, clean, tmp_path, monkeypatch
+):
     plant(monkeypatch, "isopose.inference.files.read_channels", kind)
     code, out, err = isopose("predict", model, cohort / "imagesTr", "--output", tmp_path / "out")
     checked(code, out, err)
@@ -149,10 +151,10 @@ def test_predict(kind, isopose, cohort, model, clean, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["MemoryError", "KeyError", "Unsendable"])
-def test_what_fails_while_it_is_written_leaves_nothing(
+def test_a_scan_that_fails_while_writing_leaves_no_files(
     kind, isopose, cohort, model, clean, tmp_path, monkeypatch
 ):
-    """Label map and probabilities were already written when the pictures fail."""
+    """The label map and probabilities are already written when the step images fail."""
     from isopose.report import steps
 
     def fail(model, volume, prediction, path, original=steps.write_steps):
@@ -170,8 +172,8 @@ def test_what_fails_while_it_is_written_leaves_nothing(
     assert len([name for name in names if "/case_0_" in name]) == 3
 
 
-def test_predict_reads_an_older_result_after_a_failure(isopose, cohort, model, clean, tmp_path, monkeypatch):
-    """Where a scan cannot be read any more, what was made of it before stays with its record."""
+def test_predict_keeps_an_older_result_after_a_failure(isopose, cohort, model, clean, tmp_path, monkeypatch):
+    """If a scan can no longer be read, its former result and record are kept."""
     shutil.copytree(clean / "predict", tmp_path / "out")
     plant(monkeypatch, "isopose.inference.files.hash_of_channels", "EIO")
     checked(*isopose("predict", model, cohort / "imagesTr", "--output", tmp_path / "out"))
@@ -179,16 +181,18 @@ def test_predict_reads_an_older_result_after_a_failure(isopose, cohort, model, c
 
 
 @raised
-def test_homogenize(kind, isopose, cohort, clean, tmp_path, monkeypatch):
+def test_homogenize_reports_a_failing_scan_and_processes_the_others(
+    kind, isopose, cohort, clean, tmp_path, monkeypatch
+):
     plant(monkeypatch, "isopose.homogenize.case.read_channels", kind)
     checked(*isopose("homogenize", cohort, tmp_path / "out", "--size", 64))
     of_all = ("dataset.json", "homogenize.json")
-    made = contents(tmp_path / "out")
-    assert of_others(made, *of_all) == of_others(contents(clean / "homogenize"), *of_all)
-    assert [name for name in made if "case_1" in name] == []
-    head = json.loads(made["homogenize.json"])
+    files = contents(tmp_path / "out")
+    assert of_others(files, *of_all) == of_others(contents(clean / "homogenize"), *of_all)
+    assert [name for name in files if "case_1" in name] == []
+    head = json.loads(files["homogenize.json"])
     assert (head["cases"], head["failed"]) == (["case_0", "case_2"], ["case_1"])
-    assert json.loads(made["dataset.json"])["numTraining"] == 2
+    assert json.loads(files["dataset.json"])["numTraining"] == 2
 
 
 @pytest.mark.parametrize("kind", ["MemoryError", "KeyError"])
@@ -211,27 +215,33 @@ def make_or_die(case, *, settings):
 
 
 def test_homogenize_whose_worker_is_killed(isopose, cohort, clean, tmp_path, monkeypatch):
-    """As by the system for want of memory: the case at which it died is known, and the others are done."""
+    """As by the system's out-of-memory killer: its case is reported and the others are processed."""
     monkeypatch.setattr("isopose.homogenize.dataset.make_case", make_or_die)
     code, out, err = isopose("homogenize", cohort, tmp_path / "out", "--size", 64, "--workers", 2)
     (line,) = checked(code, out, err)
     assert "a worker process died at this case" in line
     of_all = ("dataset.json", "homogenize.json")
-    made = contents(tmp_path / "out")
-    assert of_others(made, *of_all) == of_others(contents(clean / "homogenize"), *of_all)
-    assert [name for name in made if "case_1" in name] == []
+    files = contents(tmp_path / "out")
+    assert of_others(files, *of_all) == of_others(contents(clean / "homogenize"), *of_all)
+    assert [name for name in files if "case_1" in name] == []
 
 
 @raised
-def test_restore(kind, isopose, clean, tmp_path, monkeypatch):
+def test_restore_reports_a_failing_case_and_processes_the_others(kind, isopose, clean, tmp_path, monkeypatch):
     plant(monkeypatch, "isopose.homogenize.restore.read_labels", kind)
-    done = clean / "homogenize"
-    checked(*isopose("restore", done / "labelsTr", "--homogenized", done, "--output", tmp_path / "out"))
+    homogenized = clean / "homogenize"
+    checked(
+        *isopose(
+            "restore", homogenized / "labelsTr", "--homogenized", homogenized, "--output", tmp_path / "out"
+        )
+    )
     assert contents(tmp_path / "out") == of_others(contents(clean / "r"))
 
 
 @raised
-def test_evaluate(kind, isopose, cohort, clean, tmp_path, monkeypatch):
+def test_evaluate_reports_a_failing_case_and_scores_the_others(
+    kind, isopose, cohort, clean, tmp_path, monkeypatch
+):
     plant(monkeypatch, "isopose.evaluation.evaluate.read_labels", kind)
     code, out, err = isopose(
         "evaluate", clean / "predict", cohort / "labelsTr", "--output", tmp_path / "out", "--workers", 2
@@ -248,7 +258,7 @@ def test_evaluate(kind, isopose, cohort, clean, tmp_path, monkeypatch):
         )
 
 
-def test_evaluate_of_nothing_that_can_be_scored(isopose, cohort, clean, tmp_path, monkeypatch):
+def test_evaluate_without_a_readable_case(isopose, cohort, clean, tmp_path, monkeypatch):
     def fail(path):
         raise MemoryError(SECRET)
 
@@ -262,22 +272,22 @@ def test_evaluate_of_nothing_that_can_be_scored(isopose, cohort, clean, tmp_path
 
 
 @raised
-def test_check(kind, isopose, cohort, tmp_path, monkeypatch):
+def test_check_reports_a_failing_case_and_checks_the_others(kind, isopose, cohort, tmp_path, monkeypatch):
     expected = json.loads(isopose("check", cohort, "--json")[1])
     plant(monkeypatch, "isopose.data.check.read_volume", kind)
     code, out, err = isopose("check", cohort, "--json")
     checked(code, out, err, count=0)
-    found = json.loads(out)
-    (problem,) = [one for one in found["problems"] if one not in expected["problems"]]
+    report = json.loads(out)
+    (problem,) = [one for one in report["problems"] if one not in expected["problems"]]
     assert (problem["case"], problem["severity"]) == ("case_1", "error")
     assert problem["message"].startswith("image: ")
-    assert found["fingerprint"]["cases"] == 2
-    assert found["stopped"] is None
+    assert report["fingerprint"]["cases"] == 2
+    assert report["stopped"] is None
 
 
 @raised
-def test_check_at_the_fingerprint(kind, isopose, cohort, tmp_path, monkeypatch):
-    """A case that can be read and not be measured is a problem more, and swallows none."""
+def test_check_reports_a_case_whose_fingerprint_fails(kind, isopose, cohort, tmp_path, monkeypatch):
+    """A case that can be read but not measured adds a problem and hides no others."""
     broken = tmp_path / "Dataset002_Broken"
     shutil.copytree(cohort, broken)
     (broken / "labelsTr" / "case_2.nii.gz").write_bytes(b"no labels")
@@ -289,31 +299,31 @@ def test_check_at_the_fingerprint(kind, isopose, cohort, tmp_path, monkeypatch):
     assert out.splitlines()[-1] == "2 of 3 cases cannot be used"
     code, out, err = isopose("check", broken, "--json")
     checked(code, out, err, count=0)
-    found = json.loads(out)
-    assert [(p["case"], p["severity"]) for p in found["problems"] if p["severity"] == "error"] == [
+    report = json.loads(out)
+    assert [(p["case"], p["severity"]) for p in report["problems"] if p["severity"] == "error"] == [
         ("case_2", "error"),
         ("case_1", "error"),
     ]
-    assert found["fingerprint"]["cases"] == 1
+    assert report["fingerprint"]["cases"] == 1
 
 
-def test_check_reports_what_it_found_before_what_stopped_it(isopose, cohort, tmp_path, monkeypatch):
+def test_check_reports_problems_before_the_error_that_stopped_it(isopose, cohort, tmp_path, monkeypatch):
     broken = tmp_path / "Dataset002_Broken"
     shutil.copytree(cohort, broken)
     (broken / "labelsTr" / "case_0.nii.gz").write_bytes(b"no labels")
     for number in (1, 2):
-        here = scene(slices=4, roll=0.1 * number)
-        here.volume.array[here.truth > 0] = 200
-        write_image(here.volume, broken / "imagesTr" / f"case_{number}_0000.nii.gz")
+        scene = make_scene(slices=4, roll=0.1 * number)
+        scene.volume.array[scene.truth > 0] = 200
+        write_image(scene.volume, broken / "imagesTr" / f"case_{number}_0000.nii.gz")
     code, out, err = isopose("check", broken)
     assert code == 2
     assert out.splitlines()[1].startswith("error: case_0: label: ")
     assert err.splitlines()[-1].startswith("isopose: fingerprint: nearly all labeled voxels have the value")
     code, out, err = isopose("check", broken, "--json")
     assert code == 2
-    found = json.loads(out)
-    assert "case_0" in {one["case"] for one in found["problems"]}
-    assert found["stopped"] == err.splitlines()[-1].removeprefix("isopose: ")
+    report = json.loads(out)
+    assert "case_0" in {one["case"] for one in report["problems"]}
+    assert report["stopped"] == err.splitlines()[-1].removeprefix("isopose: ")
 
 
 def test_check_that_is_stopped_by_a_signal(isopose, cohort, monkeypatch):
@@ -325,9 +335,9 @@ def test_check_that_is_stopped_by_a_signal(isopose, cohort, monkeypatch):
     monkeypatch.setattr("isopose.data.check.read_volume", stop)
     code, out, err = isopose("check", cohort, "--json")
     assert code == 130
-    found = json.loads(out)
-    assert [one["case"] for one in found["problems"]] == ["case_0"]
-    assert found["stopped"] == "stopped by a signal"
+    report = json.loads(out)
+    assert [one["case"] for one in report["problems"]] == ["case_0"]
+    assert report["stopped"] == "stopped by a signal"
     assert err.splitlines()[-1].startswith("isopose: stopped; ")
 
 
@@ -344,10 +354,10 @@ def test_preprocess_reports_every_case_and_keeps_the_others(
     assert [line.split(":")[1] for line in err.splitlines() if line.startswith("  error: ")] == [" case_1"]
     assert err.splitlines()[-1].startswith("isopose: case_1: ")
     if where == "store":
-        made = {
+        files = {
             name: data for name, data in contents(clean / "store").items() if not name.endswith("/store.json")
         }
-        assert contents(tmp_path) == of_others(made)
+        assert contents(tmp_path) == of_others(files)
 
 
 def test_fit_reports_every_case_that_cannot_be_used(isopose, cohort, tmp_path, monkeypatch):
@@ -377,11 +387,18 @@ def test_a_full_disk_ends_the_run_at_once(command, isopose, cohort, model, clean
     for module in ("io.results.formats.write_labels", "homogenize.case.write_labels"):
         monkeypatch.setattr(f"isopose.{module}", full)
     monkeypatch.setattr("isopose.homogenize.restore.write_labels", full)
-    done = clean / "homogenize"
+    homogenized = clean / "homogenize"
     commands = {
         "predict": ("predict", model, cohort / "imagesTr", "--output", tmp_path / "out"),
         "homogenize": ("homogenize", cohort, tmp_path / "out", "--size", 64),
-        "restore": ("restore", done / "labelsTr", "--homogenized", done, "--output", tmp_path / "out"),
+        "restore": (
+            "restore",
+            homogenized / "labelsTr",
+            "--homogenized",
+            homogenized,
+            "--output",
+            tmp_path / "out",
+        ),
     }
     code, out, err = isopose(*commands[command])
     assert (code, out, len(begun)) == (1, "", 1)
@@ -392,7 +409,7 @@ def test_a_full_disk_ends_the_run_at_once(command, isopose, cohort, model, clean
 
 
 @pytest.mark.parametrize("kind", ["imagesTr", "series"])
-def test_results_do_not_come_to_lie_among_the_scans(kind, isopose, cohort, model, tmp_path):
+def test_an_output_folder_among_the_scans_is_refused(kind, isopose, cohort, model, tmp_path):
     folder = tmp_path / "scans"
     if kind == "imagesTr":
         shutil.copytree(cohort / "imagesTr", folder)
@@ -402,28 +419,28 @@ def test_results_do_not_come_to_lie_among_the_scans(kind, isopose, cohort, model
         (folder / "slice_1").write_bytes(b"DICM")
         places = [folder, folder / "results"]
     before = contents(tmp_path)
-    for place in places:
-        code, out, err = isopose("predict", model, folder, "--output", place)
+    for output in places:
+        code, out, err = isopose("predict", model, folder, "--output", output)
         assert (code, out) == (2, "")
         assert err.count("\n") == 1
         assert "is the folder of the scans" in err
     assert contents(tmp_path) == before
 
 
-def test_a_line_says_what_and_where_and_never_what_a_library_says():
+def test_messages_never_quote_a_library():
     for kind, make in RAISED.items():
-        with pytest.raises(Exception) as caught:
+        with pytest.raises(Exception) as error:
             raise make()
-        line = str(line_of(caught.value))
+        line = str(line_of(error.value))
         assert SECRET not in line, kind
         assert "\n" not in line
-    with pytest.raises(ValueError, match="JSON") as caught:
+    with pytest.raises(ValueError, match="JSON") as error:
         hash_of(float("nan"))
-    assert str(line_of(caught.value)).startswith("failed unexpectedly by ValueError at isopose.files:")
-    assert str(line_of(caught.value)).endswith("; please report it")
+    assert str(line_of(error.value)).startswith("failed unexpectedly by ValueError at isopose.files:")
+    assert str(line_of(error.value)).endswith("; please report it")
 
 
-def test_an_error_of_ours_keeps_its_words_and_what_concerns_all_is_raised():
+def test_input_errors_keep_their_message_and_global_errors_are_raised():
     refused = InputError("a.nii: no image")
     assert failure_of(refused) is refused
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):

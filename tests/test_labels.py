@@ -38,11 +38,11 @@ def test_kidney_is_scored_alone_and_with_the_tumor(name):
     assert list(labels.targets()) == ["kidney", name, f"kidney+{name}"]
 
 
-def test_unions_are_only_added_where_nothing_is_said():
+def test_default_unions_are_added_only_without_configured_ones():
     assert Labels.create({"kidney": 1, "tumor": 2}, {}).targets() == {"kidney": (1,), "tumor": (2,)}
     assert Labels.create({"kidney": 1}).targets() == {"kidney": (1,)}
-    said = Labels.create({"a": 1, "b": 5}, {"both": ("b", "a")})
-    assert said.targets()["both"] == (5, 1)
+    labels = Labels.create({"a": 1, "b": 5}, {"both": ("b", "a")})
+    assert labels.targets()["both"] == (5, 1)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_unions_are_only_added_where_nothing_is_said():
         ({"a": 1}, {"a": ("a",)}, "'a'"),
     ],
 )
-def test_impossible_labels(named, unions, word):
+def test_invalid_labels_are_refused(named, unions, word):
     with pytest.raises(InputError, match=word):
         Labels.create(named, unions)
 
@@ -70,7 +70,7 @@ def test_unknown_values_are_named(bad):
         Labels.create({"kidney": 1, "tumor": 2}).to_classes(array)
 
 
-def test_background_is_no_label():
+def test_background_is_not_a_label():
     # Its probabilities would be written under the same name as those of no label at all.
     with pytest.raises(InputError, match="value 0, not 3"):
         Labels.create({"background": 3})
@@ -95,24 +95,24 @@ def test_background_is_no_label():
         ("left kidney, right pole", "right kidney, left pole"),
     ],
 )
-def test_in_a_mirror_left_is_right(left, right):
+def test_mirroring_swaps_left_and_right(left, right):
     assert mirrored_classes(["spleen", right, "tumor", left]) == (0, 1, 4, 3, 2)
     assert mirrored_classes([left, right]) == (0, 2, 1)
 
 
-def test_names_without_a_side_stay():
+def test_mirroring_keeps_names_without_a_side():
     names = ["kidney", "tumor", "cleft", "bright spot", "upright", "vertebra_L5", "liver", "rim", "1"]
     assert mirrored_classes(names) == tuple(range(10))
     assert mirrored_classes([]) == (0,)
 
 
-def test_pairs_go_by_all_their_words():
+def test_sides_are_paired_by_all_other_words():
     names = ["kidney_left", "rib_left_1", "rib_right_2", "rib_left_2", "kidney_right", "rib_right_1"]
     assert mirrored_classes(names) == (0, 5, 6, 4, 3, 1, 2)
 
 
 @given(st.lists(st.sampled_from("abcde"), unique=True, min_size=1), st.data())
-def test_mirrored_twice_is_as_before(organs, data):
+def test_mirroring_twice_changes_nothing(organs, data):
     names = data.draw(st.permutations([f"{organ}x_{side}" for organ in organs for side in ("left", "R", "")]))
     with pytest.raises(InputError):
         mirrored_classes([name for name in names if name != f"{organs[0]}x_R"])
@@ -146,7 +146,7 @@ def test_colors_follow_names_and_differ():
     assert many[:2] == class_colors(("kidney", "tumor"))
 
 
-def test_what_nobody_labeled_is_neither_background_nor_structure():
+def test_the_ignore_value_is_neither_background_nor_structure():
     labels = Labels.create({"kidney": 4, "tumor": 9, "ignore": 12})
     assert (labels.names, labels.classes, labels.ignore) == (("kidney", "tumor"), 3, 12)
     array = np.array([[0, 4], [9, 12]], np.uint8)
@@ -173,7 +173,7 @@ def test_regions_are_what_the_loss_compares():
     assert Labels.create({"kidney": 3, "tumor": 7}, unions).judged() == {"kidney": (1,), "tumor": (2,)}
 
 
-def test_ignore_and_regions_go_through_json_and_old_models_have_none():
+def test_json_round_trip_keeps_ignore_value_and_regions():
     labels = Labels.create({"a": 1, "b": 2, "ignore": 3}, {"ab": ("a", "b")}, {"ab": 1, "b": 2})
     assert Labels.from_json(labels.to_json()) == labels
     old = {"values": {"a": 1, "b": 2}, "unions": {"ab": ["a", "b"]}}
@@ -190,7 +190,7 @@ def test_ignore_and_regions_go_through_json_and_old_models_have_none():
         ({"ignore": 1}, "at least one label"),
     ],
 )
-def test_the_value_to_ignore_is_the_highest(values, word):
+def test_the_ignore_value_must_be_the_highest(values, word):
     with pytest.raises(InputError, match=word):
         Labels.create(values)
 

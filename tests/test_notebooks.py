@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom; what they say they check, they check themselves."""
+"""The notebooks run from top to bottom; they contain their own assertions."""
 
 from pathlib import Path
 
@@ -27,5 +27,5 @@ def test_a_notebook_runs_and_draws(path: Path, tmp_path: Path) -> None:
     assert not any(word in text for word in ("/tmp/", "/home/", "/root/", "Error"))
 
 
-def test_there_are_two() -> None:
+def test_all_notebooks_are_found() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["homogenize", "train_and_predict"]

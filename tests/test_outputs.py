@@ -39,7 +39,7 @@ def result(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_result_that_is_whole_is_recognized(result: Path) -> None:
+def test_a_complete_result_is_recognized(result: Path) -> None:
     record = earlier_record(result / "a.json")
     assert record is not None
     assert made_from(record, PARAMETERS)
@@ -49,7 +49,7 @@ def test_a_result_that_is_whole_is_recognized(result: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "[1]", '"text"', "{half", "null"])
-def test_a_record_that_is_missing_or_damaged_is_none(tmp_path: Path, text: str | None) -> None:
+def test_a_missing_or_damaged_record_means_no_result(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "a.json").write_text(text)
     assert earlier_record(tmp_path / "a.json") is None
@@ -60,17 +60,17 @@ def test_a_record_that_is_missing_or_damaged_is_none(tmp_path: Path, text: str |
 @pytest.mark.parametrize(
     "changed", [{"size": 65}, {"seeds": [0]}, {"model": None}, {"correction": "set by hand"}]
 )
-def test_other_parameters_are_not_those_of_the_record(result: Path, changed: dict[str, object]) -> None:
+def test_other_parameters_do_not_match_the_record(result: Path, changed: dict[str, object]) -> None:
     assert not made_from(earlier_record(result / "a.json"), {**PARAMETERS, **changed})
 
 
-def test_none_stands_for_an_entry_that_the_record_lacks(result: Path) -> None:
+def test_none_matches_an_entry_missing_from_the_record(result: Path) -> None:
     record = earlier_record(result / "a.json")
     assert made_from(record, {**PARAMETERS, "correction": None})
     assert not made_from({**PARAMETERS, "correction": "set by hand"}, {**PARAMETERS, "correction": None})
 
 
-def test_a_changed_and_a_missing_file_are_named(result: Path) -> None:
+def test_changed_and_missing_files_are_named(result: Path) -> None:
     files = json.loads((result / "a.json").read_text())["files"]
     (result / "maps" / "a.txt").write_text("Map")
     assert damaged(result, files) == "maps/a.txt"
@@ -82,7 +82,7 @@ def test_a_changed_and_a_missing_file_are_named(result: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [["a", "../b", "/c", "d/../../e", "f/g", 3, None], {"a": "", "f/g": ""}])
-def test_listed_files_lie_in_the_folder(files: object) -> None:
+def test_listed_files_must_lie_in_the_folder(files: object) -> None:
     assert listed({"files": files}) == {"a", "f/g"}
     assert listed({"files": None}) == listed({}) == set()
 
@@ -98,7 +98,7 @@ def test_results_are_replaced_with_the_record_last(result: Path) -> None:
 
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
 @pytest.mark.parametrize("written", [1, 2, 3])
-def test_a_failure_amid_writing_leaves_nothing_of_the_result(
+def test_a_failure_while_writing_leaves_nothing_of_the_result(
     result: Path, error: type[BaseException], written: int
 ) -> None:
     write_text(result / "b.txt", "of another scan")
@@ -117,7 +117,7 @@ def test_a_failure_amid_writing_leaves_nothing_of_the_result(
     assert contents(result) == left
 
 
-def test_folders_and_files_are_removed_and_what_a_link_leads_to_is_kept(result: Path) -> None:
+def test_removal_does_not_follow_links(result: Path) -> None:
     (result / "link").symlink_to(result / "maps")
     remove([result / "link", result / "a.json", result / "none"])
     assert contents(result).keys() == {"a.txt", "maps/a.txt"}
@@ -126,14 +126,14 @@ def test_folders_and_files_are_removed_and_what_a_link_leads_to_is_kept(result: 
 
 
 def half_of(path: Path) -> Path:
-    """Leave a partial file, as a process that is killed amid writing does."""
+    """Leave a partial file, as a process that is killed while writing does."""
     with suppress(KeyError), replacing(path) as temporary:
         raise KeyError
     temporary.write_text("half")
     return temporary
 
 
-def test_partial_files_are_swept_and_nothing_else(result: Path) -> None:
+def test_only_partial_files_are_removed(result: Path) -> None:
     before = contents(result)
     halves = [half_of(result / name) for name in ("a.txt", "maps/a.txt", "maps/b[1].txt", "maps/ab.txt")]
     sweep(result / "maps", "b[1].txt")
@@ -156,7 +156,7 @@ def claimed(folder: Path, parameters: dict[str, object], within: str | None = No
 
 
 @pytest.mark.parametrize("within", [None, "of"])
-def test_the_same_parameters_go_on_and_others_are_refused(tmp_path: Path, within: str | None) -> None:
+def test_a_folder_accepts_the_same_parameters_and_refuses_others(tmp_path: Path, within: str | None) -> None:
     mark = tmp_path / "work" / "run.json"
     assert claimed(tmp_path / "absent", PARAMETERS, within) is None
     assert claimed(tmp_path, PARAMETERS, within) is None
@@ -174,13 +174,13 @@ def test_the_same_parameters_go_on_and_others_are_refused(tmp_path: Path, within
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"of": 3}', '{"of": {}}', "half"])
-def test_a_damaged_mark_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_damaged_folder_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(InputError, match=r"another size and seeds and model|expected a JSON file"):
         earlier_mark(tmp_path, tmp_path / "run.json", PARAMETERS, within="of", other="another {names}")
 
 
-def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds no run; choose another folder"):
         claimed(tmp_path, PARAMETERS)

@@ -36,17 +36,17 @@ def dies(item):
 
 
 def loaded(item):
-    """What the worker's parent runs, and whether the worker had PyTorch at once."""
+    """Return the command line of the worker's parent, and whether the worker started with PyTorch loaded."""
     return Path(f"/proc/{os.getppid()}/cmdline").read_text(), "torch" in sys.modules
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_results_come_in_order_whoever_is_first(workers):
+def test_results_are_returned_in_order_of_the_items(workers):
     seen = []
-    found = results(workers, slow_first, range(4), progress=lambda done, total: seen.append((done, total)))
-    assert [item for item, _ in found] == [0, 1, 2, 3]
+    result = results(workers, slow_first, range(4), progress=lambda done, total: seen.append((done, total)))
+    assert [item for item, _ in result] == [0, 1, 2, 3]
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert (os.getpid() in {pid for _, pid in found}) == (workers == 0)
+    assert (os.getpid() in {pid for _, pid in result}) == (workers == 0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -83,14 +83,14 @@ def fails(item):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_an_item_that_fails_in_any_way_takes_no_other_with_it(workers):
+def test_an_item_that_fails_does_not_stop_the_others(workers):
     seen = []
     progress = lambda done, total: seen.append((done, total))  # noqa: E731
-    found = list(attempts(fails, range(12), name=str, workers=workers, progress=progress))
+    result = list(attempts(fails, range(12), name=str, workers=workers, progress=progress))
     assert seen == [(n + 1, 12) for n in range(12)]
-    failed = {n: one.why for n, one in enumerate(found) if isinstance(one, Failed)}
+    failed = {n: one.why for n, one in enumerate(result) if isinstance(one, Failed)}
     assert failed.keys() == {2, 4, 5, 7, 9}
-    assert [one[0] for n, one in enumerate(found) if n not in failed] == [0, 1, 3, 6, 8, 10, 11]
+    assert [one[0] for n, one in enumerate(result) if n not in failed] == [0, 1, 3, 6, 8, 10, 11]
     assert failed[2] == failed[9].replace("9", "2", 1)
     assert failed[2].startswith("2: a worker process died at this case, probably because memory ran out; ")
     assert failed[4].startswith("4: failed unexpectedly by Unsendable")
@@ -105,25 +105,25 @@ def full(item):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_concerns_all_items_is_raised(workers):
-    found = attempts(full, range(4), name=str, workers=workers)
-    assert next(found) == 0
+def test_errors_that_concern_all_items_are_raised(workers):
+    result = attempts(full, range(4), name=str, workers=workers)
+    assert next(result) == 0
     with pytest.raises(RunError, match=r"^out: No space left on device; nothing was left half-written$"):
-        next(found)
+        next(result)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_all_that_fail_are_said_before_it_is_raised(workers):
-    said, lines = [], [f"  error: {n}: is broken" for n in (1, 2)]
+def test_all_failures_are_reported_before_one_is_raised(workers):
+    messages, lines = [], [f"  error: {n}: is broken" for n in (1, 2)]
     with pytest.raises(InputError, match=r"^2 of 2 cases cannot be used, the first: 1: is broken; fix them"):
-        all_of(refused, [1, 2], name=str, workers=workers, say=said.append)
-    assert said == lines
+        all_of(refused, [1, 2], name=str, workers=workers, say=messages.append)
+    assert messages == lines
     assert all_of(full, [0, 2], name=str, workers=workers) == [0, 2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
 def test_workers_are_forks_of_a_process_that_has_loaded_what_they_need():
-    """And not of this one, whose threads a fork would leave behind with their locks held."""
+    """A fork of this process would inherit locks held by its threads."""
     [(parent, ready)] = results(1, loaded, [0])
     assert "forkserver" in parent
     assert ready
@@ -146,7 +146,7 @@ def patient_worker(item):
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    """As by a scheduler, or for want of memory: nothing is left that holds memory or waits."""
+    """No worker is left behind if a scheduler or the out-of-memory killer ends the parent."""
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "program.py"), str(Path(__file__).parent)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -22,17 +22,17 @@ def test_kidneys_tumor_and_field_are_measured_in_the_axes_of_the_patient(monkeyp
         np.array([[0.0, 0, 1, 0], [0, 1, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1]]),
     )
     for volume in (upright, stored):
-        found = sizes.measure(volume)
-        assert found.healthy_ml == pytest.approx(6.0)
-        assert found.kidneys_ml == pytest.approx(9.003)
-        assert found.tumor_ml == pytest.approx(3.0)
-        assert found.healthy_mm == pytest.approx(57.0)
-        assert found.field_mm == 60.0
+        result = sizes.measure(volume)
+        assert result.healthy_ml == pytest.approx(6.0)
+        assert result.kidneys_ml == pytest.approx(9.003)
+        assert result.tumor_ml == pytest.approx(3.0)
+        assert result.healthy_mm == pytest.approx(57.0)
+        assert result.field_mm == 60.0
     with pytest.raises(ValueError, match="two kidneys"):
         sizes.measure(upright.with_array(np.zeros_like(array)))
 
     [phantom] = sizes.draw(1, 16.0)
     assert phantom.kidneys_ml > 1.5 * phantom.healthy_ml > 0.0
-    table = sizes.table({"one": found}, [phantom] * 2, 16.0)
+    table = sizes.table({"one": result}, [phantom] * 2, 16.0)
     assert table.splitlines()[4].startswith("| both kidneys, ml | 9 | ")
     assert table.count("\n| ") == 7

@@ -1,4 +1,4 @@
-"""Presets, what they bring, and what a file and ``--set`` change in them."""
+"""Presets, and how files and ``--set`` override them."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_the_default_preset_is_the_default_configuration():
 
 
 @pytest.mark.parametrize("suffix", [".toml", ".json"])
-def test_file_over_preset_and_settings_over_file(tmp_path, suffix):
+def test_settings_override_a_file_and_a_file_overrides_a_preset(tmp_path, suffix):
     path = tmp_path / f"c{suffix}"
     if suffix == ".toml":
         path.write_text(
@@ -146,7 +146,7 @@ def test_file_over_preset_and_settings_over_file(tmp_path, suffix):
         ("unet.optimizer.learning_rate=1e-4", lambda c: c.unet.optimizer.learning_rate == 1e-4),
     ],
 )
-def test_settings_are_words_or_json(setting, read):
+def test_settings_are_parsed_as_words_or_json(setting, read):
     assert not read(load_config())
     assert read(load_config(settings=[setting]))
 
@@ -183,10 +183,10 @@ def test_a_wrong_file_is_named(tmp_path, name, content, words):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         load_config(file=path)
-    assert words in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert words in str(error.value)
+    assert str(path) in str(error.value)
 
 
 def test_a_folder_as_file_is_refused(tmp_path):
@@ -194,7 +194,7 @@ def test_a_folder_as_file_is_refused(tmp_path):
         load_config(file=tmp_path)
 
 
-def test_merging_leaves_the_presets_alone():
+def test_merging_does_not_change_the_presets():
     before = load_config("paper").model_dump()
     load_config("paper", settings=["unet.optimizer.batch_size=1", "pose.optimizer.epochs=3"])
     assert load_config("paper").model_dump() == before
@@ -203,13 +203,13 @@ def test_merging_leaves_the_presets_alone():
     assert changed.crop.optimizer.epochs == 50
 
 
-def test_a_saved_configuration_is_a_file_that_gives_it_again(tmp_path):
+def test_a_saved_configuration_is_read_back(tmp_path):
     config = load_config("paper", settings=["unet.base_features=8", "train.fold=all"])
     (tmp_path / "c.json").write_text(json.dumps(config.model_dump(mode="json")))
     assert load_config(file=tmp_path / "c.json") == config
 
 
-def test_messages_are_ours_and_not_the_librarys():
+def test_messages_do_not_quote_the_validation_library():
     with pytest.raises(InputError, match=r"^configuration: train\.fold is 9, expected 0 to 4 or all$"):
         load_config(settings=["train.fold=9"])
     with pytest.raises(InputError, match=r"^configuration: unet\.foo: no such setting; see docs/"):
@@ -218,7 +218,7 @@ def test_messages_are_ours_and_not_the_librarys():
         homogenize_config(reference="")
 
 
-def test_dims_3_brings_its_own_settings_which_others_may_change(tmp_path):
+def test_dims_3_has_its_own_defaults_that_can_be_overridden(tmp_path):
     three = load_config(settings=["dims=3"])
     assert (three.pose.per, three.crop.per) == ("volume", "volume")
     assert (three.unet.base_features, three.unet.optimizer.batch_size) == (16, 2)

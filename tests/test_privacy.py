@@ -1,4 +1,4 @@
-"""What a file holds of a patient reaches nothing but DICOM results: there what they copy of it, no more."""
+"""Identifiers of patients appear in no output but DICOM results, and there only in copied elements."""
 
 import gzip
 import subprocess
@@ -137,7 +137,7 @@ def _make(root: Path) -> Path:
 
 
 def _plant_beyond_names(file: Path, *, broken: bool) -> None:
-    """In private elements, items of sequences, the file's own header; bytes of another character set."""
+    """Plant identifiers in private elements, sequence items, file meta information, another encoding."""
     data, inner = pydicom.dcmread(file), Dataset()
     inner.PatientID, inner.TypeOfPatientID = "PID-90210", "TEXT"
     inner.add_new(0x00090010, "LO", "Zzyzx Inc")
@@ -159,7 +159,7 @@ def _plant_beyond_names(file: Path, *, broken: bool) -> None:
 
 
 def _plant_in_other_formats(root: Path, volume: object) -> None:
-    """One scan in each, with a header that names the patient wherever it can."""
+    """Write one scan in each other format, with the patient's name in every possible header field."""
     (root / "others").mkdir()
     image = to_sitk(volume)
     header = nib.Nifti1Image(np.asarray(volume.array).T, np.diag([-4.0, -4.0, 5.0, 1.0]))
@@ -185,17 +185,17 @@ def _plant_in_other_formats(root: Path, volume: object) -> None:
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "isopose", *map(str, arguments)],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
-    output = done.stdout + done.stderr
-    assert done.returncode == code, output
+    output = process.stdout + process.stderr
+    assert process.returncode == code, output
     assert "Traceback" not in output
     return output
 
 
-def test_nothing_planted_is_written_or_reported(data, tmp_path):
+def test_no_planted_identifier_is_written_or_printed(data, tmp_path):
     manifest, label = data / "cases.csv", ("--label", "mass=1")
     small = "data.size=64 unet.base_features=2 unet.optimizer.epochs=1 unet.optimizer.iterations=2 "
     small += "crop.optimizer.epochs=1 crop.optimizer.iterations=2"
@@ -203,7 +203,7 @@ def test_nothing_planted_is_written_or_reported(data, tmp_path):
     model, predicted, upright = tmp_path / "model", tmp_path / "predicted", tmp_path / "upright"
     cases = [data / f"c{number}" for number in range(3)]
     formats = [part for one in ("nifti", "rtstruct", "dicom-sr") for part in ("--format", one)]
-    heard = [
+    outputs = [
         run("check", manifest, *label),
         run("check", manifest, *label, "--json"),
         run("fit", manifest, *label, "--model", model, "--fold", "all", *settings),
@@ -219,7 +219,7 @@ def test_nothing_planted_is_written_or_reported(data, tmp_path):
         ),
     ]
     names = ("PatientSex", "PatientAge", "PatientBirthDate", "StudyInstanceUID", "PatientName")
-    assert all(name in heard[3] for name in names)
+    assert all(name in outputs[3] for name in names)
     seen = 0
     for path in tmp_path.rglob("*"):
         if not path.is_file():
@@ -233,7 +233,7 @@ def test_nothing_planted_is_written_or_reported(data, tmp_path):
         for secret in SECRETS:
             assert secret.encode() not in contents, f"{path.name} holds {secret}"
     assert seen > 60
-    for text in heard:
+    for text in outputs:
         for secret in SECRETS:
             assert secret not in text
     results = sorted(predicted.glob("*.dcm"))
@@ -243,13 +243,13 @@ def test_nothing_planted_is_written_or_reported(data, tmp_path):
 
 
 def _copies_nothing_else(result: Path, series: Path) -> None:
-    """What a DICOM result holds of the patient is what the same elements of the series hold, and no other."""
+    """Assert that a DICOM result holds identifiers only in elements copied from the series."""
     source = pydicom.dcmread(next(series.iterdir()), stop_before_pixels=True)
-    made = pydicom.dcmread(result)
-    found = list(_planted(made))
-    assert not list(_planted(made.file_meta))
-    for path, value in found:
-        if path[-1] in TIES or value in (made.StudyInstanceUID, source.SeriesInstanceUID):
+    written = pydicom.dcmread(result)
+    actual = list(_planted(written))
+    assert not list(_planted(written.file_meta))
+    for path, value in actual:
+        if path[-1] in TIES or value in (written.StudyInstanceUID, source.SeriesInstanceUID):
             continue
         assert path[0] in PATIENT_AND_STUDY, f"{result.name}: {'/'.join(path)}"
         assert value == str(_at(source, path))
@@ -258,11 +258,11 @@ def _copies_nothing_else(result: Path, series: Path) -> None:
     for secret in ("Xanadu", "Zzyzx Inc", "Quentin!", "ZZYZX", "Abdomen Quentin"):
         assert secret.encode() not in contents
     if series.name != "c1":
-        assert "PatientName" in [path[0] for path, _ in found]
+        assert "PatientName" in [path[0] for path, _ in actual]
 
 
 def _planted(data: Dataset, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Where secrets are: the keywords on the way to an element, and its value."""
+    """Yield the path of keywords and the value of each element that holds an identifier."""
     for element in data:
         path = (*before, element.keyword)
         if element.VR == "SQ":
@@ -278,8 +278,8 @@ def _at(data: Dataset, path: tuple[str, ...]) -> object:
     return data.get(path[-1])
 
 
-def test_the_planted_words_are_in_the_files(data):
-    """So that the search can find them."""
+def test_the_planted_identifiers_are_in_the_input_files(data):
+    """Otherwise a search that finds nothing would prove nothing."""
     files = [path for path in data.rglob("*") if path.is_file()]
     whole = b"".join(gzip.decompress(f.read_bytes()) if f.suffix == ".gz" else f.read_bytes() for f in files)
     for secret in SECRETS:

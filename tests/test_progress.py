@@ -11,14 +11,14 @@ def lines(capsys):
     return captured.err.splitlines()
 
 
-def test_a_log_gets_one_line_for_each_piece_of_work(capsys):
+def test_a_log_has_one_line_for_each_piece_of_work(capsys):
     with Terminal().counting("preprocess") as progress:
         for done in range(1, 4):
             progress(done, 3)
     assert lines(capsys) == ["preprocess: done"]
 
 
-def test_work_that_fails_is_not_called_done(capsys):
+def test_failed_work_is_not_reported_as_done(capsys):
     def fail():
         with Terminal().counting("preprocess") as progress:
             progress(1, 3)
@@ -29,7 +29,7 @@ def test_work_that_fails_is_not_called_done(capsys):
     assert lines(capsys) == []
 
 
-def test_what_is_said_is_said_word_for_word(capsys):
+def test_messages_are_printed_verbatim(capsys):
     text = "reference: [bold]case_0003[/bold], slice 17 " + "x" * 300
     Terminal().say(text)
     assert lines(capsys) == [text]
@@ -53,7 +53,7 @@ def test_each_epoch_has_its_numbers_and_the_time_left(capsys, monkeypatch):
     assert second.endswith("at most 45 s left")
 
 
-def test_silence(capsys):
+def test_silent_prints_nothing(capsys):
     reporter = Silent()
     reporter.say("a")
     with reporter.counting("b") as progress, reporter.stage("c", 1, 1, 0) as stage:

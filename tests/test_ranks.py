@@ -1,4 +1,4 @@
-"""Several processes that train as one: sums, shares and norms here, whole trainings in training/."""
+"""Sums, shares and batch norm of several training processes; whole trainings are tested in training/."""
 
 import subprocess
 import sys
@@ -67,7 +67,7 @@ def torchrun(*command: object, processes: int = 2) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What went in and what two processes made of it."""
+    """The inputs, and the outputs of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     draw = torch.Generator().manual_seed(3)
 
@@ -88,15 +88,15 @@ def two(tmp_path_factory):
     }
     torch.save(values, folder / "in.pt")
     (folder / "halves.py").write_text(HALVES)
-    done = torchrun(folder / "halves.py", folder / "in.pt", folder / "out.pt")
+    process = torchrun(folder / "halves.py", folder / "in.pt", folder / "out.pt")
     # PyTorch may abort a process that ends, when its work is done (its issue 190489).
-    if "terminate called without an active exception" in done.stderr:
-        done = torchrun(folder / "halves.py", folder / "in.pt", folder / "out.pt")
-    assert done.returncode == 0, done.stderr[-3000:]
+    if "terminate called without an active exception" in process.stderr:
+        process = torchrun(folder / "halves.py", folder / "in.pt", folder / "out.pt")
+    assert process.returncode == 0, process.stderr[-3000:]
     return values, torch.load(folder / "out.pt", weights_only=True)
 
 
-def test_batch_norm_and_its_loss_are_those_of_the_whole_batch(two):
+def test_batch_norm_and_loss_equal_those_of_the_whole_batch(two):
     from isopose.training.losses import segmentation_loss
 
     values, out = two
@@ -130,11 +130,11 @@ def test_a_process_without_a_label_takes_part_in_the_crop_s_loss(two):
     assert out["nothing"] == 0
 
 
-def test_what_ranks_found_is_in_the_order_of_the_batches(two):
+def test_gathered_results_keep_the_order_of_the_batches(two):
     assert two[1]["order"].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_one_process_is_all_there_is(monkeypatch):
+def test_rank_and_world_size_of_a_single_process(monkeypatch):
     assert ranks() == 1
     assert [part.tolist() for part in shares_of_rank(5, 2)] == [[0, 1, 2], [3, 4]]
     one = torch.ones(3)
@@ -145,14 +145,14 @@ def test_one_process_is_all_there_is(monkeypatch):
     assert strategy_for("cpu") == "auto"
 
 
-def test_torchrun_s_environment_says_how_many(monkeypatch):
+def test_world_size_comes_from_torchruns_environment(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
     assert launched() == (4, 2)
 
 
-def test_shares_of_parts_hold_what_parts_hold(monkeypatch):
-    """Whichever number of ranks: the first part's shares together are the first part."""
+def test_shares_of_a_part_add_up_to_the_part(monkeypatch):
+    """For any number of ranks, the shares of the first part together are the first part."""
     shares = []
     for number in range(2):
         monkeypatch.setattr("isopose.ranks.ranks", lambda: 2)

@@ -27,7 +27,7 @@ CORRECTION = {
 }
 
 
-def test_settings_of_a_file_and_of_the_command_line_are_read(tmp_path: Path) -> None:
+def test_former_setting_names_are_read_from_file_and_command_line(tmp_path: Path) -> None:
     (tmp_path / "old.toml").write_text("[unet.optimiser]\nepochs = 60\n[crop.optimiser]\nname = 'sgd'\n")
     config = load_config(file=tmp_path / "old.toml", settings=["pose.optimiser.batch_size=3"])
     assert (config.unet.optimizer.epochs, config.crop.optimizer.name) == (60, "sgd")
@@ -36,10 +36,10 @@ def test_settings_of_a_file_and_of_the_command_line_are_read(tmp_path: Path) -> 
     assert config.unet.optimizer.learning_rate == load_config().unet.optimizer.learning_rate
 
 
-def test_names_that_a_user_chose_stay() -> None:
-    given = {"train": {"oversample": {"centre": 0.2, "optimiser": 0.1, "tumour": 0.3}}}
+def test_label_names_are_not_renamed() -> None:
+    values = {"train": {"oversample": {"centre": 0.2, "optimiser": 0.1, "tumour": 0.3}}}
     oversample = {"centre": 0.2, "optimiser": 0.1, "tumour": 0.3}
-    assert validate_config(given, "test").train.oversample == oversample
+    assert validate_config(values, "test").train.oversample == oversample
 
 
 @pytest.mark.parametrize("section", ["data", "train", "predict"])
@@ -54,10 +54,10 @@ def test_both_names_at_once_are_refused() -> None:
 
 
 def test_a_model_folder_is_read_and_saved_with_present_names(tmp_path: Path) -> None:
-    made = bright_model({"data": {"size": 64}}, real_unet=True)
+    model_to_save = bright_model({"data": {"size": 64}}, real_unet=True)
     weights = {
         name.replace("localization", "localisation"): value.contiguous()
-        for name, value in made.pipeline.state_dict().items()
+        for name, value in model_to_save.pipeline.state_dict().items()
     }
     assert any("localisation" in name for name in weights)
     folder = tmp_path / "old"
@@ -70,7 +70,7 @@ def test_a_model_folder_is_read_and_saved_with_present_names(tmp_path: Path) -> 
     model = load_model(folder)
     assert model.config.unet.optimizer.epochs == values["config"]["unet"]["optimiser"]["epochs"] == 100
     assert model.labels.names == ("kidney", "tumour")
-    for name, value in made.pipeline.state_dict().items():
+    for name, value in model_to_save.pipeline.state_dict().items():
         assert torch.equal(model.pipeline.state_dict()[name], value), name
     # Keys that came later have their defaults.
     assert "turning" not in values["info"]
@@ -84,7 +84,7 @@ def test_a_model_folder_is_read_and_saved_with_present_names(tmp_path: Path) -> 
     assert "optimiser" not in (tmp_path / "new" / "model.json").read_text()
 
 
-def test_a_homogenized_cases_record_is_read_after_its_hash_is_checked(tmp_path: Path) -> None:
+def test_former_names_in_a_homogenized_record_are_read_after_the_hash_check(tmp_path: Path) -> None:
     record = read_record(OLD / "record.json")
     values = json.loads((OLD / "record.json").read_text())
     assert list(record.transform.frame.center_mm) == values["transform"]["frame"]["centre_mm"]
@@ -94,12 +94,12 @@ def test_a_homogenized_cases_record_is_read_after_its_hash_is_checked(tmp_path: 
         read_record(tmp_path / "changed.json")
 
 
-def test_a_transform_as_text_is_read() -> None:
+def test_former_names_in_a_transform_text_are_read() -> None:
     text = json.dumps(json.loads((OLD / "record.json").read_text())["transform"])
     assert Transform.from_text(text) == read_record(OLD / "record.json").transform
 
 
-def test_corrections_are_read(tmp_path: Path) -> None:
+def test_former_names_in_corrections_are_read(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps(CORRECTION))
     [correction] = read_corrections(tmp_path).values()
     assert correction.frame.center_mm == (120.0, 101.5)

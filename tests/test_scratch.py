@@ -1,4 +1,4 @@
-"""Large arrays lie in a file that is gone with them."""
+"""Large arrays are memory-mapped to a temporary file that is removed with them."""
 
 import errno
 import os
@@ -13,19 +13,19 @@ from isopose import scratch
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where they lie; from a page on."""
+    """Put every array of a page or more into a file; the folder of these files."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(scratch, "MEMORY_MAP_BYTES", 4096)
     return tmp_path
 
 
 def mapped() -> list[str]:
-    """Files without a name that this process has mapped."""
+    """Return the deleted files that this process has mapped."""
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if "(deleted)" in line]
 
 
 @pytest.mark.parametrize("kind", [bool, np.uint8, np.int16, np.float32, np.dtype(">i2")])
-def test_it_is_an_array_like_any_other(kind) -> None:
+def test_a_scratch_array_behaves_like_any_array(kind) -> None:
     shape = (3, 50, 70)
     values = np.random.default_rng(0).integers(0, 2, shape).astype(kind)
     array = scratch.zeros(shape, kind)
@@ -39,7 +39,7 @@ def test_it_is_an_array_like_any_other(kind) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_large_ones_lie_in_a_file_without_a_name_as_long_as_they_live(files: Path) -> None:
+def test_large_arrays_use_an_unnamed_file(files: Path) -> None:
     before = len(mapped())
     small, large = scratch.zeros((4095,), np.uint8), scratch.zeros((2, 4096), np.uint8)
     assert list(files.iterdir()) == []
@@ -55,7 +55,7 @@ def test_large_ones_lie_in_a_file_without_a_name_as_long_as_they_live(files: Pat
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
-def test_where_the_disk_is_full_it_lies_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_falls_back_to_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -33,13 +33,13 @@ STEPS = ("epochs=1", "min_epochs=1", "iterations=2", "batch_size=2")
 
 
 def brief(*stages: str, also: tuple[str, ...] = BRIEF) -> list[str]:
-    """``--set`` of a training in as few steps as there can be."""
+    """Return ``--set`` arguments for a training of as few steps as possible."""
     settings = [*also, *(f"{stage}.optimizer.{step}" for stage in stages for step in STEPS)]
     return [part for setting in settings for part in ("--set", setting)]
 
 
 def scripts() -> set[str]:
-    """Every script and notebook by its path; modules that scripts import are none."""
+    """Return the paths of all scripts and notebooks, without modules that scripts import."""
     files = {path for folder in FOLDERS for path in (ROOT / folder).glob("*.*") if path.suffix != ".md"}
     texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}
     return set(texts) - set(modules_of(texts))
@@ -55,7 +55,7 @@ def modules_of(texts: dict[str, str]) -> list[str]:
 
 
 def run_by(text: str) -> set[str]:
-    """Scripts that a test file's calls of ``ran`` name."""
+    """Return the scripts named in a test file's calls of ``ran``."""
     calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     return {
         str(argument.value)
@@ -75,10 +75,10 @@ def test_every_script_is_run_by_a_test() -> None:
     assert not run & set(OTHERWISE)
 
 
-def test_a_script_that_nothing_runs_is_found() -> None:
-    found = scripts()
-    assert {"benchmarks/limit.py", "fuzz/kills.py", "examples/homogenize.ipynb"} <= found
-    assert not {"benchmarks/pose_scans.py", "fuzz/seeds.py", "docs/index.md"} & found
+def test_a_script_without_a_test_is_detected() -> None:
+    result = scripts()
+    assert {"benchmarks/limit.py", "fuzz/kills.py", "examples/homogenize.ipynb"} <= result
+    assert not {"benchmarks/pose_scans.py", "fuzz/seeds.py", "docs/index.md"} & result
     assert run_by('ran("benchmarks/limit.py", "--rounds", 1)\nrun("fuzz/kills.py")') == {
         "benchmarks/limit.py"
     }
@@ -109,17 +109,17 @@ def test_the_configurations_page_is_written(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose U-Net has its first, random weights."""
+    """A model with an untrained U-Net."""
     folder = tmp_path_factory.mktemp("scripts") / "model"
-    made = bright_model({"data": {"size": 64}}, real_unet=True)
+    bright = bright_model({"data": {"size": 64}}, real_unet=True)
     # Its classes under the values of the phantoms.
-    save_model(folder, replace(made, labels=Labels.create({"kidney": 1, "tumor": 2})))
+    save_model(folder, replace(bright, labels=Labels.create({"kidney": 1, "tumor": 2})))
     return folder
 
 
 @pytest.fixture(scope="module")
 def demo(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as ``isopose demo`` leaves it, with as much of it as the pictures are drawn of."""
+    """A folder as ``isopose demo`` leaves it, with the files that the README's images need."""
     folder = tmp_path_factory.mktemp("demo")
     write_cohort(folder / "cohort", cases=6, slices=6, size=64, seed=1, test_fraction=0.67)
     for arm in ("with", "without"):
@@ -132,8 +132,8 @@ def demo(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_views_of_several_models_are_compared(model: Path, tmp_path: Path) -> None:
     write_cohort(tmp_path / "cohort", cases=3, slices=5, size=64, seed=3, test_fraction=0.4)
-    printed = ran("benchmarks/views.py", tmp_path / "out", tmp_path / "cohort", model, model)
-    rows = [row.split(" | ") for row in printed.splitlines()[2:]]
+    output = ran("benchmarks/views.py", tmp_path / "out", tmp_path / "cohort", model, model)
+    rows = [row.split(" | ") for row in output.splitlines()[2:]]
     assert [row[0] for row in rows] == [
         "| both views each",
         "| in turns",
@@ -142,7 +142,7 @@ def test_views_of_several_models_are_compared(model: Path, tmp_path: Path) -> No
     ]
     # Two models that are one: the turns are both of its views, in either order.
     assert rows[0][1:] == rows[1][1:] == rows[2][1:]
-    assert (tmp_path / "out" / "views.md").read_text() == printed
+    assert (tmp_path / "out" / "views.md").read_text() == output
 
 
 @pytest.mark.long
@@ -156,31 +156,31 @@ def test_the_readmes_picture_is_drawn(demo: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_parts_of_a_prediction_are_measured(model: Path, demo: Path, tmp_path: Path) -> None:
     scan = next((demo / "cohort" / "imagesTs").iterdir())
-    printed = ran("benchmarks/parts.py", model, scan, "--output", tmp_path, "--rounds", 1)
-    assert printed == (tmp_path / "parts.md").read_text()
-    assert "| U-Net |" in printed
-    assert "| the whole, s |" in printed
+    output = ran("benchmarks/parts.py", model, scan, "--output", tmp_path, "--rounds", 1)
+    assert output == (tmp_path / "parts.md").read_text()
+    assert "| U-Net |" in output
+    assert "| the whole, s |" in output
 
 
 def test_the_body_in_mr_is_measured(tmp_path: Path) -> None:
-    printed = ran("benchmarks/body_mr.py", tmp_path, "--phantoms", 1, "--variants", 1)
-    [row] = [row for row in printed.splitlines() if "phantoms" in row]
+    output = ran("benchmarks/body_mr.py", tmp_path, "--phantoms", 1, "--variants", 1)
+    [row] = [row for row in output.splitlines() if "phantoms" in row]
     assert float(row.split("|")[2]) > 0.97
-    assert (tmp_path / "body-mr.md").read_text() == printed
+    assert (tmp_path / "body-mr.md").read_text() == output
 
 
 @pytest.mark.long
 def test_the_paper_s_stages_are_timed_at_a_size(tmp_path: Path) -> None:
-    printed = ran("benchmarks/paper_sizes.py", tmp_path, "--sizes", 64, "--batches", 4, "--steps", 1)
-    rows = [row.strip("|").split("|") for row in printed.splitlines()[2:]]
+    output = ran("benchmarks/paper_sizes.py", tmp_path, "--sizes", 64, "--batches", 4, "--steps", 1)
+    rows = [row.strip("|").split("|") for row in output.splitlines()[2:]]
     assert [row[2].strip() for row in rows] == ["STN1", "STN2", "U-Net"]
     assert all(float(row[3]) > 0 and float(row[4]) > float(row[5]) >= 0 for row in rows)
-    assert (tmp_path / "paper-sizes.md").read_text() == printed
+    assert (tmp_path / "paper-sizes.md").read_text() == output
 
 
 def test_rolls_in_mr_are_measured(tmp_path: Path) -> None:
-    printed = ran("benchmarks/pose_mr.py", tmp_path, "--phantoms", 1, "--turns", 0)
-    rows = [row.split(" | ") for row in printed.splitlines()[2:]]
+    output = ran("benchmarks/pose_mr.py", tmp_path, "--phantoms", 1, "--turns", 0)
+    rows = [row.split(" | ") for row in output.splitlines()[2:]]
     assert [row[:3] for row in rows] == [
         ["| phantoms, CT", "CT", "1"],
         ["| phantoms, CT", "any contrast", "1"],
@@ -188,15 +188,15 @@ def test_rolls_in_mr_are_measured(tmp_path: Path) -> None:
     ]
     # None is wrong without a warning, and none counts as a mirror image as it is.
     assert [(row[7], row[9]) for row in rows] == [("0", "0 |")] * 3
-    assert (tmp_path / "pose-mr.md").read_text() == printed
+    assert (tmp_path / "pose-mr.md").read_text() == output
 
 
 @pytest.mark.long
 def test_stn1_is_trained_in_mr(tmp_path: Path) -> None:
     options = ("--phantoms", 0, "--turns", 0, "--stn-epochs", 1, "--cohort", 5)
-    printed = ran("benchmarks/pose_mr.py", tmp_path, *options)
+    output = ran("benchmarks/pose_mr.py", tmp_path, *options)
     table = (tmp_path / "stn1-mr.md").read_text()
-    assert printed.endswith(table)
+    assert output.endswith(table)
     rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
     assert [row[0] for row in rows] == ["CT", "MR"]
     assert all(0 <= float(error) <= 180 for row in rows for error in row[2:])
@@ -204,42 +204,42 @@ def test_stn1_is_trained_in_mr(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_second_channel_is_measured(tmp_path: Path) -> None:
-    printed = ran("benchmarks/channels.py", tmp_path, "--cases", 6, "--workers", 0, *brief("unet"))
-    assert [row.split(" | ")[0] for row in printed.splitlines()[2:]] == ["| CT", "| CT and PET"]
-    assert (tmp_path / "channels.md").read_text() == printed
+    output = ran("benchmarks/channels.py", tmp_path, "--cases", 6, "--workers", 0, *brief("unet"))
+    assert [row.split(" | ")[0] for row in output.splitlines()[2:]] == ["| CT", "| CT and PET"]
+    assert (tmp_path / "channels.md").read_text() == output
 
 
 @pytest.mark.long
 def test_stacks_are_compared(tmp_path: Path) -> None:
     some = ("--plane", "coronal", "--cases", 6, "--slices", 8, "--size", 48)
-    printed = ran("benchmarks/stacks.py", tmp_path, *some, *brief("crop", "unet"))
-    rows = [row.split(" | ")[:3] for row in printed.splitlines()[2:]]
+    output = ran("benchmarks/stacks.py", tmp_path, *some, *brief("crop", "unet"))
+    rows = [row.split(" | ")[:3] for row in output.splitlines()[2:]]
     assert rows == [["| coronal", "homogenized", "2"], ["| coronal", "nnU-Net's augmentation", "2"]]
-    assert (tmp_path / "stacks.md").read_text() == printed
+    assert (tmp_path / "stacks.md").read_text() == output
 
 
 def test_contrasts_are_compared(model: Path, tmp_path: Path) -> None:
-    printed = ran("benchmarks/contrast.py", tmp_path, model, "--cases", 1, "--size", 64, "--slices", 6)
-    rows = [row.split(" | ") for row in printed.splitlines()[2:4]]
+    output = ran("benchmarks/contrast.py", tmp_path, model, "--cases", 1, "--size", 64, "--slices", 6)
+    rows = [row.split(" | ") for row in output.splitlines()[2:4]]
     assert [row[1] for row in rows] == ["arterial phase", "any contrast"]
     # Random weights mark something everywhere: a Dice that is small, and that of another picture.
     assert rows[0][2] != rows[1][2]
-    assert (tmp_path / "contrast.md").read_text() == printed
+    assert (tmp_path / "contrast.md").read_text() == output
 
 
 def test_folds_are_timed_beside_one_of_them(model: Path, tmp_path: Path) -> None:
-    printed = ran("benchmarks/folds.py", model, tmp_path, "--slices", 4, "--size", 64, "--rounds", 1)
-    [one, several] = [row.split("|")[1:-1] for row in printed.splitlines()[-2:]]
+    output = ran("benchmarks/folds.py", model, tmp_path, "--slices", 4, "--size", 64, "--rounds", 1)
+    [one, several] = [row.split("|")[1:-1] for row in output.splitlines()[-2:]]
     assert (one[0].strip(), several[0].strip()) == ("one", "5 folds")
     assert float(several[3]) == pytest.approx(float(several[2]) / float(one[2]), rel=0.1)
-    assert (tmp_path / "folds.md").read_text() == printed
+    assert (tmp_path / "folds.md").read_text() == output
 
 
 @pytest.mark.long
 def test_growth_is_measured_and_drawn(model: Path, tmp_path: Path) -> None:
     sizes = ("--slices", 4, 8, "--sides", 64, 96)
-    printed = ran("benchmarks/growth.py", model, "--output", tmp_path, *sizes)
-    assert [line.split(" | ")[:2] for line in printed.splitlines()[2:]] == [
+    output = ran("benchmarks/growth.py", model, "--output", tmp_path, *sizes)
+    assert [line.split(" | ")[:2] for line in output.splitlines()[2:]] == [
         ["| 4", "64"], ["| 8", "64"], ["| 4", "96"],
     ]  # fmt: skip
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
@@ -249,62 +249,62 @@ def test_growth_is_measured_and_drawn(model: Path, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_memory_of_a_case_is_measured(tmp_path: Path) -> None:
     case = "data.size=64 unet.input=half unet.base_features=4"
-    printed = ran("benchmarks/memory.py", "--output", tmp_path, "--case", case)
-    assert printed.startswith(f"| {case} | ")
+    output = ran("benchmarks/memory.py", "--output", tmp_path, "--case", case)
+    assert output.startswith(f"| {case} | ")
     assert len((tmp_path / "memory.md").read_text().splitlines()) == 3
 
 
 @pytest.mark.long
-def test_the_limit_is_measured(tmp_path: Path) -> None:
+def test_the_limit_of_a_training_step_is_measured(tmp_path: Path) -> None:
     small = ("--sizes", 64, "--batches", 2, "--rounds", 1, "--base-features", 4)
-    printed = ran("benchmarks/limit.py", "--output", tmp_path, *small)
-    assert printed == (tmp_path / "limit.md").read_text()
-    assert "\n| 64 | 2 | " in printed
-    assert "\n| convolution | " in printed
+    output = ran("benchmarks/limit.py", "--output", tmp_path, *small)
+    assert output == (tmp_path / "limit.md").read_text()
+    assert "\n| 64 | 2 | " in output
+    assert "\n| convolution | " in output
 
 
 @pytest.mark.long
 def test_a_gpus_script_runs_on_a_cpu(tmp_path: Path) -> None:
     """Two of its parts; the others have a test of their own (tests/test_benchmarks.py)."""
     parts = ("--only", "full", "--only", "compiled")
-    printed = ran("benchmarks/gpu.py", tmp_path, "--device", "cpu", "--quick", *parts)
-    assert printed == (tmp_path / "gpu.md").read_text()
-    assert "**no**" not in printed
-    assert "| isopose fit without enough memory | exit code 1; isopose: out of memory; lower " in printed
-    assert "| compiled | left out on a CPU" in printed
+    output = ran("benchmarks/gpu.py", tmp_path, "--device", "cpu", "--quick", *parts)
+    assert output == (tmp_path / "gpu.md").read_text()
+    assert "**no**" not in output
+    assert "| isopose fit without enough memory | exit code 1; isopose: out of memory; lower " in output
+    assert "| compiled | left out on a CPU" in output
 
 
 @pytest.mark.long
-def test_the_start_is_measured(tmp_path: Path) -> None:
-    printed = ran("benchmarks/start_up.py", "--output", tmp_path, "--rounds", 1)
-    assert printed == (tmp_path / "start_up.md").read_text()
-    assert {"`python -c pass`", "`isopose predict --help`"} <= set(re.findall(r"`.*?`", printed))
+def test_start_up_time_is_measured(tmp_path: Path) -> None:
+    output = ran("benchmarks/start_up.py", "--output", tmp_path, "--rounds", 1)
+    assert output == (tmp_path / "start_up.md").read_text()
+    assert {"`python -c pass`", "`isopose predict --help`"} <= set(re.findall(r"`.*?`", output))
 
 
 @pytest.mark.long
-def test_what_wrapping_adds_is_measured(tmp_path: Path) -> None:
+def test_the_overhead_of_wrapping_is_measured(tmp_path: Path) -> None:
     size = ("--slices", 4, "--size", 64, "--scans", 2, "--workers", 2)
-    printed = ran("benchmarks/wrapping.py", tmp_path, *size)
-    assert printed == (tmp_path / "wrapping.md").read_text()
-    assert "| beside the command, reading and writing | " in printed
+    output = ran("benchmarks/wrapping.py", tmp_path, *size)
+    assert output == (tmp_path / "wrapping.md").read_text()
+    assert "| beside the command, reading and writing | " in output
 
 
 @pytest.mark.long
-def test_the_way_there_and_back_is_measured(tmp_path: Path) -> None:
+def test_the_round_trip_is_measured(tmp_path: Path) -> None:
     ran("benchmarks/homogenize.py", tmp_path, "--patients", 1, "--slices", 4, "--size", 64)
     assert "| volume, 384 | " in (tmp_path / "homogenize.md").read_text()
 
 
 @pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
-def test_a_scans_first_picture_on_the_page_is_timed(model: Path) -> None:
-    printed = ran("benchmarks/page.py", model, "--slices", 4, "--size", 64, "--rounds", 1)
-    assert [line.split()[0] for line in printed.splitlines()] == ["predicted_s", "picture_after_s"]
+def test_the_time_to_the_first_image_on_the_page_is_measured(model: Path) -> None:
+    output = ran("benchmarks/page.py", model, "--slices", 4, "--size", 64, "--rounds", 1)
+    assert [line.split()[0] for line in output.splitlines()] == ["predicted_s", "picture_after_s"]
 
 
 @pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
-def test_the_page_is_pictured(demo: Path, tmp_path: Path) -> None:
+def test_screenshots_of_the_page_are_written(demo: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     copy = shutil.copy(ROOT / "docs" / "make_screenshots.py", tmp_path)
     ran("docs/make_screenshots.py", demo, at=Path(copy))
@@ -320,26 +320,26 @@ def test_the_page_is_pictured(demo: Path, tmp_path: Path) -> None:
 def test_pipelines_are_compared(tmp_path: Path) -> None:
     size = ("--cases", 10, "--slices", 4, "--size", 64)
     settings = brief("pose", "crop", "unet")
-    printed = ran("benchmarks/pipelines.py", "--output", tmp_path, *size, *settings)
-    assert printed == (tmp_path / "pipelines.md").read_text() + "\n"
-    rows = [line for line in printed.splitlines() if line.startswith("| ")][2:]
+    output = ran("benchmarks/pipelines.py", "--output", tmp_path, *size, *settings)
+    assert output == (tmp_path / "pipelines.md").read_text() + "\n"
+    rows = [line for line in output.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 8
-    assert "2 unseen phantom patients of 1 cohorts (10 patients each, seeds 0)" in printed
-    assert "4 slices of 64 pixels" in printed
+    assert "2 unseen phantom patients of 1 cohorts (10 patients each, seeds 0)" in output
+    assert "4 slices of 64 pixels" in output
 
 
 @pytest.mark.long
-def test_what_is_lost_with_few_drawn_slices_is_measured(tmp_path: Path) -> None:
+def test_training_with_few_annotated_slices_is_measured(tmp_path: Path) -> None:
     size = ("--cases", 10, "--slices", 6, "--size", 64, "--seeds", 0, "--every", 2)
-    printed = ran("benchmarks/sparse.py", "--output", tmp_path, *size, *brief("pose", "crop", "unet"))
-    rows = [line for line in printed.splitlines() if line.startswith("| ")][2:]
+    output = ran("benchmarks/sparse.py", "--output", tmp_path, *size, *brief("pose", "crop", "unet"))
+    rows = [line for line in output.splitlines() if line.startswith("| ")][2:]
     assert [row.split(" | ")[0] for row in rows] == [
         "| every slice",
         "| others ignored by their value",
         "| others 0, data.undrawn=ignore",
         "| others 0, taken for background",
     ]
-    assert "cohorts of 10 (6 slices of 64 pixels), seeds 0;" in printed
+    assert "cohorts of 10 (6 slices of 64 pixels), seeds 0;" in output
 
 
 @pytest.mark.long
@@ -348,19 +348,19 @@ def test_parts_of_the_augmentation_are_compared(tmp_path: Path) -> None:
     # Some of the arms: each trains a model for each start.
     arms = ("jitter", "jitter, mirroring, averaging, both", "jitter, neighbors")
     few = (*size, "--arms", *arms)
-    printed = ran("benchmarks/augmentation.py", "--output", tmp_path, *few, *brief("pose", "crop", "unet"))
-    rows = [line for line in printed.splitlines() if line.startswith("| ")][2:]
+    output = ran("benchmarks/augmentation.py", "--output", tmp_path, *few, *brief("pose", "crop", "unet"))
+    rows = [line for line in output.splitlines() if line.startswith("| ")][2:]
     cells = [tuple(row.strip("| ").split(" | ")[:2]) for row in rows]
     assert cells == [(start, arm) for start in ("anatomy", "identity") for arm in arms]
-    assert "cohorts of 10, seeds 0;" in printed
+    assert "cohorts of 10, seeds 0;" in output
 
 
 @pytest.mark.slow
-def test_trunks_are_turned_back_and_nothing_else(tmp_path: Path) -> None:
+def test_rotated_trunks_are_turned_upright_and_others_are_not(tmp_path: Path) -> None:
     """Without the real scans, which have a test of their own."""
-    printed = ran("benchmarks/header.py", tmp_path, "--cases", 1, "--no-real")
+    output = ran("benchmarks/header.py", tmp_path, "--cases", 1, "--no-real")
     table = (tmp_path / "header.md").read_text()
-    assert table in printed
+    assert table in output
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     assert [row[0] for row in rows] == [
         kind
@@ -376,43 +376,43 @@ def test_trunks_are_turned_back_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_heights_of_kidneys_are_compared(tmp_path: Path) -> None:
     small = ("--ages", "0.5,30", "--each", 1, "--slices", 6, "--size", 64, "--grid", 64)
-    printed = ran("benchmarks/homogenized_size.py", tmp_path, *small)
-    assert (tmp_path / "homogenized_size.md").read_text() in printed
-    assert "| volume, adult | " in printed
+    output = ran("benchmarks/homogenized_size.py", tmp_path, *small)
+    assert (tmp_path / "homogenized_size.md").read_text() in output
+    assert "| volume, adult | " in output
 
 
 @pytest.mark.long
 def test_a_model_of_adults_is_shown_children(tmp_path: Path) -> None:
     small = ("--adults", 3, "--children", 3, "--seeds", 1, "--size", 64, "--workers", 0)
     settings = (*brief("unet"), "--set", "train.folds=3")
-    printed = ran("benchmarks/adults.py", tmp_path, *small, *settings)
-    assert (tmp_path / "adults.md").read_text() in printed
-    for way in ("as scanned", "adult size", "adult pose", "both", "trained on children"):
-        assert f"| isopose's U-Net | {way} | " in printed
+    output = ran("benchmarks/adults.py", tmp_path, *small, *settings)
+    assert (tmp_path / "adults.md").read_text() in output
+    for method in ("as scanned", "adult size", "adult pose", "both", "trained on children"):
+        assert f"| isopose's U-Net | {method} | " in output
 
 
 @pytest.mark.long
 def test_poses_are_compared(tmp_path: Path) -> None:
     size = ("--cases", 2, "--turns", 1, "--registered", 1, "--cohort", 4, "--candidates", 1, "--workers", 0)
     ran("benchmarks/pose.py", tmp_path, *size, *brief("pose", also=()))
-    printed = (tmp_path / "pose.md").read_text()
+    output = (tmp_path / "pose.md").read_text()
     for contender in ("moments", "the paper's STN", "isopose, smooth", "SimpleITK, images, affine"):
-        assert f"| {contender} | " in printed
+        assert f"| {contender} | " in output
     assert (tmp_path / "pose.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.long
-def test_commands_are_killed_and_given_again() -> None:
-    printed = ran("fuzz/kills.py", "--kills", 1, "--commands", "preprocess,predict")
-    assert [line.split(" | ")[::2] for line in printed.splitlines()[2:4]] == [
+def test_killed_commands_are_repeated() -> None:
+    output = ran("fuzz/kills.py", "--kills", 1, "--commands", "preprocess,predict")
+    assert [line.split(" | ")[::2] for line in output.splitlines()[2:4]] == [
         ["| preprocess", "0 |"], ["| predict", "0 |"],
     ]  # fmt: skip
 
 
 @pytest.mark.long
-def test_a_cohort_outlives_a_machine() -> None:
+def test_a_cohort_survives_a_killed_machine() -> None:
     for needed in ("ray", "moto", "s3fs"):
         pytest.importorskip(needed, reason=f"{needed} is not installed (extra: dev)")
-    printed = ran("fuzz/cohort.py", "--scans", 15, "--bad", 2)
-    assert "13 results, 2 failed, 0 different" in printed
-    assert "problem" not in printed
+    output = ran("fuzz/cohort.py", "--scans", 15, "--bad", 2)
+    assert "13 results, 2 failed, 0 different" in output
+    assert "problem" not in output

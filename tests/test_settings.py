@@ -48,15 +48,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("setting", "key"), WRONG.items())
-def test_what_is_wrong_is_named(setting, key):
-    with pytest.raises(InputError) as caught:
+def test_invalid_settings_are_named(setting, key):
+    with pytest.raises(InputError) as error:
         load_config(settings=[setting])
-    assert key in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 2
+    assert key in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
 
 
-def test_nothing_of_it_can_be_changed():
+def test_settings_are_immutable():
     config = Config()
     for target, name in (
         (config, "preset"),

@@ -1,4 +1,4 @@
-"""Left stays left through the whole command line: however a scan is stored, however the patient lies."""
+"""Left stays left in all commands, for every storage order and position of the patient."""
 
 from dataclasses import replace
 from itertools import permutations, product
@@ -6,7 +6,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from bright import bright_model, dice, scene, stored_otherwise, world_center
+from bright import bright_model, dice, make_scene, stored_otherwise, world_center
 from isopose.api.homogenizer import Homogenizer
 from isopose.api.wrapping import wrap
 from isopose.geometry.volume import Volume
@@ -22,10 +22,10 @@ LEFT, TUMOR, RIGHT = 2, 5, 9
 
 
 def test_predictions_of_all_48_storages_have_the_same_sides(isopose, monkeypatch, tmp_path):
-    """A mass on the patient's left, which a network that knows sides calls left by what it sees."""
+    """A network that distinguishes sides labels a mass on the patient's left as left."""
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}}, sided=True)
     monkeypatch.setattr("isopose.inference.ensemble.load_ensemble", lambda *_: ensemble_of(model))
-    supine = scene(slices=5)
+    supine = make_scene(slices=5)
     for number, (axes, flips) in enumerate(STORAGES):
         write_image(
             stored_otherwise(supine.volume, axes, flips), tmp_path / "in" / f"scan_{number:02d}.nii.gz"
@@ -61,8 +61,8 @@ def sided(slices: slice, size: int = 96) -> tuple[Volume, np.ndarray]:
     return Volume(image, stretched), labels.astype(np.uint8)
 
 
-def test_what_is_wrapped_comes_back_in_all_48_storages() -> None:
-    """One answer on the one grid that all storages are homogenized to."""
+def test_wrapped_labels_are_restored_in_all_48_storages() -> None:
+    """All storage orders are homogenized to the same grid and get the same label map."""
     image, labels = sided(slice(8, 12))
     assert len({*np.round(image.spacing, 1)}) == 3
     homogenizer = Homogenizer(size=192)
@@ -79,11 +79,11 @@ def test_what_is_wrapped_comes_back_in_all_48_storages() -> None:
     for axes, flips in STORAGES:
         stored = stored_otherwise(image, axes, flips)
         truth = stored_otherwise(image.with_array(labels), axes, flips)
-        found = wrapped(stored)
-        np.testing.assert_array_equal(found.world_from_index, stored.world_from_index)
-        assert found.array.shape == truth.array.shape
+        result = wrapped(stored)
+        np.testing.assert_array_equal(result.world_from_index, stored.world_from_index)
+        assert result.array.shape == truth.array.shape
         for value in (1, 2, 3):
-            assert dice(found.array == value, truth.array == value) > 0.995, (axes, flips, value)
+            assert dice(result.array == value, truth.array == value) > 0.995, (axes, flips, value)
 
 
 @pytest.mark.slow
@@ -105,8 +105,8 @@ def test_homogenized_and_restored_in_all_48_storages(isopose, tmp_path):
     assert isopose("restore", upright / "labelsTr", "--homogenized", upright, "--output", back)[0] == 0
     first = read_volume(upright / "imagesTr" / "s_00_0000.nii.gz").array
     for number in range(48):
-        there = read_volume(upright / "imagesTr" / f"s_{number:02d}_0000.nii.gz")
-        assert np.corrcoef(there.array.ravel(), first.ravel())[0, 1] > 0.99, STORAGES[number]
+        homogenized = read_volume(upright / "imagesTr" / f"s_{number:02d}_0000.nii.gz")
+        assert np.corrcoef(homogenized.array.ravel(), first.ravel())[0, 1] > 0.99, STORAGES[number]
         restored = read_labels(back / f"s_{number:02d}.nii.gz")
         truth = read_labels(data / "labelsTr" / f"s_{number:02d}.nii.gz")
         np.testing.assert_array_equal(restored.world_from_index, truth.world_from_index)
@@ -117,7 +117,7 @@ def test_homogenized_and_restored_in_all_48_storages(isopose, tmp_path):
 
 @pytest.mark.slow
 def test_patients_in_every_position_are_homogenized_alike(isopose, tmp_path):
-    """Whether the header tells the position or says supine of all: upright, and not in a mirror."""
+    """With the correct position in the header or always supine: upright and not mirrored."""
     case = sample_case(11, 0, size=128, slices=12)
     for position, right in product(POSITIONS, (True, False)):
         pose = Pose(position, right, 0.0, 0.0, 0.0, case.pose.offset)
@@ -125,12 +125,12 @@ def test_patients_in_every_position_are_homogenized_alike(isopose, tmp_path):
         name = f"{position.replace(' ', '-')}-{right}.nii.gz"
         write_image(Volume(image, case.scan.world_from_index), tmp_path / "in" / name)
     assert isopose("homogenize", tmp_path / "in", tmp_path / "out", "--size", "128")[0] == 0
-    found = {
+    result = {
         path.name: read_volume(path).array.astype(float) for path in (tmp_path / "out" / "imagesTs").glob("*")
     }
-    assert len(found) == 8
-    straight = found["supine-True_0000.nii.gz"]
-    for name, image in found.items():
+    assert len(result) == 8
+    straight = result["supine-True_0000.nii.gz"]
+    for name, image in result.items():
         alike = np.corrcoef(image.ravel(), straight.ravel())[0, 1]
         in_a_mirror = np.corrcoef(image[:, :, ::-1].ravel(), straight.ravel())[0, 1]
         upside_down = np.corrcoef(image[:, ::-1, ::-1].ravel(), straight.ravel())[0, 1]
@@ -139,8 +139,8 @@ def test_patients_in_every_position_are_homogenized_alike(isopose, tmp_path):
 
 
 @pytest.mark.slow
-def test_sides_in_every_position_are_the_patients_in_predictions_too(isopose, monkeypatch, tmp_path):
-    """A network that calls left what lies left in its crop, on phantoms in whose pose left is known."""
+def test_predictions_in_every_position_have_the_patients_sides(isopose, monkeypatch, tmp_path):
+    """A network that labels the left side of its crop as left, on phantoms of known pose."""
     model = bright_model(
         {"pose": {"learned": False, "start": "anatomy", "size": 128}, "crop": {"enabled": False}},
         sided=True,

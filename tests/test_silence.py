@@ -1,4 +1,4 @@
-"""No library's warning or log message leaves a process of isopose's own, and nothing stays set in others."""
+"""Warnings and log messages of libraries are suppressed in isopose's processes and restored elsewhere."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ warnings.warn("{SECRET}", FutureWarning)
 
 
 def run(code: str, **variables: str) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
@@ -37,34 +37,34 @@ def run(code: str, **variables: str) -> str:
         timeout=120,
         env={**os.environ, **variables},
     )
-    return done.stdout + done.stderr
+    return process.stdout + process.stderr
 
 
-def test_the_noise_is_heard_without():
+def test_libraries_print_without_the_silencer():
     assert run(NOISE).count(SECRET) == 6
 
 
-@pytest.mark.parametrize("asked", ["default", "error"])
-def test_a_process_of_our_own_says_nothing(asked):
-    """Not even where the environment asks for it, or makes errors of warnings."""
+@pytest.mark.parametrize("requested", ["default", "error"])
+def test_our_processes_print_nothing(requested):
+    """Even if the environment enables warnings or turns them into errors."""
     code = f"from isopose.silence import silence; silence()\n{NOISE}\nprint('done')"
-    assert run(code, PYTHONWARNINGS=asked) == "done\n"
+    assert run(code, PYTHONWARNINGS=requested) == "done\n"
 
 
-def test_workers_say_nothing(tmp_path):
+def test_workers_print_nothing(tmp_path):
     (tmp_path / "noisy.py").write_text(
         "from isopose.parallel import in_order\n"
         f"def work(number):\n    exec({NOISE!r})\n    return number\n"
         "if __name__ == '__main__':\n"
         "    print(list(in_order(work, [1, 2], name=str, workers=1)))\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, tmp_path / "noisy.py"], capture_output=True, text=True, check=True, timeout=120
     )
-    assert done.stdout + done.stderr == "[1, 2]\n"
+    assert process.stdout + process.stderr == "[1, 2]\n"
 
 
-def test_the_command_line_says_nothing(tmp_path):
+def test_the_command_line_prints_no_library_messages(tmp_path):
     (tmp_path / "noise.py").write_text(NOISE)
     code = (
         "import sys, runpy\n"
@@ -75,7 +75,7 @@ def test_the_command_line_says_nothing(tmp_path):
     assert run(code) == ""
 
 
-def test_processes_that_are_started_are_silent_from_their_first_import_on():
+def test_child_processes_are_silent_from_their_first_import():
     code = (
         "import subprocess, sys\n"
         "from isopose.silence import silence\n"
@@ -85,22 +85,22 @@ def test_processes_that_are_started_are_silent_from_their_first_import_on():
     assert run(code) == ""
 
 
-def test_what_was_set_holds_again_after_a_command(caplog, monkeypatch):
+def test_warning_and_logging_settings_are_restored_after_a_command(caplog, monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "default")
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with silent():
             logging.getLogger("pydicom").error(SECRET)
             warnings.warn(SECRET, stacklevel=1)
         warnings.warn("after", stacklevel=1)
     logging.getLogger("pydicom").error("after")
-    assert [str(one.message) for one in heard] == ["after"]
+    assert [str(one.message) for one in caught] == ["after"]
     assert [one.message for one in caplog.records] == ["after"]
     assert os.environ["PYTHONWARNINGS"] == "default"
 
 
-def test_blocks_of_several_threads_leave_settings_as_they_were(caplog):
-    """Each setting back what it found, one of them would set back the other's silence."""
+def test_silenced_blocks_in_threads_restore_the_settings(caplog):
+    """If each thread restored what it had found, one would restore the other's silenced state."""
     logger, filters = logging.getLogger("highdicom"), list(warnings.filters)
     inside, leave = threading.Event(), threading.Event()
 
@@ -122,7 +122,7 @@ def test_blocks_of_several_threads_leave_settings_as_they_were(caplog):
     assert warnings.filters == filters
 
 
-def test_highdicom_is_as_silent_as_pydicom(caplog):
+def test_highdicom_is_silenced_like_pydicom(caplog):
     with caplog.at_level(logging.DEBUG):
         with quiet_pydicom():
             for name in ("pydicom", "highdicom", "highdicom.base"):

@@ -15,17 +15,17 @@ ROOT = Path(__file__).parents[1]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("material", reason="mkdocs-material is not installed (extra: dev)")
     folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr
+    assert process.returncode == 0, process.stderr
+    assert "WARNING" not in process.stderr
     # Every page is in the navigation.
-    assert "not included in the" not in done.stderr
+    assert "not included in the" not in process.stderr
     return folder
 
 
@@ -55,7 +55,7 @@ def test_examples_of_files_are_code_with_a_name_and_links_lead_nowhere_else(site
         assert not [link for link in links if "src/isopose/" in link]
 
 
-def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+def test_the_site_loads_nothing_from_other_hosts(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="([^"]+)"', text)

@@ -11,8 +11,8 @@ from isopose.tensors import write_tensors
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
-def test_weights_may_be_read_by_whoever_may_read_other_new_files(tmp_path: Path, mask: int) -> None:
-    """They could be read by their owner alone: a model made by one user failed for a container's."""
+def test_weight_files_have_default_permissions(tmp_path: Path, mask: int) -> None:
+    """They were once readable by their owner alone, so a container's user could not load the model."""
     before = os.umask(mask)
     try:
         (tmp_path / "other").touch()

@@ -51,14 +51,14 @@ def warnings_of(estimator, volume: Volume) -> str:
 
 @pytest.mark.parametrize("make", [head, legs, cylinder], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("per", ["volume", "smooth", "slice"])
-def test_what_is_no_trunk_is_left_as_it_lies_with_one_warning(make, per) -> None:
-    found = homogenize_scan(open_estimator(None, homogenize_config(size=128, per=per)), make())
-    assert [line for line in found.warnings if "roll of the patient" in line] == [
+def test_scans_without_a_trunk_keep_their_pose_with_one_warning(make, per) -> None:
+    result = homogenize_scan(open_estimator(None, homogenize_config(size=128, per=per)), make())
+    assert [line for line in result.warnings if "roll of the patient" in line] == [
         "no slice shows the roll of the patient (is it a trunk?): left as the file's header says"
     ]
-    np.testing.assert_allclose(found.poses.pose[:, 0], 0.0, atol=1e-6)
-    assert found.poses.decision.header_kept
-    assert found.poses.decision.odds < found.poses.decision.needed_odds == 10.0
+    np.testing.assert_allclose(result.poses.pose[:, 0], 0.0, atol=1e-6)
+    assert result.poses.decision.header_kept
+    assert result.poses.decision.odds < result.poses.decision.needed_odds == 10.0
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def real(real_ct) -> Volume:
     return read_volume(real_ct / "abdomen.nii.gz").reoriented()
 
 
-def test_a_patient_as_the_header_says_is_left_in_peace(estimator, real) -> None:
+def test_a_patient_as_in_the_header_gives_no_warning(estimator, real) -> None:
     assert warnings_of(estimator, real) == ""
 
 
@@ -87,20 +87,20 @@ def test_a_real_scan_that_was_changed_is_reported(estimator, real, change, words
 
 @pytest.mark.parametrize("side", [30, 40])
 def test_a_narrow_field_of_view_without_an_outline_keeps_pose_and_size(estimator, real, side) -> None:
-    """A scan cut close around the aorta: the square edge of the file is not the outline of a body."""
+    """A scan cropped around the aorta: the square border is not the outline of a body."""
     height, width = real.array.shape[1:]
     y, x = height // 2 - side // 2, width // 2 - side // 2
     cut = Volume(
         np.ascontiguousarray(real.array[:, y : y + side, x : x + side]), np.diag([3.0, 3.0, 3.0, 1.0])
     )
-    found = homogenize_scan(estimator, cut)
-    assert [line for line in found.warnings if "outline" in line] == [
+    result = homogenize_scan(estimator, cut)
+    assert [line for line in result.warnings if "outline" in line] == [
         "no outline of a body is visible: its pose and size are left as the file has them"
     ]
     # In true millimeters: the homogenized frame shows as many as its own side has.
-    shown_mm = found.transform.frame.fov_mm * np.exp(found.poses.pose[:, 1:3])
+    shown_mm = result.transform.frame.fov_mm * np.exp(result.poses.pose[:, 1:3])
     np.testing.assert_allclose(shown_mm, estimator.side_mm, rtol=1e-5)
-    np.testing.assert_allclose(found.poses.pose[:, 0], 0.0, atol=1e-6)
+    np.testing.assert_allclose(result.poses.pose[:, 0], 0.0, atol=1e-6)
 
 
 TRUNKS = ("dicom-series", "abdomen.nii.gz", *(f"trunk/chest-{name}.nii.gz" for name in (
@@ -109,7 +109,7 @@ TRUNKS = ("dicom-series", "abdomen.nii.gz", *(f"trunk/chest-{name}.nii.gz" for n
 
 
 @pytest.mark.parametrize("name", TRUNKS)
-def test_real_trunks_are_not_doubted_and_turned_back_from_any_side(real_ct, name) -> None:
+def test_real_trunks_give_no_warning_and_are_turned_upright_from_any_side(real_ct, name) -> None:
     volume = read_volume(real_ct / name).reoriented()
     smooth = open_estimator(None, homogenize_config(size=128, per="smooth"))
     straight = homogenize_scan(smooth, volume)
@@ -121,21 +121,21 @@ def test_real_trunks_are_not_doubted_and_turned_back_from_any_side(real_ct, name
     assert seen.confidence[seen.has_body].min() > 0.8
     for quarters in (1, 2, 3):
         turned = _turned(volume, quarters)
-        found = homogenize_scan(smooth, turned)
-        assert any("rotated by" in line for line in found.warnings), found.warnings
-        back = math.degrees(found.poses.roll) - math.degrees(seen.roll) + 90.0 * quarters
+        result = homogenize_scan(smooth, turned)
+        assert any("rotated by" in line for line in result.warnings), result.warnings
+        back = math.degrees(result.poses.roll) - math.degrees(seen.roll) + 90.0 * quarters
         assert abs((back + 180.0) % 360.0 - 180.0) < 3.0
 
 
 def _turned(volume: Volume, quarters: int) -> Volume:
-    """The patient turned by quarter turns against the header, from +y to +x."""
+    """Rotate the patient by quarter turns against the header, from +y to +x."""
     dx, dy, dz = volume.spacing
     spacing = [dx, dy, dz, 1.0] if quarters % 2 == 0 else [dy, dx, dz, 1.0]
     return Volume(np.ascontiguousarray(np.rot90(volume.array, quarters, axes=(1, 2))), np.diag(spacing))
 
 
 def test_another_modality_is_refused(estimator, real) -> None:
-    """As MR has it: nothing outside, and tissue of any brightness."""
+    """Values as in MR: zero outside the body, arbitrary tissue intensities."""
     signal = np.where(real.array < -300, 0, (real.array.clip(-150, 250) + 150) * 2).astype(np.int16)
     with pytest.raises(InputError, match="is it a CT in Hounsfield units"):
         homogenize_scan(estimator, real.with_array(signal))

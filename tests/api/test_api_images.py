@@ -16,7 +16,7 @@ KINDS = ("sitk", "numpy", "torch", "meta", "meta without channel", "volume")
 
 
 def of_kind(volume, kind):
-    """As the other library's own code would hold it, made without isopose's."""
+    """Return the image as an object of another library, made without isopose."""
     if kind == "volume":
         return volume
     if kind == "sitk":
@@ -37,15 +37,15 @@ def of_kind(volume, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20, deadline=None)
 @given(number=st.integers(0, 47), turn=st.tuples(*[st.floats(-40, 40)] * 3))
-def test_every_voxel_stays_where_it_is_there_and_back(kind, number, turn):
+def test_round_trip_keeps_the_world_position_of_every_voxel(kind, number, turn):
     volume = upright()
     matrix = volume.world_from_index.copy()
     matrix[:3, :3] = rotation(turn) @ matrix[:3, :3]
     volume = stored(Volume(volume.array, matrix), *ORIENTATIONS[number])
     image = of_kind(volume, kind)
-    found = as_volume(image)
-    np.testing.assert_allclose(positions(found), positions(volume), atol=1e-6)
-    back = like(image)(found)
+    result = as_volume(image)
+    np.testing.assert_allclose(positions(result), positions(volume), atol=1e-6)
+    back = like(image)(result)
     assert type(back) is type(image)
     np.testing.assert_allclose(positions(as_volume(back)), positions(volume), atol=1e-6)
     if kind.startswith("meta"):
@@ -54,7 +54,7 @@ def test_every_voxel_stays_where_it_is_there_and_back(kind, number, turn):
 
 
 @pytest.mark.parametrize("kind", ["sitk", "numpy"])
-def test_simpleitk_and_nibabel_read_the_same_place_from_a_file(kind, tmp_path):
+def test_simpleitk_and_nibabel_images_of_one_file_have_the_same_grid(kind, tmp_path):
     volume = upright()
     write_image(volume, tmp_path / "a.nii.gz")
     if kind == "sitk":
@@ -81,6 +81,6 @@ def test_simpleitk_and_nibabel_read_the_same_place_from_a_file(kind, tmp_path):
     ],
     ids=["bare array", "bare tensor", "plane", "affine of a plane", "2D", "color", "number"],
 )
-def test_what_has_no_place_in_the_patient_is_refused(image):
+def test_images_without_a_position_in_the_patient_are_refused(image):
     with pytest.raises(InputError, match="expected"):
         as_volume(image)

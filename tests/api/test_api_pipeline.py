@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from isopose import Pipeline
 from isopose.errors import InputError
 from isopose.inference.ensemble import ensemble_of
@@ -19,12 +19,12 @@ def model():
     return bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
 
 
-def test_a_model_is_loaded_onto_the_gpu_that_is_named(monkeypatch):
-    """As the docstring and the documentation have it; a machine without that GPU says so in one line."""
-    asked = []
+def test_model_is_loaded_onto_the_named_gpu(monkeypatch):
+    """The documented ``device="cuda:1"``; a machine without that GPU gives a one-line error."""
+    devices = []
 
     def load(folders, device):
-        asked.append(str(device))
+        devices.append(str(device))
         return ensemble_of(bright_model())
 
     monkeypatch.setattr("isopose.api.pipeline.load_ensemble", load)
@@ -33,13 +33,13 @@ def test_a_model_is_loaded_onto_the_gpu_that_is_named(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for device in ("cuda:1", "cuda", "cpu"):
         Pipeline.load("model", device=device)
-    assert asked == ["cuda:1", "cuda", "cpu"]
+    assert devices == ["cuda:1", "cuda", "cpu"]
     with pytest.raises(InputError, match="device 'cuda:2' is not available"):
         Pipeline.load("model", device="cuda:2")
 
 
-def test_the_same_as_the_command_writes(model, tmp_path):
-    volume = scene(roll=math.radians(15), slices=3).volume
+def test_pipeline_gives_the_files_of_the_predict_command(model, tmp_path):
+    volume = make_scene(roll=math.radians(15), slices=3).volume
     write_image(volume, tmp_path / "child.nii.gz")
     [outcome] = predict_scans(
         model,

@@ -27,22 +27,22 @@ def image_and_labels(cohort, number):
     return image, read_labels(cohort / "labelsTr" / f"phantom_{number:03d}.nii.gz", like=image)
 
 
-def test_the_same_as_the_command_writes(cohort, tmp_path):
+def test_homogenizer_gives_the_files_of_the_homogenize_command(cohort, tmp_path):
     homogenize(
         open_input(cohort), tmp_path / "out", homogenize_config(per="volume", size=128), reporter=Silent()
     )
     image, labels = image_and_labels(cohort, 2)
-    found = Homogenizer(size=128).transform(to_sitk(image), to_sitk(labels))
-    assert isinstance(found.image, sitk.Image)
+    result = Homogenizer(size=128).transform(to_sitk(image), to_sitk(labels))
+    assert isinstance(result.image, sitk.Image)
     written = read_volume(tmp_path / "out" / "imagesTr" / "phantom_002_0000.nii.gz")
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(found.image), written.array)
-    np.testing.assert_allclose(found.image.GetSpacing(), written.spacing, rtol=1e-6)
-    np.testing.assert_allclose(found.image.GetOrigin(), written.origin, atol=1e-3)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(result.image), written.array)
+    np.testing.assert_allclose(result.image.GetSpacing(), written.spacing, rtol=1e-6)
+    np.testing.assert_allclose(result.image.GetOrigin(), written.origin, atol=1e-3)
     marked = read_labels(tmp_path / "out" / "labelsTr" / "phantom_002.nii.gz")
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(found.labels), marked.array)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(result.labels), marked.array)
 
 
-def test_labels_and_probabilities_come_back_to_their_place(cohort):
+def test_labels_and_probabilities_are_restored_to_their_position(cohort):
     image, labels = image_and_labels(cohort, 1)
     homogenizer = Homogenizer(size=256)
     upright = homogenizer.transform(image, labels)
@@ -59,7 +59,7 @@ def test_labels_and_probabilities_come_back_to_their_place(cohort):
     np.testing.assert_array_equal(again.array, upright.labels.array)
 
 
-def test_fitting_takes_a_patient_s_own_size(cohort):
+def test_fit_uses_the_size_of_the_given_patient(cohort):
     images = [image_and_labels(cohort, number)[0] for number in range(4)]
     plain = Homogenizer(size=128)
     assert plain.reference_ is None
@@ -82,7 +82,7 @@ def test_fitting_takes_a_patient_s_own_size(cohort):
     assert [one.image.array.shape[0] for one in fitted.fit_transform(images[:2])] == [8, 8]
 
 
-def test_the_way_back_can_be_kept_as_text(cohort):
+def test_transform_survives_a_round_trip_through_text(cohort):
     image, labels = image_and_labels(cohort, 3)
     homogenizer = Homogenizer(size=96)
     upright = homogenizer.transform(image, labels)
@@ -94,7 +94,7 @@ def test_the_way_back_can_be_kept_as_text(cohort):
         Transform.from_text("{}")
 
 
-def test_wrong_use_is_reported(cohort, tmp_path):
+def test_invalid_arguments_are_refused(cohort, tmp_path):
     homogenizer = Homogenizer()
     image, labels = image_and_labels(cohort, 0)
     upright = homogenizer.transform(image)
@@ -128,7 +128,7 @@ def test_wrong_use_is_reported(cohort, tmp_path):
     assert eval(repr(homogenizer)).get_params() == homogenizer.get_params()
 
 
-def test_mr_keeps_its_values_and_comes_back(cohort):
+def test_mr_keeps_its_values_and_is_restored(cohort):
     ct, labels = image_and_labels(cohort, 2)
     scan = load("mr_scans").seen_by_mr(ct)
     homogenizer = Homogenizer(size=256, modality="mr")
@@ -145,23 +145,23 @@ def test_mr_keeps_its_values_and_comes_back(cohort):
     assert Homogenizer(modality="mr").fit([scan]).reference_ is not None
 
 
-def test_a_patient_in_mr_is_turned_back():
+def test_a_rotated_patient_in_mr_is_turned_upright():
     scan, roll = load("mr_scans").whole_phantom(2_000_003, 0, "t1", size=128, slices=6)
-    found = Homogenizer(size=128, modality="mr").transform(scan)
-    np.testing.assert_allclose(found.roll_degrees, np.degrees(roll), atol=4.0)
+    result = Homogenizer(size=128, modality="mr").transform(scan)
+    np.testing.assert_allclose(result.roll_degrees, np.degrees(roll), atol=4.0)
     assert abs(np.degrees(roll)) > 4.0
 
 
-def test_a_mask_takes_the_place_of_the_body(cohort):
-    """Twice as wide a body is brought to the same width: half the scale along x."""
+def test_given_mask_replaces_the_estimated_body_mask(cohort):
+    """A mask twice as wide is brought to the same width, so the scale along x is halved."""
     image, _ = image_and_labels(cohort, 2)
     y, x = np.indices(image.array.shape[1:]) - 48.0
     scales = []
     for half in (12.0, 24.0):
         mask = np.broadcast_to((y / 20.0) ** 2 + (x / half) ** 2 < 1.0, image.array.shape)
-        found = Homogenizer(size=128).transform(image, mask=image.with_array(mask.astype(np.uint8)))
-        poses = np.array(found.transform.poses)
-        scales.append(np.exp(poses[:, LOG_SCALE_X]) * found.transform.frame.fov_mm)
+        result = Homogenizer(size=128).transform(image, mask=image.with_array(mask.astype(np.uint8)))
+        poses = np.array(result.transform.poses)
+        scales.append(np.exp(poses[:, LOG_SCALE_X]) * result.transform.frame.fov_mm)
     np.testing.assert_allclose(scales[1] / scales[0], 2.0, rtol=0.05)
 
 
@@ -185,7 +185,7 @@ def test_a_reference_is_named_by_word_or_path(cohort):
     assert flat.spacing[2] == pytest.approx(image.spacing[2], rel=1e-12)
 
 
-def test_the_package_offers_it_without_loading_it():
+def test_homogenizer_is_exported_but_imported_lazily():
     assert set(isopose.__all__) == {"Homogenized", "Homogenizer", "Pipeline", "Result", "__version__", "wrap"}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         isopose.nothing  # noqa: B018

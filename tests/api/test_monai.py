@@ -31,7 +31,7 @@ def overlap(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-def test_the_same_as_the_homogenizer_and_back(case):
+def test_dictionary_transform_equals_the_homogenizer_and_inverts(case):
     data = loaded(case)
     out = ReferencePosed(("image", "label"), size=128)(data)
     image, labels = read_volume(case["image"]), read_labels(case["label"])
@@ -43,7 +43,7 @@ def test_the_same_as_the_homogenizer_and_back(case):
 
 
 @pytest.mark.parametrize("what", ["labels", "probabilities"])
-def test_invertd_brings_answers_back_through_monai_s_own_transforms(case, what):
+def test_invertd_restores_predictions_through_monais_own_transforms(case, what):
     chain = Compose(
         [
             LoadImaged(("image", "label"), ensure_channel_first=True),
@@ -67,9 +67,9 @@ def test_invertd_brings_answers_back_through_monai_s_own_transforms(case, what):
         "answer", transform=chain, orig_keys="image", nearest_interp=what == "labels", to_tensor=True
     )(data)["answer"]
     native = read_labels(case["label"])
-    found = as_volume(back[0] if what == "labels" else MetaTensor(back[1], affine=back.affine))
-    assert found.same_grid(native)
-    kidney = found.array == 1 if what == "labels" else found.array > 0.5
+    result = as_volume(back[0] if what == "labels" else MetaTensor(back[1], affine=back.affine))
+    assert result.same_grid(native)
+    kidney = result.array == 1 if what == "labels" else result.array > 0.5
     assert overlap(kidney, native.array == 1) > 0.9
     if what == "probabilities":
         torch.testing.assert_close(back.sum(dim=0).as_tensor(), torch.ones(back.shape[1:]), atol=1e-4, rtol=0)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from isopose.io.images import write_image, write_labels
 from isopose.models.folder import save_model
 
@@ -12,9 +12,9 @@ def cohort(tmp_path_factory):
     """Three small cases in nnU-Net's layout, the last one for testing."""
     root = tmp_path_factory.mktemp("data") / "Dataset001_Bright"
     for number, part in enumerate(("Tr", "Tr", "Ts")):
-        here = scene(slices=4, roll=0.1 * number)
-        write_image(here.volume, root / f"images{part}" / f"case_{number}_0000.nii.gz")
-        write_labels(here.volume.with_array(here.truth), root / f"labels{part}" / f"case_{number}.nii.gz")
+        scene = make_scene(slices=4, roll=0.1 * number)
+        write_image(scene.volume, root / f"images{part}" / f"case_{number}_0000.nii.gz")
+        write_labels(scene.volume.with_array(scene.truth), root / f"labels{part}" / f"case_{number}.nii.gz")
     content = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "kidney": 1, "tumor": 7},

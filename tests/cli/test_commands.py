@@ -41,7 +41,7 @@ def one_line(text: str) -> bool:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command):
+def test_help_of_every_command(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert f"isopose {command}" in result.stdout
@@ -51,8 +51,8 @@ def test_every_command_explains_itself(command):
 
 def test_the_list_of_commands_is_complete():
     listed = CliRunner().invoke(app, ["--help"]).stdout
-    shown = [command for command in app.registered_commands if not command.hidden]
-    assert [command.callback.__name__ for command in shown] == list(COMMANDS)
+    visible = [command for command in app.registered_commands if not command.hidden]
+    assert [command.callback.__name__ for command in visible] == list(COMMANDS)
     assert all(command in listed for command in COMMANDS)
 
 
@@ -60,7 +60,7 @@ def test_version(isopose):
     assert isopose("--version") == (0, f"isopose {__version__}\n", "")
 
 
-def test_help_imports_nothing_heavy():
+def test_help_does_not_import_pytorch():
     code = (
         "import sys, isopose.cli\n"
         "try: isopose.cli.app(['predict', '--help'])\n"
@@ -68,12 +68,12 @@ def test_help_imports_nothing_heavy():
         "heavy = {'torch', 'numpy', 'SimpleITK', 'matplotlib', 'monai', 'scipy'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("heavy: []\n")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.endswith("heavy: []\n")
 
 
-def test_a_prediction_loads_neither_compiler_nor_what_draws_nor_the_store(cohort, model_folder, tmp_path):
+def test_predict_loads_neither_compiler_nor_matplotlib_nor_store(cohort, model_folder, tmp_path):
     arguments = ["predict", str(model_folder), str(cohort / "imagesTs"), "--output", str(tmp_path / "out")]
     code = (
         "import sys, isopose.cli\n"
@@ -82,9 +82,9 @@ def test_a_prediction_loads_neither_compiler_nor_what_draws_nor_the_store(cohort
         "unneeded = {'torch._dynamo', 'torch._inductor', 'matplotlib', 'isopose.data.store'}\n"
         "print('unneeded:', sorted(unneeded & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("unneeded: []\n")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.endswith("unneeded: []\n")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_prediction_loads_neither_compiler_nor_what_draws_nor_the_store(cohort
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
 )
-def test_bad_input_is_one_line_and_code_2(arguments, words, isopose, cohort, model_folder, tmp_path):
+def test_bad_input_gives_one_line_and_exit_code_2(arguments, words, isopose, cohort, model_folder, tmp_path):
     places = {"tmp": tmp_path, "data": cohort, "model": model_folder}
     code, out, err = isopose(*(argument.format(**places) for argument in arguments))
     assert code == 2
@@ -163,8 +163,8 @@ def test_a_folder_that_another_process_writes_to_is_refused(
     out = tmp_path / "out"
     out.mkdir()
     with only_writer(out):
-        given = [argument.format(out=out, data=cohort, model=model_folder) for argument in arguments]
-        code, _, err = isopose(*given)
+        command = [argument.format(out=out, data=cohort, model=model_folder) for argument in arguments]
+        code, _, err = isopose(*command)
     assert code == 2
     assert "another isopose process is writing to it" in err
     assert one_line(err), err
@@ -181,7 +181,7 @@ def test_a_folder_that_another_process_writes_to_is_refused(
     ],
     ids=lambda value: " ".join(value),
 )
-def test_bad_usage_is_code_2(arguments, isopose, tmp_path, monkeypatch):
+def test_bad_usage_gives_exit_code_2(arguments, isopose, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = isopose(*arguments)
     assert code == 2
@@ -202,13 +202,13 @@ def test_check_of_a_good_cohort(isopose, cohort):
     assert err.splitlines() == ["check: done", "fingerprint: done"]
     code, out, _ = isopose("check", cohort, "--json")
     assert code == 0
-    found = json.loads(out)
-    assert found["cases"] == 3
-    assert [problem for problem in found["problems"] if problem["severity"] == "error"] == []
+    report = json.loads(out)
+    assert report["cases"] == 3
+    assert [problem for problem in report["problems"] if problem["severity"] == "error"] == []
     # Of the training cases alone: two of three.
-    assert found["fingerprint"]["cases"] == 2
-    assert found["fingerprint"]["spacing_median"] == pytest.approx([2.1, 2.9, 6.0])
-    assert [label["name"] for label in found["fingerprint"]["labels"]] == ["kidney", "tumor"]
+    assert report["fingerprint"]["cases"] == 2
+    assert report["fingerprint"]["spacing_median"] == pytest.approx([2.1, 2.9, 6.0])
+    assert [label["name"] for label in report["fingerprint"]["labels"]] == ["kidney", "tumor"]
 
 
 def test_check_of_a_broken_cohort(isopose, cohort, tmp_path):
@@ -230,9 +230,9 @@ def test_check_of_a_broken_cohort(isopose, cohort, tmp_path):
     assert "Traceback" not in err
     code, out, _ = isopose("check", broken, "--json")
     assert code == 2
-    found = json.loads(out)
-    assert {p["case"] for p in found["problems"] if p["severity"] == "error"} == {"case_0", "case_1"}
-    assert found["fingerprint"] is None
+    report = json.loads(out)
+    assert {p["case"] for p in report["problems"] if p["severity"] == "error"} == {"case_0", "case_1"}
+    assert report["fingerprint"] is None
 
 
 def test_phantoms_are_a_dataset_that_check_accepts(isopose, tmp_path):
@@ -265,7 +265,7 @@ def test_predict_prints_results_on_stdout_and_progress_on_stderr(isopose, cohort
     assert json.loads(out) == [{"name": "case_2", "problem": None, "record": record}]
 
 
-def test_one_bad_scan_is_code_2_and_the_rest_is_done(isopose, cohort, model_folder, tmp_path):
+def test_one_bad_scan_gives_exit_code_2_and_the_others_are_predicted(isopose, cohort, model_folder, tmp_path):
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")
     inputs = (tmp_path / "bad.nii.gz", cohort / "imagesTs")
     code, out, err = isopose("predict", model_folder, *inputs, "--output", tmp_path / "o")
@@ -282,7 +282,7 @@ def test_one_bad_scan_is_code_2_and_the_rest_is_done(isopose, cohort, model_fold
     assert (good["name"], good["problem"]) == ("case_2", None)
 
 
-def test_homogenize_and_restore_are_a_way_there_and_back(isopose, cohort, tmp_path):
+def test_restore_undoes_homogenize(isopose, cohort, tmp_path):
     upright = tmp_path / "upright"
     code, out, err = isopose("homogenize", cohort, upright, "--size", 128)
     assert code == 0, err
@@ -292,19 +292,19 @@ def test_homogenize_and_restore_are_a_way_there_and_back(isopose, cohort, tmp_pa
     assert isopose("check", upright)[0] == 0
     code, out, _ = isopose("homogenize", cohort, upright, "--size", 128, "--json")
     assert code == 0
-    printed = json.loads(out)
-    assert [(one["name"], one["problem"]) for one in printed] == [(f"case_{n}", None) for n in range(3)]
+    report = json.loads(out)
+    assert [(one["name"], one["problem"]) for one in report] == [(f"case_{n}", None) for n in range(3)]
     written = json.loads((upright / "transforms" / "case_2.json").read_text())
-    assert written.pop("sha256") == hash_of(printed[2]["record"])
-    assert printed[2]["record"] == written
+    assert written.pop("sha256") == hash_of(report[2]["record"])
+    assert report[2]["record"] == written
 
     back = tmp_path / "back"
     code, out, err = isopose("restore", upright / "labelsTs", "--homogenized", upright, "--output", back)
     assert (code, out) == (0, f"{back / 'case_2.nii.gz'}\n")
-    truth, found = (read_labels(place / "case_2.nii.gz") for place in (cohort / "labelsTs", back))
-    np.testing.assert_array_equal(found.world_from_index, truth.world_from_index)
+    truth, result = (read_labels(folder / "case_2.nii.gz") for folder in (cohort / "labelsTs", back))
+    np.testing.assert_array_equal(result.world_from_index, truth.world_from_index)
     for value in (1, 7):
-        assert dice(found.array == value, truth.array == value) > 0.9
+        assert dice(result.array == value, truth.array == value) > 0.9
     code, out, _ = isopose(
         "restore", upright / "labelsTs", "--homogenized", upright, "--output", back, "--json"
     )
@@ -315,7 +315,7 @@ def test_homogenize_and_restore_are_a_way_there_and_back(isopose, cohort, tmp_pa
     assert isopose("evaluate", back, cohort / "labelsTs", *options)[0] == 0
 
 
-def test_homogenize_takes_a_models_poses(isopose, cohort, tmp_path):
+def test_homogenize_uses_the_poses_of_a_model(isopose, cohort, tmp_path):
     folder, model = tmp_path / "model", bright_model({"data": {"size": 64}}, real_unet=True)
     save_model(folder, replace(model, info=replace(model.info, reference=ReferenceInfo(area_cm2=226.2))))
     code, out, err = isopose("homogenize", cohort, tmp_path / "o", "--model", folder, "--size", 64)
@@ -336,7 +336,7 @@ def test_homogenize_takes_a_models_poses(isopose, cohort, tmp_path):
     assert width == height
 
 
-def test_homogenize_brings_scans_to_a_case_or_says_what_is_possible(isopose, cohort, tmp_path):
+def test_homogenize_takes_a_case_as_reference_or_lists_the_references(isopose, cohort, tmp_path):
     code, _, err = isopose("homogenize", cohort, tmp_path / "o", "--reference", "case_9", "--size", 64)
     assert code == 2
     assert one_line(err)
@@ -374,11 +374,11 @@ def test_wrap_prints_results_logs_and_the_scans_that_failed(isopose, cohort, tmp
         (scans / f"{name}.nii.gz").write_bytes((cohort / "imagesTs" / "case_2_0000.nii.gz").read_bytes())
     names = ("--label", "kidney=1", "--label", "tumor=7")
     command = ("--", sys.executable, "-c", SEGMENTER, "{input}", "{output}")
-    code, printed, err = isopose("wrap", scans, "--output", out, "--size", 128, *names, *command)
+    code, report, err = isopose("wrap", scans, "--output", out, "--size", 128, *names, *command)
     assert code == 2
     record = json.loads((out / "good.json").read_text())
     volumes = "  ".join(f"{name} {value:.1f} ml" for name, value in record["volumes_ml"].items())
-    assert printed == f"{out / 'good.nii.gz'}  {volumes}\n"
+    assert report == f"{out / 'good.nii.gz'}  {volumes}\n"
     assert "kidney+tumor" in volumes
     log = out / "logs" / "a_bad.log"
     lines = err.splitlines()
@@ -387,19 +387,19 @@ def test_wrap_prints_results_logs_and_the_scans_that_failed(isopose, cohort, tmp
         f"isopose: a_bad: the command ended with exit code 1; see {log}",
     ]
     assert log.read_text() == "out of luck\n"
-    truth, found = (read_labels(p) for p in (cohort / "labelsTs" / "case_2.nii.gz", out / "good.nii.gz"))
-    np.testing.assert_array_equal(found.world_from_index, truth.world_from_index)
+    truth, result = (read_labels(p) for p in (cohort / "labelsTs" / "case_2.nii.gz", out / "good.nii.gz"))
+    np.testing.assert_array_equal(result.world_from_index, truth.world_from_index)
     for value in (1, 7):
-        assert dice(found.array == value, truth.array == value) >= 0.95
-    code, printed, _ = isopose("wrap", scans, "--output", out, "--size", 128, *names, "--json", *command)
+        assert dice(result.array == value, truth.array == value) >= 0.95
+    code, report, _ = isopose("wrap", scans, "--output", out, "--size", 128, *names, "--json", *command)
     assert code == 2
-    assert [(one["name"], one["record"]) for one in json.loads(printed)] == [
+    assert [(one["name"], one["record"]) for one in json.loads(report)] == [
         ("a_bad", None),
         ("good", record),
     ]
 
 
-def test_one_bad_scan_of_many_is_code_2_for_homogenize_and_restore(isopose, cohort, tmp_path):
+def test_one_bad_scan_gives_exit_code_2_in_homogenize_and_restore(isopose, cohort, tmp_path):
     scans = tmp_path / "scans"
     scans.mkdir()
     (scans / "a_bad.nii.gz").write_bytes(b"no image")
@@ -435,7 +435,7 @@ def test_help_shows_the_defaults_of_homogenize():
     assert "(default: yes)" in text
 
 
-def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):
+def test_evaluate_scores_the_available_predictions(isopose, cohort, tmp_path):
     truth, wrong = cohort / "labelsTs", tmp_path / "wrong"
     labels = read_labels(truth / "case_2.nii.gz")
     moved = np.roll(labels.array, 5, axis=2)
@@ -457,9 +457,9 @@ def test_evaluate_scores_what_is_there(isopose, cohort, tmp_path):
         assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", report), "it needs another file"
         code, out, _ = isopose("evaluate", folder, truth, *options, "--json")
         assert code == 0
-        printed, written = json.loads(out), json.loads((tmp_path / name / "scores.json").read_text())
-        assert printed["cases"] == written["cases"]
-        assert [case["case"] for case in printed["cases"]] == ["case_2"]
+        result, written = json.loads(out), json.loads((tmp_path / name / "scores.json").read_text())
+        assert result["cases"] == written["cases"]
+        assert [case["case"] for case in result["cases"]] == ["case_2"]
     code, out, err = isopose("evaluate", truth, cohort)
     assert (code, out) == (2, "")
     assert one_line(err)
@@ -473,7 +473,7 @@ def test_an_invalid_memory_limit_is_reported_before_reading(isopose, tmp_path):
     assert error == "isopose: --memory: expected megabytes or gigabytes, e.g. 4GB or 800MB, got '4'\n"
 
 
-def test_the_precision_asked_for_is_the_one_that_is_recorded(isopose, model_folder, cohort, tmp_path):
+def test_the_requested_precision_is_recorded(isopose, model_folder, cohort, tmp_path):
     for precision in ("32-true", "bf16-mixed"):
         arguments = ("--output", tmp_path / precision, "--precision", precision, "--json")
         code, out, _ = isopose("predict", model_folder, cohort / "imagesTs", *arguments)
@@ -482,8 +482,8 @@ def test_the_precision_asked_for_is_the_one_that_is_recorded(isopose, model_fold
 
 
 def test_the_shell_completes_commands_and_options():
-    def completed(words, place):
-        completion = {"_ISOPOSE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+    def completed(words, folder):
+        completion = {"_ISOPOSE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(folder)}
         command = Path(sys.executable).with_name("isopose")
         shell = subprocess.run([command], env=os.environ | completion, capture_output=True, text=True)
         return shell.stdout.split()

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from bright import scene
+from bright import make_scene
 from io_helpers import dicom_slice, save
 from isopose.io.images import read_labels, read_volume
 
@@ -32,16 +32,16 @@ OURS = re.compile(r"\[\d+/\d+\] [\w-]+|  warning: .*|predict [\w-]+: .*|isopose:
 
 
 def series(folder: Path, fields: dict) -> Path:
-    here = scene(slices=4, roll=0.1).volume
-    for number, hu in enumerate(here.array):
-        position = (here.world_from_index @ [0, 0, number, 1])[:3]
+    volume = make_scene(slices=4, roll=0.1).volume
+    for number, hu in enumerate(volume.array):
+        position = (volume.world_from_index @ [0, 0, number, 1])[:3]
         known = {"PatientSex": "F", "StudyDate": "20210304", "StudyTime": "112233"}
-        x, y = here.direction[:, 0], here.direction[:, 1]
+        x, y = volume.direction[:, 0], volume.direction[:, 1]
         data = dicom_slice(
             (hu.astype(int) + 1024).clip(0, 4095).astype(np.uint16),
             position,
             orientation=(*x, *y),
-            PixelSpacing=[float(here.spacing[1]), float(here.spacing[0])],
+            PixelSpacing=[float(volume.spacing[1]), float(volume.spacing[0])],
             **known,
         )
         data.FrameOfReferenceUID = "1.2.3.9"
@@ -85,44 +85,44 @@ def run(*arguments, **variables):
 
 @pytest.fixture(scope="module")
 def predicted(cases, model_folder, tmp_path_factory):
-    """All cases by one command."""
+    """The output folder and the finished process of one ``isopose predict`` over all cases."""
     output = tmp_path_factory.mktemp("predicted")
     formats = [part for one in ("nifti", "rtstruct", "dicom-sr") for part in ("--format", one)]
-    done = run(
+    process = run(
         *("-m", "isopose", "predict", model_folder, *cases, "--output", output, *formats),
     )
-    return output, done
+    return output, process
 
 
-def test_every_case_is_done_and_nothing_is_said_but_by_the_command(predicted):
-    output, done = predicted
-    assert done.returncode == 0, done.stderr
-    for line in re.split(r"[\r\n]", done.stdout + done.stderr):
+def test_unusual_headers_are_predicted_without_messages_of_libraries(predicted):
+    output, process = predicted
+    assert process.returncode == 0, process.stderr
+    for line in re.split(r"[\r\n]", process.stdout + process.stderr):
         assert not any(secret in line for secret in (*SECRETS, "00000000")), line
-    for line in re.split(r"[\r\n]", done.stderr):
+    for line in re.split(r"[\r\n]", process.stderr):
         assert OURS.fullmatch(line), line
     for name in CASES:
         record = (output / f"{name}.json").read_text()
         assert not any(secret in record for secret in SECRETS)
 
 
-def test_a_home_that_cannot_be_written_to_is_no_matter(cases, model_folder, tmp_path):
-    """matplotlib keeps its list of fonts there, and reports at length where it cannot."""
+def test_a_read_only_home_folder_gives_no_message(cases, model_folder, tmp_path):
+    """matplotlib caches its fonts in the home folder and prints long messages if it cannot."""
     output = tmp_path / "out"
-    done = run(
+    process = run(
         *("-m", "isopose", "predict", model_folder, cases[0], "--output", output, "--steps"),
         HOME="/dev/null/home",
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     assert (output / "steps" / "plain.png").stat().st_size > 1000
-    for line in re.split(r"[\r\n]", done.stderr):
+    for line in re.split(r"[\r\n]", process.stderr):
         assert OURS.fullmatch(line), line
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_not_valid_is_named_and_all_else_is_as_of_the_plain_series(name, predicted, cases):
-    output, done = predicted
-    lines = done.stderr.partition(f"] {name}\n")[2].partition("[")[0]
+def test_invalid_elements_are_named_and_results_equal_those_of_a_valid_series(name, predicted, cases):
+    output, process = predicted
+    lines = process.stderr.partition(f"] {name}\n")[2].partition("[")[0]
     fields, empty = CASES[name]
     assert re.findall(r"left empty or out in the DICOM results: (.*)", lines) == [", ".join(empty)] * bool(
         empty
@@ -146,16 +146,16 @@ def test_what_is_not_valid_is_named_and_all_else_is_as_of_the_plain_series(name,
     segments = hd.seg.Segmentation.from_dataset(read["seg"])
     for number, value in enumerate((1, 7), start=1):
         volume = segments.get_volume(segment_numbers=[number], combine_segments=True)
-        found = np.column_stack(
+        result = np.column_stack(
             [np.argwhere(volume.array == number), np.ones((volume.array == number).sum())]
         )
-        there = np.column_stack(
+        expected_points = np.column_stack(
             [np.argwhere(labels.array == value)[:, ::-1], np.ones((labels.array == value).sum())]
         )
-        assert len(found) == len(there) > 0
+        assert len(result) == len(expected_points) > 0
         np.testing.assert_allclose(
-            sorted((found @ volume.affine.T)[:, :3].round(2).tolist()),
-            sorted((there @ labels.world_from_index.T)[:, :3].round(2).tolist()),
+            sorted((result @ volume.affine.T)[:, :3].round(2).tolist()),
+            sorted((expected_points @ labels.world_from_index.T)[:, :3].round(2).tolist()),
             atol=0.02,
         )
     [measures] = read["seg"].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
@@ -163,7 +163,7 @@ def test_what_is_not_valid_is_named_and_all_else_is_as_of_the_plain_series(name,
     assert float(measures.SliceThickness) == pytest.approx(thickness)
 
 
-def test_the_python_interface_says_nothing_either(cases, model_folder):
+def test_the_python_interface_prints_nothing(cases, model_folder):
     code = (
         "import sys\n"
         "import isopose\n"
@@ -173,8 +173,8 @@ def test_the_python_interface_says_nothing_either(cases, model_folder):
         "import warnings\n"
         "warnings.warn('still heard')\n"
     )
-    done = run("-c", code, model_folder, *cases[:3])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    [line] = done.stderr.splitlines()
+    process = run("-c", code, model_folder, *cases[:3])
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == ""
+    [line] = process.stderr.splitlines()
     assert line.endswith("still heard")

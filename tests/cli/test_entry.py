@@ -9,7 +9,7 @@ import pytest
 import torch
 
 
-def test_a_full_disk_is_one_line_and_code_1(isopose, cohort, model_folder, tmp_path, monkeypatch):
+def test_a_full_disk_gives_one_line_and_exit_code_1(isopose, cohort, model_folder, tmp_path, monkeypatch):
     import errno
 
     def full(*args, **kwargs):
@@ -31,7 +31,7 @@ def test_a_full_disk_is_one_line_and_code_1(isopose, cohort, model_folder, tmp_p
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 139 GiB in all"),
     ],
 )
-def test_too_little_memory_for_all_says_what_to_lower(
+def test_out_of_memory_names_the_settings_to_lower(
     error, isopose, cohort, model_folder, tmp_path, monkeypatch
 ):
     def hungry(*args, **kwargs):
@@ -44,7 +44,9 @@ def test_too_little_memory_for_all_says_what_to_lower(
     assert err.count("\n") == 1
 
 
-def test_what_nobody_foresaw_is_one_line_without_a_librarys_words(isopose, cohort, tmp_path, monkeypatch):
+def test_an_unexpected_error_gives_one_line_without_a_librarys_message(
+    isopose, cohort, tmp_path, monkeypatch
+):
     def fail(*args, **kwargs):
         raise KeyError("DOE^JOHN")
 
@@ -57,20 +59,20 @@ def test_what_nobody_foresaw_is_one_line_without_a_librarys_words(isopose, cohor
 
 
 @pytest.mark.parametrize("command", ["fit", "preprocess"])
-def test_too_few_patients_are_said_before_anything_heavy_is_loaded(command, cohort, tmp_path):
-    """Fifteen seconds of loading, for a line that the list of the cases gives."""
-    place = "--model" if command == "fit" else "--store"
+def test_too_few_patients_are_reported_before_pytorch_is_imported(command, cohort, tmp_path):
+    """The list of cases is enough for this error; importing PyTorch first would take fifteen seconds."""
+    option = "--model" if command == "fit" else "--store"
     code = (
         "import sys\n"
         "from isopose.cli import main\n"
-        f"sys.argv = ['isopose', {command!r}, {str(cohort)!r}, {place!r}, {str(tmp_path / 'out')!r}]\n"
+        f"sys.argv = ['isopose', {command!r}, {str(cohort)!r}, {option!r}, {str(tmp_path / 'out')!r}]\n"
         "try: main()\n"
         "finally: print('heavy:', sorted({'torch', 'monai', 'blosc2'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (2, "heavy: []\n"), done.stderr
-    assert "5 folds need as many labeled patients, got 2; use fewer" in done.stderr
-    assert done.stderr.count("\n") == 1
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (process.returncode, process.stdout) == (2, "heavy: []\n"), process.stderr
+    assert "5 folds need as many labeled patients, got 2; use fewer" in process.stderr
+    assert process.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,7 +87,7 @@ def start(*arguments):
     )
 
 
-def test_a_forked_worker_ends_without_a_word(tmp_path):
+def test_a_forked_worker_ends_without_output(tmp_path):
     (tmp_path / "forks.py").write_text(
         "import multiprocessing\n"
         "from isopose.cli import entry\n"
@@ -95,15 +97,15 @@ def test_a_forked_worker_ends_without_a_word(tmp_path):
         "entry.app = forks\n"
         "entry.main()\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, tmp_path / "forks.py"], capture_output=True, text=True, timeout=120
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 2]\n", "")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "[1, 2]\n", "")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_signal_ends_with_130_and_one_line(name, workers, tmp_path):
+def test_a_signal_gives_one_line_and_exit_code_130(name, workers, tmp_path):
     output = tmp_path / "cohort"
     process = start("phantom", output, "--cases", 500, "--slices", 20, "--size", 64, "--workers", workers)
     try:

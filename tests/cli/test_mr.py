@@ -1,4 +1,4 @@
-"""MR from the phantoms to results, and masks of the user's own, by the commands."""
+"""The commands on MR, from phantoms to results, and with masks given by the user."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def only(folder, pattern):
     return path
 
 
-def test_phantoms_are_those_of_ct_but_for_their_contrast(phantoms, isopose, tmp_path):
+def test_mr_phantoms_differ_from_ct_phantoms_in_contrast_alone(phantoms, isopose, tmp_path):
     assert json.loads((phantoms / "dataset.json").read_text())["channel_names"] == {"0": "MR"}
     code, _, _ = isopose("phantom", tmp_path / "ct", "--cases", 1, "--slices", 5, "--size", 80, "--seed", 2)
     assert code == 0
@@ -62,22 +62,22 @@ def test_phantoms_are_those_of_ct_but_for_their_contrast(phantoms, isopose, tmp_
     assert "sequence" not in ct[0]
 
 
-def test_check_knows_mr_by_its_channel(phantoms, isopose):
+def test_check_recognizes_mr_by_the_channel_name(phantoms, isopose):
     code, out, _ = isopose("check", phantoms, "--json")
-    found = json.loads(out)
+    report = json.loads(out)
     assert code == 0
     # Few slices lie far apart; nothing else is unusual.
-    assert [p["message"] for p in found["problems"] if "leave gaps" not in p["message"]] == []
+    assert [p["message"] for p in report["problems"] if "leave gaps" not in p["message"]] == []
     width = np.median([
         case["body_width_mm"] for case in json.loads((phantoms / "phantom.json").read_text())["cases"][:3]
     ])  # fmt: skip
     # Boxes of turned patients are wider or narrower than the patients themselves.
-    assert 0.7 * width < found["fingerprint"]["body_median_mm"][0] < 1.2 * width
-    assert found["fingerprint"]["tissue"] is None
-    assert found["fingerprint"]["channels"][0]["scale"]["method"] == "zscore"
+    assert 0.7 * width < report["fingerprint"]["body_median_mm"][0] < 1.2 * width
+    assert report["fingerprint"]["tissue"] is None
+    assert report["fingerprint"]["channels"][0]["scale"]["method"] == "zscore"
 
 
-def test_a_model_of_mr_does_not_see_the_gain(phantoms, mr_model, isopose, tmp_path):
+def test_predictions_of_an_mr_model_do_not_depend_on_the_gain(phantoms, mr_model, isopose, tmp_path):
     model = load_model(mr_model)
     assert (model.modality, model.config.pose.contrast) == ("mr", "any")
     scan = read_volume(only(phantoms / "imagesTs", "*"))
@@ -93,8 +93,8 @@ def test_a_model_of_mr_does_not_see_the_gain(phantoms, mr_model, isopose, tmp_pa
     assert records[0]["roll_decision"]["odds"] == pytest.approx(records[1]["roll_decision"]["odds"], rel=0.01)
 
 
-def test_the_page_shows_mr_by_its_own_brightness(phantoms, mr_model, tmp_path):
-    """Steps are in the numbers of the scan's picture, whether its values are large, or all below one."""
+def test_page_images_of_mr_do_not_depend_on_the_units(phantoms, mr_model, tmp_path):
+    """Large values and values below one are displayed alike."""
     from isopose.inference.predict import predict
     from isopose.inference.record import prediction_record
     from isopose.serve.viewing import read_view, write_view
@@ -125,8 +125,8 @@ def test_the_page_shows_mr_by_its_own_brightness(phantoms, mr_model, tmp_path):
     assert seen["whole"][1] == pytest.approx(seen["small"][1], rel=0.01, abs=1.0)
 
 
-def test_pictures_of_the_steps_have_one_brightness_for_a_scan(phantoms, mr_model):
-    """Slices of MR that get darker along the scan are not brightened one by one."""
+def test_step_images_of_a_scan_share_one_window(phantoms, mr_model):
+    """If MR slices get darker along the scan, the step images get darker as well."""
     from isopose.inference.predict import predict
     from isopose.report.figure import window_of_scan
     from isopose.report.steps import steps_of
@@ -140,8 +140,8 @@ def test_pictures_of_the_steps_have_one_brightness_for_a_scan(phantoms, mr_model
     assert {row.native_window for row in rows} == {window_of_scan(scan.array)}
 
 
-def test_a_cohort_of_mr_is_reviewed_by_its_own_brightness(phantoms, mr_model, isopose, tmp_path):
-    """The record says what a scan is of, else the dataset; values below -200 do not make it CT."""
+def test_review_of_mr_uses_the_modality_of_the_record_or_dataset(phantoms, mr_model, isopose, tmp_path):
+    """The modality comes from the record, else from the dataset; values below -200 do not make a scan CT."""
     from isopose.serve.cohort import case_view, open_cohort, thumbnail
 
     out, name = tmp_path / "out", only(phantoms / "labelsTs", "*").name.removesuffix(".nii.gz")
@@ -176,25 +176,25 @@ def test_a_cohort_of_mr_is_reviewed_by_its_own_brightness(phantoms, mr_model, is
     assert cohort.cases[number].modality is None
 
 
-def test_series_of_the_other_modality_are_refused(mr_model, model_folder, isopose, tmp_path):
+def test_series_of_another_modality_are_refused(mr_model, model_folder, isopose, tmp_path):
     write_series(tmp_path / "ct", raw_slices())
     write_series(tmp_path / "mr", raw_slices(), SOPClassUID=MRImageStorage, Modality="MR")
     for model, scan, message in (
         (mr_model, "ct", "a DICOM series of CT, expected MR"),
         (model_folder, "mr", "a DICOM series of MR, expected CT"),
     ):
-        code, _, said = isopose("predict", model, tmp_path / scan, "--output", tmp_path / f"of-{scan}")
+        code, _, err = isopose("predict", model, tmp_path / scan, "--output", tmp_path / f"of-{scan}")
         assert code == 2
-        assert message in said
-        assert "Traceback" not in said
+        assert message in err
+        assert "Traceback" not in err
         assert not (tmp_path / f"of-{scan}" / f"{scan}.nii.gz").exists()
-    code, _, said = isopose("homogenize", tmp_path / "mr", tmp_path / "hom")
-    assert (code, "--modality mr" in said) == (2, True)
+    code, _, err = isopose("homogenize", tmp_path / "mr", tmp_path / "hom")
+    assert (code, "--modality mr" in err) == (2, True)
 
 
-def test_homogenized_mr_keeps_its_values_and_comes_back(phantoms, isopose, tmp_path):
+def test_homogenized_mr_keeps_its_values_and_is_restored(phantoms, isopose, tmp_path):
     out = tmp_path / "upright"
-    code, _, said = isopose("homogenize", phantoms, out, "--size", 128)
+    code, _, err = isopose("homogenize", phantoms, out, "--size", 128)
     assert code == 0
     rolls = true_rolls(phantoms)
     records = {path.stem: json.loads(path.read_text()) for path in (out / FOLDER).glob("*.json")}
@@ -206,7 +206,7 @@ def test_homogenized_mr_keeps_its_values_and_comes_back(phantoms, isopose, tmp_p
         else:
             assert abs(record["roll_decision"]["shown_degrees"] - math.degrees(rolls[case])) < 5.0
     assert kept < len(records)
-    assert said.count("left as the file's header says") == kept
+    assert err.count("left as the file's header says") == kept
     assert json.loads((out / "dataset.json").read_text())["channel_names"] == {"0": "MR"}
     before = read_volume(phantoms / "imagesTr" / "phantom_001_0000.nii.gz")
     after = read_volume(out / "imagesTr" / "phantom_001_0000.nii.gz")
@@ -224,7 +224,7 @@ def test_homogenized_mr_keeps_its_values_and_comes_back(phantoms, isopose, tmp_p
 
 
 def boxes(dataset, folder, names):
-    """Masks that are boxes, so that they cannot be mistaken for what is found."""
+    """Write box-shaped masks, which no estimated body mask resembles."""
     for name, path in names.items():
         scan = read_volume(dataset / path)
         mask = np.zeros(scan.array.shape, np.uint8)
@@ -232,14 +232,14 @@ def boxes(dataset, folder, names):
         write_labels(scan.with_array(mask), folder / f"{name}.nii.gz")
 
 
-def test_masks_of_ones_own_take_the_place_of_what_is_found(cohort, model_folder, isopose, tmp_path):
+def test_given_masks_replace_the_estimated_body_masks(cohort, model_folder, isopose, tmp_path):
     masks, scans = tmp_path / "masks", cohort / "imagesTr"
     boxes(cohort, masks, {"case_0": "imagesTr/case_0_0000.nii.gz"})
     out = tmp_path / "out"
-    code, _, said = isopose("predict", model_folder, scans, "--output", out, "--masks", masks)
+    code, _, err = isopose("predict", model_folder, scans, "--output", out, "--masks", masks)
     assert code == 2  # of the other scan, and only of that
-    assert said.count("error:") == 1
-    assert "case_1.nii.gz" in said
+    assert err.count("error:") == 1
+    assert "case_1.nii.gz" in err
     record = json.loads((out / "case_0.json").read_text())
     scan = read_volume(scans / "case_0_0000.nii.gz").reoriented()
     middle = np.array([49.5, 34.5]) * scan.spacing[:2]
@@ -260,13 +260,13 @@ def test_masks_of_ones_own_take_the_place_of_what_is_found(cohort, model_folder,
     assert (code, "is there already" in lost, "case_0.nii.gz: no such file" in lost) == (2, False, True)
 
 
-def test_homogenize_and_check_take_masks_too(cohort, isopose, tmp_path):
+def test_homogenize_and_check_accept_masks(cohort, isopose, tmp_path):
     masks = tmp_path / "masks"
     names = {"case_0": "imagesTr/case_0_0000.nii.gz", "case_2": "imagesTs/case_2_0000.nii.gz"}
     boxes(cohort, masks, names)
-    code, _, said = isopose("homogenize", cohort, tmp_path / "hom", "--masks", masks, "--size", 128)
+    code, _, err = isopose("homogenize", cohort, tmp_path / "hom", "--masks", masks, "--size", 128)
     assert code == 2
-    assert said.count("error:") == 1
+    assert err.count("error:") == 1
     record = json.loads(record_path(tmp_path / "hom", "case_0").read_text())
     assert set(record["sources"]) == {"image", "label", "mask"}
     scan = read_volume(cohort / "imagesTr" / "case_0_0000.nii.gz")
@@ -277,5 +277,5 @@ def test_homogenize_and_check_take_masks_too(cohort, isopose, tmp_path):
     code, out, _ = isopose("check", cohort, "--masks", masks)
     assert code == 2
     assert "case_1: image: " in out
-    code, _, said = isopose("check", cohort, "--masks", tmp_path / "nowhere")
-    assert (code, said.count("\n")) == (2, 1)
+    code, _, err = isopose("check", cohort, "--masks", tmp_path / "nowhere")
+    assert (code, err.count("\n")) == (2, 1)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bright import bright_model, dice, ellipse, scene, stored_otherwise, world_center
+from bright import bright_model, dice, ellipse, make_scene, stored_otherwise, world_center
 from isopose.api import Homogenizer
 from isopose.errors import InputError
 from isopose.homogenize.record import read_record, record_path
@@ -39,7 +39,7 @@ def stacks(request, tmp_path_factory):
     )
 
 
-def test_phantoms_are_stored_slice_by_slice_with_their_sides(stacks):
+def test_phantoms_of_a_plane_keep_left_and_right(stacks):
     plane, root = stacks
     truth = json.loads((root / "phantom.json").read_text())["cases"]
     thick = {"coronal": 1, "sagittal": 0}[plane]
@@ -58,7 +58,7 @@ def test_phantoms_are_stored_slice_by_slice_with_their_sides(stacks):
         assert image.array[labels.array > 0].mean() > 3 * np.median(image.array[:, :, :2])
 
 
-def test_check_tells_the_plane_and_what_to_set(stacks, isopose):
+def test_check_reports_the_plane_and_the_setting_for_it(stacks, isopose):
     plane, root = stacks
     code, out, _ = isopose("check", root)
     assert code == 2
@@ -66,21 +66,21 @@ def test_check_tells_the_plane_and_what_to_set(stacks, isopose):
     assert "not those of axial" not in out
     assert f"give --plane {plane} here" in out
     code, out, _ = isopose("check", root, "--plane", plane, "--json")
-    found = json.loads(out)
-    assert (code, found["planes"]) == (0, {plane: 3})
-    assert found["fingerprint"]["slices_max"] == 12
+    report = json.loads(out)
+    assert (code, report["planes"]) == (0, {plane: 3})
+    assert report["fingerprint"]["slices_max"] == 12
 
 
 @pytest.mark.parametrize("more", [[], ["pose.start=identity", "pose.learned=true", "pose.per=slice"]])
 def test_a_model_of_a_plane_is_trained_and_predicts_on_the_scans_grid(stacks, isopose, tmp_path, more):
     plane, root = stacks
     model = tmp_path / "model"
-    code, said, err = isopose("fit", root, "--model", model, *given([*TINY, *more, f"data.plane={plane}"]))
+    code, out, err = isopose("fit", root, "--model", model, *given([*TINY, *more, f"data.plane={plane}"]))
     assert code == 0, err
     loaded = load_model(model)
     assert loaded.config.data.plane == plane
     assert loaded.config.pose.start == ("identity" if more else "header")
-    assert ("front and back" in said + err) == (plane == "sagittal")
+    assert ("front and back" in out + err) == (plane == "sagittal")
     (path,) = (root / "imagesTs").iterdir()
     code, _, err = isopose("predict", model, path, "--output", tmp_path / "out", "--steps")
     assert code == 0
@@ -98,12 +98,12 @@ def test_a_model_of_a_plane_is_trained_and_predicts_on_the_scans_grid(stacks, is
         assert all(one["scale_x"] == one["scale_y"] for one in record["slices"])
 
 
-def test_scans_of_another_plane_are_one_line(isopose, tmp_path):
+def test_scans_of_another_plane_are_refused_in_one_line(isopose, tmp_path):
     save_model(tmp_path / "model", of_plane("coronal", real_unet=True))
-    here = scene(spacing=(2.1, 2.9, 6.0))
+    scene = make_scene(spacing=(2.1, 2.9, 6.0))
     from isopose.io.images import write_image
 
-    write_image(here.volume, tmp_path / "scan.nii.gz")
+    write_image(scene.volume, tmp_path / "scan.nii.gz")
     code, _, err = isopose(
         "predict", tmp_path / "model", tmp_path / "scan.nii.gz", "--output", tmp_path / "out"
     )
@@ -134,7 +134,7 @@ def test_onnx_and_models_of_several_planes_are_refused(tmp_path):
 
 
 def of_plane(plane, **changes):
-    """A model that marks by brightness, whose reference is the scene's body seen in the plane."""
+    """A model that segments by brightness; its reference is the phantom's body as seen in the plane."""
     whole = ellipse(64, (1.0, 1.0))
     whole[:] = 0.0
     whole[..., 14:50] = 1.0
@@ -153,17 +153,17 @@ def of_plane(plane, **changes):
     ("axes", "flips"),
     [((0, 1, 2), (False, False, False)), ((2, 0, 1), (True, False, True)), ((1, 0, 2), (False, True, True))],
 )
-def test_what_is_marked_lies_where_it_was_on_every_storage(plane, axes, flips):
-    here = scene(spacing=THICK[plane], slices=60)
-    stored = stored_otherwise(here.volume, axes, flips)
-    truth = stored_otherwise(here.volume.with_array(here.truth), axes, flips).array
+def test_predictions_keep_their_position_in_every_storage_order(plane, axes, flips):
+    scene = make_scene(spacing=THICK[plane], slices=60)
+    stored = stored_otherwise(scene.volume, axes, flips)
+    truth = stored_otherwise(scene.volume.with_array(scene.truth), axes, flips).array
     prediction = predict(of_plane(plane), stored)
     assert prediction.labels.array.shape == stored.array.shape
     np.testing.assert_array_equal(prediction.labels.world_from_index, stored.world_from_index)
     assert dice(prediction.labels.array > 0, truth > 0) > 0.95
     marked, true = (world_center(stored, one > 0) for one in (prediction.labels.array, truth))
     np.testing.assert_allclose(marked, true, atol=1.0)
-    assert marked[0] > here.middle[0] + 20, "the mass is the patient's left"
+    assert marked[0] > scene.middle[0] + 20, "the mass is the patient's left"
     assert prediction.warnings == ()
 
 
@@ -171,18 +171,18 @@ def test_the_page_shows_the_slices_of_the_plane(tmp_path):
     from isopose.inference.record import prediction_record
     from isopose.serve.viewing import write_view
 
-    model, here = of_plane("coronal"), scene(spacing=THICK["coronal"], slices=60)
-    prediction = predict(model, here.volume, crops=True)
-    write_view(tmp_path, model, here.volume, prediction, prediction_record(model, prediction, "0" * 64))
+    model, scene = of_plane("coronal"), make_scene(spacing=THICK["coronal"], slices=60)
+    prediction = predict(model, scene.volume, crops=True)
+    write_view(tmp_path, model, scene.volume, prediction, prediction_record(model, prediction, "0" * 64))
     view = json.loads((tmp_path / "view.json").read_text())
     assert view["plane"] == "coronal"
-    assert view["shape"] == [here.volume.array.shape[1], 60, here.volume.array.shape[2]]
-    shown = read_volume(tmp_path / "scan.nii")
-    np.testing.assert_array_equal(shown.array, here.volume.reoriented("coronal").array)
+    assert view["shape"] == [scene.volume.array.shape[1], 60, scene.volume.array.shape[2]]
+    volume = read_volume(tmp_path / "scan.nii")
+    np.testing.assert_array_equal(volume.array, scene.volume.reoriented("coronal").array)
 
 
 @pytest.mark.parametrize("with_model", [False, True])
-def test_a_homogenized_stack_comes_back(stacks, isopose, tmp_path, with_model):
+def test_a_homogenized_stack_is_restored(stacks, isopose, tmp_path, with_model):
     plane, root = stacks
     out, back = tmp_path / "upright", tmp_path / "back"
     reference = ("--reference", "phantom_000") if with_model else ()
@@ -206,14 +206,16 @@ def test_a_homogenized_stack_comes_back(stacks, isopose, tmp_path, with_model):
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_patients_of_any_size_get_the_size_of_the_reference(plane):
+def test_patients_are_scaled_to_the_size_of_the_reference(plane):
     wide = []
     for scale in (0.6, 1.0):
-        here = scene(spacing=THICK[plane], slices=60, scale=scale)
-        found = Homogenizer(plane=plane, size=128).transform(here.volume, here.volume.with_array(here.truth))
-        assert found.roll_degrees == 0.0
-        columns = np.flatnonzero((found.image.array > -300).any(axis=(0, 1)))
+        scene = make_scene(spacing=THICK[plane], slices=60, scale=scale)
+        result = Homogenizer(plane=plane, size=128).transform(
+            scene.volume, scene.volume.with_array(scene.truth)
+        )
+        assert result.roll_degrees == 0.0
+        columns = np.flatnonzero((result.image.array > -300).any(axis=(0, 1)))
         wide.append(columns[-1] - columns[0])
-        restored = Homogenizer(plane=plane).inverse_transform(found.labels, found)
-        assert dice(restored.array > 0, here.truth > 0) > 0.97
+        restored = Homogenizer(plane=plane).inverse_transform(result.labels, result)
+        assert dice(restored.array > 0, scene.truth > 0) > 0.97
     assert wide[0] == pytest.approx(wide[1], rel=0.06)

@@ -38,7 +38,7 @@ def bucket():
 
 @pytest.fixture
 def machines(bucket):
-    """A cluster whose head has no room for workers, and two machines with room for one each."""
+    """A Ray cluster: a head without CPUs for workers, and two machines with one CPU each."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 

@@ -27,7 +27,7 @@ pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory):
+def model_and_cohort(tmp_path_factory):
     """A model, and a dataset of phantoms with a patients' table."""
     root = tmp_path_factory.mktemp("cohort")
     save_model(root / "model", bright_model({"data": {"size": 64}}, real_unet=True))
@@ -36,11 +36,11 @@ def given(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scans(given):
-    """Scans of which each has its own noise, and one that is none."""
-    folder = given / "scans"
+def scans(model_and_cohort):
+    """A folder of scans with different noise, and one file that is not a scan."""
+    folder = model_and_cohort / "scans"
     folder.mkdir()
-    images = sorted((given / "kids").glob("images*/*.nii.gz"))
+    images = sorted((model_and_cohort / "kids").glob("images*/*.nii.gz"))
     for number in range(24):
         image = sitk.ReadImage(images[number % len(images)])
         noise = np.random.default_rng(number).normal(0, 5, sitk.GetArrayViewFromImage(image).shape)
@@ -52,7 +52,7 @@ def scans(given):
 
 
 def contents(folder):
-    """Of all files but the cluster's own list."""
+    """Contents of all files in a folder by name, without the cluster's own list."""
     files = [path for path in folder.rglob("*") if path.is_file() and "cohort" not in path.parts]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
@@ -71,13 +71,13 @@ def put(source, place):
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_killed_loses_nothing_and_doubles_nothing(
-    machines, start, isopose, given, scans, bucket, tmp_path, monkeypatch
+def test_results_are_complete_after_a_machine_is_killed(
+    machines, start, isopose, model_and_cohort, scans, bucket, tmp_path, monkeypatch
 ):
-    """Two machines, scans and results on object storage; the same bytes as one process writes to a disk."""
+    """With scans and results on object storage; the files equal those that one process writes to disk."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     inputs, output = put(scans, Place(f"{bucket}/killed/scans")), Place(f"{bucket}/killed/out")
-    model = put(given / "model", Place(f"{bucket}/killed/model"))
+    model = put(model_and_cohort / "model", Place(f"{bucket}/killed/model"))
     command = ("predict", model, inputs, "--output", output, "--ray", machines.address)
     run = start(*command)
     deadline = time.monotonic() + 120
@@ -97,12 +97,12 @@ def test_a_machine_that_is_killed_loses_nothing_and_doubles_nothing(
         f"{output}/scan_{n:02d}.nii.gz" for n in range(24) if n != 11
     ]
 
-    code, _, _ = isopose("predict", given / "model", scans, "--output", tmp_path / "alone")
+    code, _, _ = isopose("predict", model_and_cohort / "model", scans, "--output", tmp_path / "alone")
     assert code == 2
-    made = contents(copied(output, tmp_path / "cluster"))
+    files = contents(copied(output, tmp_path / "cluster"))
     alone = contents(tmp_path / "alone")
-    assert made.keys() == alone.keys()
-    assert {n for n in made if n.endswith(".gz") and made[n] != alone[n]} == set()
+    assert files.keys() == alone.keys()
+    assert {n for n in files if n.endswith(".gz") and files[n] != alone[n]} == set()
 
     # Given again: nothing is done but the scan that could not be read, which was mended.
     stamps = output.files()
@@ -119,13 +119,15 @@ def test_a_machine_that_is_killed_loses_nothing_and_doubles_nothing(
 
 
 @pytest.mark.slow
-def test_homogenized_and_preprocessed_as_by_one_process(isopose, given, bucket, tmp_path):
-    dataset = put(given / "kids", Place(f"{bucket}/alike/kids"))
+def test_homogenize_and_preprocess_write_the_files_of_one_process(
+    isopose, model_and_cohort, bucket, tmp_path
+):
+    dataset = put(model_and_cohort / "kids", Place(f"{bucket}/alike/kids"))
     # The reference is read from the bucket, and travels to the workers.
     size = ("--size", "64", "--reference", "phantom_002")
     fold = ("--fold", "all", "--set", "data.size=64")
-    assert isopose("homogenize", given / "kids", tmp_path / "alone", *size)[0] == 0
-    assert isopose("preprocess", given / "kids", "--store", tmp_path / "store", *fold)[0] == 0
+    assert isopose("homogenize", model_and_cohort / "kids", tmp_path / "alone", *size)[0] == 0
+    assert isopose("preprocess", model_and_cohort / "kids", "--store", tmp_path / "store", *fold)[0] == 0
 
     output = Place(f"{bucket}/alike/out")
     code, out, err = isopose("homogenize", dataset, output, *size, "--ray", "local")
@@ -144,14 +146,14 @@ def test_homogenized_and_preprocessed_as_by_one_process(isopose, given, bucket, 
     }
 
     code, out, err = isopose(
-        "preprocess", given / "kids", "--store", tmp_path / "shared", *fold, "--ray", "local"
+        "preprocess", model_and_cohort / "kids", "--store", tmp_path / "shared", *fold, "--ray", "local"
     )
     assert code == 0, err
     assert contents(tmp_path / "shared") == contents(tmp_path / "store")
 
 
 class Here:
-    """A pool of this process in place of Ray's workers; what it is given goes through a pickle."""
+    """A pool that runs in this process in place of Ray's workers; arguments are pickled and unpickled."""
 
     gpus = False
 
@@ -166,7 +168,7 @@ class Here:
 
 
 @pytest.fixture
-def here(monkeypatch):
+def local_pool(monkeypatch):
     """Commands with ``--ray here`` run in this process."""
     pool = Here()
     for module in (cluster_homogenize, cluster_predict, cluster_preprocess):
@@ -175,10 +177,10 @@ def here(monkeypatch):
 
 
 @pytest.fixture
-def masked(given, bucket, tmp_path):
+def masked(model_and_cohort, bucket, tmp_path):
     """A dataset with a square mask for each case but one, on this disk and on object storage."""
     masks = tmp_path / "masks"
-    for image in sorted((given / "kids").glob("images*/*.nii.gz")):
+    for image in sorted((model_and_cohort / "kids").glob("images*/*.nii.gz")):
         scan = read_volume(image)
         body = np.zeros(scan.array.shape, np.uint8)
         body[:, 14:46, 10:50] = 1
@@ -187,81 +189,83 @@ def masked(given, bucket, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["predict", "homogenize", "preprocess"])
-def test_own_masks_travel_to_the_workers(isopose, given, masked, here, tmp_path, command):
-    """From a folder and from object storage the results are as alone; a changed mask is another scan."""
+def test_given_masks_reach_the_workers(isopose, model_and_cohort, masked, local_pool, tmp_path, command):
+    """Masks from disk and object storage give the results of one process; a changed mask runs again."""
     options = {
-        "predict": (given / "model", given / "kids" / "imagesTr", "--output"),
-        "homogenize": (given / "kids", "--size", "64"),
-        "preprocess": (given / "kids", "--fold", "all", "--set", "data.size=64", "--store"),
+        "predict": (model_and_cohort / "model", model_and_cohort / "kids" / "imagesTr", "--output"),
+        "homogenize": (model_and_cohort / "kids", "--size", "64"),
+        "preprocess": (model_and_cohort / "kids", "--fold", "all", "--set", "data.size=64", "--store"),
     }[command]
 
     def run(name, own, *more):
-        code, _, said = isopose(command, *options, tmp_path / name, "--masks", own, *more)
-        return code, said
+        code, _, err = isopose(command, *options, tmp_path / name, "--masks", own, *more)
+        return code, err
 
     masks, url = masked
     assert run("alone", masks)[0] == 0
     for name, own in (("disk", masks), ("url", url)):
-        code, said = run(name, own, "--ray", "here")
+        code, err = run(name, own, "--ray", "here")
         assert code == 0
         # After the last scan nothing is left.
-        assert re.search(r"^\[(\d+)/\1\]$", said, re.MULTILINE)
-        made, alone = (
+        assert re.search(r"^\[(\d+)/\1\]$", err, re.MULTILINE)
+        in_cluster, alone = (
             {place: text for place, text in contents(tmp_path / one).items() if "fingerprint" not in place}
             for one in (name, "alone")
         )
-        assert made == alone
+        assert in_cluster == alone
     if command == "predict":
         record = json.loads((tmp_path / "url" / "phantom_001.json").read_text())
         assert record["mask_sha256"] == hash_of_source(masks / "phantom_001.nii.gz")
 
     # Found without masks it is another result; only what has a new mask is done again.
-    tried = here.tried
+    tried = local_pool.tried
     body = read_labels(masks / "phantom_001.nii.gz")
     write_labels(body.with_array(np.roll(body.array, 3, axis=2)), tmp_path / "moved.nii.gz")
     (url / "phantom_001.nii.gz").publish(tmp_path / "moved.nii.gz")
     before = contents(tmp_path / "url")
     assert run("url", url, "--ray", "here")[0] == 0
     if command != "preprocess":  # whose fingerprint is another one, and so its store
-        assert here.tried == tried + 1
+        assert local_pool.tried == tried + 1
     after = contents(tmp_path / "url")
     changed = {name for name in after if before.get(name) != after[name]}
     assert changed
     assert all("phantom_001" in name or command == "preprocess" for name in changed)
 
 
-def test_a_missing_mask_is_an_error_of_its_scan_alone(isopose, given, masked, here, tmp_path):
+def test_a_missing_mask_fails_only_its_own_scan(isopose, model_and_cohort, masked, local_pool, tmp_path):
     masks, url = masked
     (masks / "phantom_001.nii.gz").unlink()
     (url / "phantom_001.nii.gz").remove()
     for name, own in (("disk", masks), ("url", url)):
         out = tmp_path / name
-        code, _, said = isopose(
-            "homogenize", given / "kids", out, "--size", "64", "--masks", own, "--ray", "here"
+        code, _, err = isopose(
+            "homogenize", model_and_cohort / "kids", out, "--size", "64", "--masks", own, "--ray", "here"
         )
         assert code == 2
-        assert said.count("error:") == 1
-        assert f"phantom_001: {own}/phantom_001.nii.gz: no such file or folder" in said
-        assert "Traceback" not in said
+        assert err.count("error:") == 1
+        assert f"phantom_001: {own}/phantom_001.nii.gz: no such file or folder" in err
+        assert "Traceback" not in err
     for nowhere, message in (
         (tmp_path / "nowhere", "no such file"),
         (f"{url}-nowhere", f"{url}-nowhere: no such file or folder"),
     ):
-        code, _, said = isopose(
-            "homogenize", given / "kids", tmp_path / "out", "--masks", nowhere, "--ray", "here"
+        code, _, err = isopose(
+            "homogenize", model_and_cohort / "kids", tmp_path / "out", "--masks", nowhere, "--ray", "here"
         )
-        assert (code, said.count("\n"), message in said) == (2, 1, True)
-    code, _, said = isopose("homogenize", given / "kids", tmp_path / "out", "--masks", url)
-    assert (code, "a URL; it is read and written by a Ray cluster" in said) == (2, True)
+        assert (code, err.count("\n"), message in err) == (2, 1, True)
+    code, _, err = isopose("homogenize", model_and_cohort / "kids", tmp_path / "out", "--masks", url)
+    assert (code, "a URL; it is read and written by a Ray cluster" in err) == (2, True)
 
 
-def test_what_was_there_of_another_model_is_replaced_whole(isopose, given, scans, tmp_path):
+def test_results_of_another_model_are_replaced_completely(isopose, model_and_cohort, scans, tmp_path):
     """Files that no longer belong to a scan are removed, and other files are left alone."""
     one = tmp_path / "one"
     one.mkdir()
     shutil.copy(scans / "scan_00.nii.gz", one)
     output = tmp_path / "out"
-    first = isopose("predict", given / "model", one, "--output", output, "--ray", "local", "--probabilities")
+    first = isopose(
+        "predict", model_and_cohort / "model", one, "--output", output, "--ray", "local", "--probabilities"
+    )
     assert first[0] == 0, first
     assert len(list((output / "probabilities").iterdir())) == 3
     (output / "mine.txt").write_text("kept")
@@ -282,8 +286,8 @@ def test_what_was_there_of_another_model_is_replaced_whole(isopose, given, scans
     assert not list(output.rglob(".*.partial.*"))
 
 
-def test_urls_without_a_cluster_are_reported(isopose, given):
-    code, _, err = isopose("predict", given / "model", "s3://bucket/scans", "--output", "out")
+def test_urls_without_a_cluster_are_reported(isopose, model_and_cohort):
+    code, _, err = isopose("predict", model_and_cohort / "model", "s3://bucket/scans", "--output", "out")
     assert code == 2
     assert err == (
         "isopose: s3://bucket/scans: a URL; it is read and written by a Ray cluster (--ray local is this "
@@ -291,7 +295,7 @@ def test_urls_without_a_cluster_are_reported(isopose, given):
     )
 
 
-def test_a_worker_that_sees_another_folder_is_refused(tmp_path):
+def test_a_worker_that_sees_a_different_folder_is_refused(tmp_path):
     for folder, token in (("here", "one"), ("there", "two")):
         (Place(str(tmp_path / folder)) / "cohort/run.json").write_json({"token": token})
     for folder in ("there", "nowhere"):
@@ -299,7 +303,7 @@ def test_a_worker_that_sees_another_folder_is_refused(tmp_path):
             SetUp(None, Place(str(tmp_path / folder)), "one")()
 
 
-def test_the_list_of_finished_scans_survives_a_torn_line(tmp_path):
+def test_the_list_of_finished_scans_is_read_despite_a_truncated_line(tmp_path):
     ledger = Ledger(Place(str(tmp_path)))
     assert ledger.read() == {}
     ledger.add("a", "1")
@@ -311,7 +315,7 @@ def test_the_list_of_finished_scans_survives_a_torn_line(tmp_path):
     assert ledger.read() == {"a": "2", "b": "1", "c": "1"}
 
 
-def test_voxels_beside_a_header_are_stamped_too(tmp_path):
+def test_the_stamp_covers_voxels_beside_a_header(tmp_path):
     cohort = Cohort([], Place(str(tmp_path / "out")), "0", "predict")
     (tmp_path / "scan.mhd").write_text("NDims = 3\nElementDataFile = scan.raw\n")
     (tmp_path / "scan.raw").write_bytes(b"1")

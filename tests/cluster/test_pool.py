@@ -21,7 +21,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 @dataclass(frozen=True)
 class Squares:
-    """Squares numbers; some end the process, or raise, as often as a file's lines say."""
+    """Squares numbers; those in ``dies`` kill the worker, ``once`` at first try, others raise."""
 
     notes: Path
     dies: tuple[int, ...] = ()
@@ -50,9 +50,9 @@ class Squares:
 @pytest.fixture(scope="module")
 def pool():
     before = signal.getsignal(signal.SIGTERM)
-    with cluster("local") as made:
+    with cluster("local") as workers:
         assert signal.getsignal(signal.SIGTERM) is before, "a run is stopped as without Ray"
-        yield made
+        yield workers
 
 
 def run(pool, set_up, count):
@@ -65,7 +65,7 @@ def tries(folder, number):
     return len((folder / str(number)).read_text().splitlines())
 
 
-def test_each_item_is_done_once_by_few_workers(pool, tmp_path):
+def test_each_item_is_processed_once(pool, tmp_path):
     results, lines = run(pool, Squares(tmp_path), 40)
     assert results == {n: 9 * n * n for n in range(40)}
     assert all(tries(tmp_path, 3 * n) == 1 for n in range(40))
@@ -73,7 +73,7 @@ def test_each_item_is_done_once_by_few_workers(pool, tmp_path):
     assert lines == []
 
 
-def test_an_item_whose_worker_died_is_done_by_another(pool, tmp_path):
+def test_an_item_of_a_dead_worker_is_processed_by_another(pool, tmp_path):
     results, lines = run(pool, Squares(tmp_path, once=(6, 15)), 10)
     assert results == {n: 9 * n * n for n in range(10)}
     assert [tries(tmp_path, 3 * n) for n in range(10)] == [1, 1, 2, 1, 1, 2, 1, 1, 1, 1]
@@ -81,7 +81,7 @@ def test_an_item_whose_worker_died_is_done_by_another(pool, tmp_path):
     assert len(lines) == 2
 
 
-def test_an_item_that_kills_every_worker_is_given_up_and_the_others_are_done(pool, tmp_path):
+def test_an_item_that_kills_every_worker_is_reported_and_the_others_finish(pool, tmp_path):
     results, _ = run(pool, Squares(tmp_path, dies=(6,)), 10)
     failed = results.pop(2)
     assert isinstance(failed, Failed)
@@ -90,15 +90,15 @@ def test_an_item_that_kills_every_worker_is_given_up_and_the_others_are_done(poo
     assert results == {n: 9 * n * n for n in range(10) if n != 2}
 
 
-def test_an_error_that_may_pass_is_tried_again_and_then_reported(pool, tmp_path):
+def test_a_temporary_error_is_retried_and_then_reported(pool, tmp_path):
     results, _ = run(pool, Squares(tmp_path, raises=(6,)), 4)
     why = "failed unexpectedly by OSError; please report it, 3 times"
     assert results.pop(2) == Failed(why, internal=True), "without the words of what raised it"
     assert results == {0: 0, 1: 9, 3: 81}
 
 
-def test_a_place_for_results_that_takes_nothing_ends_the_run(pool, tmp_path):
-    """Once three workers have found it so: one alone may see another disk."""
+def test_an_unwritable_output_ends_the_run(pool, tmp_path):
+    """The run ends when three workers report it; a single worker may have a problem of its own."""
     with pytest.raises(RunError, match=r"^out: No space left on device; nothing was left half-written$"):
         run(pool, Squares(tmp_path, full=(6,)), 4)
     assert tries(tmp_path, 6) == MAX_TRIES
@@ -115,7 +115,7 @@ def refuse():
     raise InputError("model: no such folder")
 
 
-def test_a_set_up_that_is_refused_ends_the_run_with_its_line(pool):
+def test_a_refused_worker_setup_ends_the_run_with_its_message(pool):
     with pytest.raises(InputError, match="model: no such folder"):
         run(pool, refuse, 4)
 
@@ -125,7 +125,7 @@ def test_a_machine_with_another_isopose_is_named(tmp_path):
         Worker(Squares(tmp_path), "0.0.1", 1).ready()
 
 
-def test_without_machines_it_ends(pool, monkeypatch, tmp_path):
+def test_a_cluster_without_workers_ends_the_run(pool, monkeypatch, tmp_path):
     monkeypatch.setattr("isopose.cluster.pool.WORKER_TIMEOUT", 1.0)
     started = time.monotonic()
     with pytest.raises(IsoposeError, match="no machine has had 1000 CPU"):
@@ -143,7 +143,7 @@ def test_an_address_without_a_cluster_is_reported_at_once(address, message):
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "mps", "tpu"])
-def test_a_device_that_no_worker_can_be_given_is_refused(device):
+def test_an_unknown_device_is_refused(device):
     """An unknown device was once silently treated as a CPU."""
     message = f"--device {device}: .*expected auto, cpu, cuda"
     with pytest.raises(InputError, match=message), cluster("127.0.0.1:1", device):

@@ -47,7 +47,7 @@ def words(tmp_path) -> list[str]:
 
 @pytest.fixture
 def masks(scans, tmp_path) -> Path:
-    """All that is not air, of each scan."""
+    """For each scan, a label map of all voxels that are not air."""
     folder = tmp_path / "masks"
     folder.mkdir()
     for path in scans.iterdir():
@@ -59,7 +59,9 @@ def masks(scans, tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True], ids=["bodies found", "own masks"])
-def test_each_scan_comes_back_as_from_one_machine(own, isopose, scans, masks, words, tmp_path) -> None:
+def test_wrap_on_a_cluster_gives_the_results_of_one_machine(
+    own, isopose, scans, masks, words, tmp_path
+) -> None:
     size = ("--size", "64", "--label", "bone=1", *(("--masks", masks) if own else ()))
     alone = isopose("wrap", scans, "--output", tmp_path / "alone", *size, "--", *words)
     output = tmp_path / "cluster"
@@ -71,8 +73,8 @@ def test_each_scan_comes_back_as_from_one_machine(own, isopose, scans, masks, wo
         f"isopose: phantom_001: the command ended with exit code 3; see {output}/logs/phantom_001.log"
     ]
     assert "seen" in (output / "logs" / "phantom_001.log").read_text()
-    made = {path.name for path in output.iterdir()}
-    assert made == {path.name for path in (tmp_path / "alone").iterdir() if path.name != "work"} | {"cohort"}
+    files = {path.name for path in output.iterdir()}
+    assert files == {path.name for path in (tmp_path / "alone").iterdir() if path.name != "work"} | {"cohort"}
     for name in ("phantom_000", "phantom_002"):
         assert (output / f"{name}.nii.gz").read_bytes() == (tmp_path / f"alone/{name}.nii.gz").read_bytes()
         records = [json.loads((tmp_path / f / f"{name}.json").read_text()) for f in ("alone", "cluster")]
@@ -91,14 +93,14 @@ def test_each_scan_comes_back_as_from_one_machine(own, isopose, scans, masks, wo
 
 def test_a_machine_without_the_program_is_named(scans, tmp_path) -> None:
     command = read_command(["no-such-program", "{input}", "{output}"], elsewhere=True)
-    found = open_scans(scans)
+    opened = open_scans(scans)
     settings = wrap_settings(
-        found, tmp_path, command, HomogenizeConfig(), None, None, Labels({}), ("nifti",), None, keep=False
+        opened, tmp_path, command, HomogenizeConfig(), None, None, Labels({}), ("nifti",), None, keep=False
     )
     work = WrapWork(None, settings, Place(str(tmp_path)))
     work.open()
     with pytest.raises(InputError, match="the program no-such-program is missing or not executable"):
-        work.work(found.cases[0], tmp_path)
+        work.work(opened.cases[0], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_a_machine_without_the_program_is_named(scans, tmp_path) -> None:
         ),
     ],
 )
-def test_what_a_cluster_does_not_do_is_reported(given, words, why, isopose, scans, tmp_path) -> None:
+def test_unsupported_options_on_a_cluster_are_reported(given, words, why, isopose, scans, tmp_path) -> None:
     output = tmp_path / "out"
     code, _, err = isopose("wrap", scans, "--output", output, "--ray", "local", *given, "--", *words)
     assert code == 2

@@ -21,7 +21,7 @@ def volume_of(image) -> Volume:
 
 @dataclass(frozen=True)
 class Torso:
-    """HU volume, the trunk's true mask, and the true masks of what must not be in it."""
+    """A volume in HU, the true mask of the trunk, and true masks of what must not be part of it."""
 
     volume: Volume
     trunk: np.ndarray
@@ -42,7 +42,7 @@ def torso(
     noise: float = 20.0,
     fov: float | None = None,
 ) -> Torso:
-    """A trunk of ``width`` mm with arms that sink into its sides and a table that it lies on."""
+    """Make a trunk of ``width`` mm on a table, with arms that touch its sides."""
     depth = depth or 0.75 * width
     fov = fov or 1.7 * width + 20
     shape = (round(fov / pixel[1]), round(fov / pixel[0]))
@@ -79,8 +79,8 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def volume_of_world(lps: Volume, axes: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
-    """The same voxels stored otherwise: stored axis ``a`` (x, y, z) is LPS axis ``axes[a]``, or its flip."""
-    order = [2 - axes[2 - place] for place in range(3)]
+    """Reorder the storage: stored axis ``a`` of (x, y, z) becomes LPS axis ``axes[a]``, or its flip."""
+    order = [2 - axes[2 - index] for index in range(3)]
     array = lps.array.transpose(order)
     array = np.ascontiguousarray(np.flip(array, [2 - a for a in range(3) if flips[a]]))
     size = array.shape[::-1]
@@ -93,7 +93,7 @@ def volume_of_world(lps: Volume, axes: tuple[int, ...], flips: tuple[bool, ...])
 
 
 def write_cohort(folder: Path, count: int, *, slices: int = 4, pixel: float = 3.0) -> tuple[Case, ...]:
-    """Small cases on disk, each trunk wider: kidney (1) in all, tumor (2) in every other, two a patient."""
+    """Write small cases of growing width, two a patient; kidney (1) in all, tumor (2) in every other."""
     cases = []
     for number in range(count):
         case = torso(140 + 40 * number, pixel=(pixel, pixel), slices=slices + number, noise=15.0, table=False)

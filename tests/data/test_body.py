@@ -44,7 +44,7 @@ def test_trunk_of_any_size_without_arms_and_table(width: float, pixel: tuple[flo
     overlap=st.floats(0.0, 0.05),
     noise=st.floats(0, 60),
 )
-def test_trunk_of_any_shape_and_place(
+def test_trunk_of_any_shape_and_position(
     width: float, ratio: float, x: float, overlap: float, noise: float
 ) -> None:
     case = torso(width, depth=ratio * width, center=(x * width, 0.0), overlap=overlap, noise=noise, slices=1,
@@ -112,7 +112,7 @@ def test_gas_under_a_thin_belly_wall_is_inside(wall: int) -> None:
 
 
 def belly_of_gas(slices: int, gassy: tuple[int, ...]) -> Torso:
-    """A belly without lungs, gas under nearly the whole front: far outside the hull of what is left."""
+    """Make an abdomen with gas under nearly the whole front, far outside the convex hull of the rest."""
     case = torso(150, slices=slices, pixel=(0.7, 0.7), arms=False)
     array = case.volume.array.copy()
     depth = ndimage.distance_transform_edt(case.trunk[0], sampling=0.7)
@@ -124,14 +124,14 @@ def belly_of_gas(slices: int, gassy: tuple[int, ...]) -> Torso:
 
 
 @pytest.mark.parametrize("gassy", [(2,), (0, 1), (3, 4)])
-def test_gas_that_has_taken_the_whole_front_is_recognized_by_the_slices_beside_it(
+def test_gas_along_the_whole_front_is_inside_by_the_neighboring_slices(
     gassy: tuple[int, ...],
 ) -> None:
     case = belly_of_gas(5, gassy)
     check(case, body_mask(case.volume, THRESHOLD))
 
 
-def test_air_over_a_table_is_not_taken_for_gas_in_any_number_of_slices() -> None:
+def test_air_above_a_table_is_outside_in_any_number_of_slices() -> None:
     case = torso(300, arms=False, slices=6)
     array = case.volume.array.copy()
     rows, columns = np.nonzero(case.trunk[0])
@@ -155,7 +155,7 @@ def test_blanket_pillow_and_a_fallen_wire_are_left_out() -> None:
     assert dice(mask, case.trunk) > 0.98
 
 
-def test_thighs_are_both_trunk() -> None:
+def test_both_thighs_are_in_the_mask() -> None:
     one = torso(150, slices=4, arms=False, table=False, fov=170)
     array = np.concatenate([one.volume.array, one.volume.array], axis=2)
     array[:2, 60:110, 120:220] = 40.0
@@ -175,13 +175,13 @@ def test_slices_outside_the_body_stay_empty() -> None:
 @pytest.mark.parametrize(
     ("value", "message"), [(-1000.0, "no body found above -250 HU"), (0.0, "lowest of all values is 0")]
 )
-def test_no_body_is_said_in_one_line(value: float, message: str) -> None:
+def test_a_scan_without_a_body_is_reported_in_one_line(value: float, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         body_mask(Volume(np.full((2, 40, 40), value)), THRESHOLD)
     assert "\n" not in str(error.value)
 
 
-def test_table_alone_is_no_body() -> None:
+def test_a_table_alone_is_not_a_body() -> None:
     array = np.full((2, 200, 200), -1000.0)
     array[:, 150:153, 20:180] = 100
     with pytest.raises(InputError, match="only thin structures"):
@@ -225,7 +225,7 @@ def test_real_arms_and_table_are_left_out(real_scans: dict[str, Volume]) -> None
     assert (dense & box & ~mask).sum() < 0.001 * (dense & box).sum()
 
 
-def test_time_and_size_of_an_adult_scan(real_scans: dict[str, Volume]) -> None:
+def test_an_adult_scan_stays_within_time_and_memory_limits(real_scans: dict[str, Volume]) -> None:
     scan = real_scans["dicom"]
     tall = Volume(np.tile(scan.array, (5, 1, 1)), scan.world_from_index)
     start = time.perf_counter()
@@ -237,7 +237,7 @@ def test_time_and_size_of_an_adult_scan(real_scans: dict[str, Volume]) -> None:
 
 @pytest.mark.parametrize("shape", [(40, 64), (31, 50), (9, 7)])
 @pytest.mark.parametrize("size", [(20, 32), (17, 23), (33, 40)])
-def test_averages_and_levels_of_a_part_are_those_of_pytorch(shape, size) -> None:
+def test_pooling_and_upsampling_of_a_part_agree_with_pytorch(shape, size) -> None:
     array = np.random.default_rng(4).integers(-1024, 3000, (3, *shape)).astype(np.int16)
     averages = F.adaptive_avg_pool2d(torch.from_numpy(array).float()[:, None], size)[:, 0].numpy()
     rows, columns = slice(2, 15), slice(5, 20)
@@ -248,9 +248,9 @@ def test_averages_and_levels_of_a_part_are_those_of_pytorch(shape, size) -> None
 
     level = ndimage.gaussian_filter(averages - averages.mean(), (0, 2, 2))
     level = np.where(np.abs(level) < 1.0, 2.0, level).astype(np.float32)
-    wanted = F.interpolate(torch.from_numpy(level)[:, None], size=shape, mode="bilinear")[:, 0].numpy() > 0
-    np.testing.assert_array_equal(fine(lambda part: level[part], (3, *shape), size), wanted)
+    expected = F.interpolate(torch.from_numpy(level)[:, None], size=shape, mode="bilinear")[:, 0].numpy() > 0
+    np.testing.assert_array_equal(fine(lambda part: level[part], (3, *shape), size), expected)
     level[:, :3], level[:, 14:], level[:, :, :6], level[:, :, 19:] = -1.0, -1.0, -1.0, -1.0
-    wanted = F.interpolate(torch.from_numpy(level)[:, None], size=shape, mode="bilinear")[:, 0].numpy() > 0
-    found = fine(lambda part: level[part, rows, columns], (3, *shape), size, rows, columns)
-    np.testing.assert_array_equal(found, wanted)
+    expected = F.interpolate(torch.from_numpy(level)[:, None], size=shape, mode="bilinear")[:, 0].numpy() > 0
+    result = fine(lambda part: level[part, rows, columns], (3, *shape), size, rows, columns)
+    np.testing.assert_array_equal(result, expected)

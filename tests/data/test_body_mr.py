@@ -1,4 +1,4 @@
-"""The trunk in MR: against drawn outlines, and against the CT of which the MR was made."""
+"""The body mask in MR, compared with true outlines and with the CT that the MR was simulated from."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ T1, T2_FATSAT, phantom, seen_by_mr = SCANS.T1, SCANS.T2_FATSAT, SCANS.phantom, S
 
 
 def test_trunk_of_phantoms_in_every_contrast() -> None:
-    found = []
+    results = []
     for index, sequence in enumerate(SEQUENCES):
         case = phantom(index, sequence)
-        found.append(dice(mr_body_mask(case.volume), case.trunk))
-    assert min(found) > 0.98, found
-    assert np.median(found) > 0.99, found
+        results.append(dice(mr_body_mask(case.volume), case.trunk))
+    assert min(results) > 0.98, results
+    assert np.median(results) > 0.99, results
 
 
 @pytest.mark.parametrize("shown", [T1, T2_FATSAT], ids=["t1", "t2-fatsat"])
@@ -36,7 +36,7 @@ def test_lungs_are_inside_and_arms_are_not(width: float, shown: tuple[float, ...
     assert mask[0, middle, across].mean() > 0.97  # lungs, which are as dark as air
 
 
-def test_neither_gain_nor_type_nor_a_background_of_zeros_matters() -> None:
+def test_mask_does_not_depend_on_gain_type_or_a_zero_background() -> None:
     case = torso(250, pixel=(1.5, 1.5), slices=2, table=False, arms=False)
     volume = seen_by_mr(case.volume)
     expected = mr_body_mask(volume)
@@ -62,7 +62,9 @@ def test_a_wrapped_arm_at_the_border_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(("name", "least"), [("abdomen", 0.96), ("dicom", 0.93)])
-def test_real_bodies_as_mr_would_show_them(real_scans: dict[str, Volume], name: str, least: float) -> None:
+def test_real_bodies_with_simulated_mr_contrast(
+    real_scans: dict[str, Volume], name: str, least: float
+) -> None:
     scan = real_scans[name]
     part = Volume(np.ascontiguousarray(scan.array[::8]), scan.world_from_index @ np.diag([1, 1, 8, 1]))
     truth = body_mask(part, -250.0)
@@ -70,7 +72,7 @@ def test_real_bodies_as_mr_would_show_them(real_scans: dict[str, Volume], name: 
         assert dice(mr_body_mask(seen_by_mr(part, shown, noise=0.02, seed=seed)), truth) > least
 
 
-def test_no_body_is_said_in_one_line() -> None:
+def test_a_scan_without_a_body_is_reported_in_one_line() -> None:
     with pytest.raises(InputError, match="no body found: nearly all values are 7"):
         mr_body_mask(Volume(np.full((2, 40, 40), 7)))
     with pytest.raises(InputError, match="nearly all values are 0"):

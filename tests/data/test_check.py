@@ -37,7 +37,7 @@ def mark(shape=(6, 96, 96)):
 
 @pytest.fixture
 def cohort(tmp_path):
-    """Add cases one by one; a case is sound unless something is said."""
+    """Function that adds a case, valid unless arguments make it invalid."""
     cases = []
 
     def add(name, image=None, label=None, matrix=None, label_matrix=None, **fields):
@@ -61,7 +61,7 @@ def cohort(tmp_path):
 
 
 def only(problems, case, severity, *words):
-    """The one problem of a case."""
+    """Return the only problem of a case."""
     (problem,) = [p for p in problems if p.case == case]
     assert problem.severity == severity
     assert "\n" not in problem.message
@@ -69,8 +69,8 @@ def only(problems, case, severity, *words):
         assert word in problem.message, problem.message
 
 
-def test_the_body_is_looked_for_in_the_channel_that_shows_it(cohort, tmp_path):
-    """PET comes first here: nothing in it is air of -1000 HU."""
+def test_the_body_mask_comes_from_the_ct_channel(cohort, tmp_path):
+    """PET is the first channel and has no air of -1000 HU."""
     case = cohort("c0")
     pet = tmp_path / "pet.nii.gz"
     uptake = 0.5 + scan(0).astype(np.float32) / 1e5
@@ -84,7 +84,7 @@ def test_the_body_is_looked_for_in_the_channel_that_shows_it(cohort, tmp_path):
     only(check_dataset(dataset, config=named), "c0", "error", "channel PET: every voxel is 0.0")
 
 
-def test_a_sound_dataset_has_no_problem(cohort):
+def test_a_valid_dataset_has_no_problem(cohort):
     for i in range(6):
         cohort(f"c{i}")
     assert check_dataset(cohort.dataset()) == []
@@ -149,7 +149,7 @@ def test_a_case_can_have_several_problems(cohort):
     assert "background" in messages[1]
 
 
-def test_values_that_are_no_hu(cohort):
+def test_values_outside_hounsfield_units_are_reported(cohort):
     base = scan(3)
     cohort("a_offset", image=base + 1024)
     cohort("b_normal", image=(base / 500.0).astype(np.float32))
@@ -181,7 +181,7 @@ def test_unusual_grids(cohort):
     assert "0.80 x 0.80 x 3.00" in off
 
 
-def test_the_same_image_twice(cohort, tmp_path):
+def test_duplicated_images_are_reported(cohort, tmp_path):
     array = scan(9)
     cohort("a", image=array)
     # The same scan in another storage order and type.
@@ -194,7 +194,7 @@ def test_the_same_image_twice(cohort, tmp_path):
     assert len(problems) == 2
 
 
-def test_the_dataset_as_a_whole(cohort):
+def test_problems_of_the_whole_dataset_are_reported(cohort):
     plain = mark()
     plain[plain == 2] = 1
     cohort("a", label=plain, patient="P")
@@ -214,7 +214,7 @@ def test_the_dataset_as_a_whole(cohort):
     assert "no case has a label" in problems[-1].message
 
 
-def test_workers_change_nothing_and_progress_is_reported(cohort):
+def test_any_number_of_workers_gives_the_same_and_progress_is_reported(cohort):
     cohort("a")
     cohort("b", label=np.zeros((6, 96, 96), np.uint8))
     cohort("c").image.unlink()
@@ -227,7 +227,7 @@ def test_workers_change_nothing_and_progress_is_reported(cohort):
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_dead_worker_is_said_in_one_line(cohort, monkeypatch):
+def test_a_dead_worker_is_reported_in_one_line(cohort, monkeypatch):
     cohort("a")
     cohort("b", label=np.zeros((6, 24, 24), np.uint8))
     expected = [p for p in check_dataset(cohort.dataset()) if p.case == "b"]
@@ -244,7 +244,7 @@ def die_of_a(case, original=check._inspect, **settings):
     return original(case, **settings)
 
 
-def test_lack_of_memory_is_one_case_only(cohort, monkeypatch):
+def test_out_of_memory_fails_only_its_own_case(cohort, monkeypatch):
     cohort("a")
     cohort("b")
 
@@ -259,7 +259,7 @@ def test_lack_of_memory_is_one_case_only(cohort, monkeypatch):
     assert {p.case for p in problems if p.severity == "error"} == {"a"}
 
 
-def test_slices_that_nobody_drew_are_warned_of_unless_they_are_ignored(cohort):
+def test_unannotated_slices_give_a_warning_unless_they_are_ignored(cohort):
     sparse = np.zeros((14, 96, 96), np.uint8)
     sparse[1::4, 5:9, 5:9], sparse[5, 7, 7] = 1, 2
     cohort("sparse", scan(0, sparse.shape), sparse)

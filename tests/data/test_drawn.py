@@ -15,7 +15,7 @@ def marked(*shown: int, slices: int = 14) -> np.ndarray:
     return array
 
 
-def test_the_value_to_ignore_is_no_structure() -> None:
+def test_the_ignore_value_is_not_a_structure() -> None:
     array = marked(2)
     array[3] = 7
     classes = classes_of(array, KIDNEY, "background")
@@ -25,7 +25,7 @@ def test_the_value_to_ignore_is_no_structure() -> None:
     assert not classes[[0, 1, 4]].any()
 
 
-def test_slices_without_label_are_not_drawn_where_a_scan_has_gaps() -> None:
+def test_in_a_scan_with_gaps_unlabeled_slices_are_unannotated() -> None:
     sparse = classes_of(marked(2, 8), KIDNEY, "ignore")
     assert sorted(set(np.flatnonzero((sparse != IGNORED).any(axis=(1, 2))))) == [2, 8]
     assert sparse[2].sum() == 1
@@ -52,13 +52,13 @@ def test_slices_without_label_are_not_drawn_where_a_scan_has_gaps() -> None:
         ((0, 2, 8, 12), None),
     ],
 )
-def test_every_which_slice_is_labeled(shown, interval) -> None:
+def test_the_distance_of_annotated_slices_is_detected(shown, interval) -> None:
     places = np.zeros(20, dtype=bool)
     places[list(shown)] = True
     assert interval_of(places) == interval
 
 
-def test_the_doubt_names_the_setting() -> None:
+def test_the_warning_names_the_setting() -> None:
     array = marked(1, 7, 13)
     doubt = undrawn_warning(KIDNEY.to_classes(array))
     assert doubt is not None

@@ -59,7 +59,7 @@ def test_counts_sizes_and_labels(fingerprint: Fingerprint) -> None:
     assert kidney.volume_min_ml == pytest.approx(96 * voxel)
 
 
-def test_intensities_are_those_of_equally_weighted_cases(cohort, fingerprint: Fingerprint) -> None:
+def test_intensity_statistics_weigh_all_cases_equally(cohort, fingerprint: Fingerprint) -> None:
     # What nnU-Net estimates: as many voxels of every case, drawn with replacement, then pooled.
     random = np.random.RandomState(1234)
     pooled = np.concatenate([random.choice(labeled(case), 400_000) for case in cohort])
@@ -73,7 +73,7 @@ def test_intensities_are_those_of_equally_weighted_cases(cohort, fingerprint: Fi
 
 @settings(max_examples=40)
 @given(st.lists(st.lists(st.integers(-200, 400), min_size=1, max_size=30), min_size=1, max_size=5))
-def test_moments_of_a_mixture(groups: list[list[int]]) -> None:
+def test_mean_and_deviation_of_a_mixture(groups: list[list[int]]) -> None:
     facts = [facts_of(np.array(group, dtype=float)) for group in groups]
     assume(len({value for group in groups for value in group}) > 1)
     i = reduce_facts(facts, LABELS, CONFIG).channels[0].scale
@@ -118,7 +118,7 @@ def test_normalization_is_clip_and_score() -> None:
     assert flat.normalize(np.array([7.0])).tolist() == [0.0]
 
 
-def test_through_json_and_back(fingerprint: Fingerprint) -> None:
+def test_json_round_trip(fingerprint: Fingerprint) -> None:
     assert Fingerprint.from_json(json.loads(json.dumps(fingerprint.to_json()))) == fingerprint
 
 
@@ -175,13 +175,13 @@ def test_no_labeled_voxel_anywhere(cohort, tmp_path) -> None:
         fingerprint_of(cases, LABELS, CONFIG)
 
 
-def test_values_that_are_all_the_same_are_refused() -> None:
-    """They would be divided by nothing, and all that follows be no number."""
+def test_constant_values_are_refused() -> None:
+    """Z-scoring would divide by a standard deviation of zero."""
     with pytest.raises(InputError, match="nearly all labeled voxels have the value 200"):
         reduce_facts([facts_of(np.full(9, 200.0))], LABELS, CONFIG)
 
 
-def test_a_case_without_labeled_voxels_weighs_nothing(cohort, tmp_path) -> None:
+def test_a_case_without_labeled_voxels_has_no_weight(cohort, tmp_path) -> None:
     blank = read_volume(cohort[2].label)
     write_labels(blank.with_array(np.zeros_like(blank.array)), tmp_path / "blank.nii.gz")
     with_blank = fingerprint_of(
@@ -191,7 +191,7 @@ def test_a_case_without_labeled_voxels_weighs_nothing(cohort, tmp_path) -> None:
     assert with_blank.cases == 2
 
 
-def test_description_says_the_numbers_and_no_patient(fingerprint: Fingerprint) -> None:
+def test_the_description_has_the_numbers_and_names_no_patient(fingerprint: Fingerprint) -> None:
     rows = dict(describe(fingerprint))
     assert rows["cases"] == "4 of 2 patients"
     assert rows["slices"] == "5.5 (4 to 7)"
@@ -199,7 +199,7 @@ def test_description_says_the_numbers_and_no_patient(fingerprint: Fingerprint) -
     assert "patient_" not in str(rows)
 
 
-def test_a_dead_worker_is_said_in_one_line(cohort, monkeypatch) -> None:
+def test_a_dead_worker_is_reported_in_one_line(cohort, monkeypatch) -> None:
     with pytest.raises(IsoposeError, match=r"^case_000: a worker process died") as error:
         list(in_order(die, cohort[:2], name=attrgetter("id"), workers=1))
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""What scans are of, and what follows from it."""
+"""Where the modality comes from, and which settings depend on it."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from isopose.presets import load_config
 from isopose.settings import DataConfig
 
 
-def test_the_channel_says_what_scans_are_of_unless_it_is_given() -> None:
+def test_the_modality_comes_from_the_channel_name_unless_it_is_set() -> None:
     auto = DataConfig()
     assert [modality_of(auto, [name]) for name in ("CT", "ct", "MR", "T2", "FLAIR")] == [
         "ct",
@@ -23,13 +23,13 @@ def test_the_channel_says_what_scans_are_of_unless_it_is_given() -> None:
     assert modality_of(DataConfig(modality="ct"), ["T1"]) == "ct"
 
 
-def test_what_is_given_decides_the_normalization_too() -> None:
+def test_a_modality_that_is_set_decides_the_normalization() -> None:
     assert normalizations_of(DataConfig(modality="mr"), ["CT"]) == ("zscore",)
     assert normalizations_of(DataConfig(modality="ct"), ["T1"]) == ("ct",)
     assert normalizations_of(DataConfig(modality="mr", normalization="raw"), ["T1"]) == ("raw",)
 
 
-def test_mr_is_shown_to_the_network_of_any_contrast() -> None:
+def test_mr_uses_the_roll_network_of_any_contrast() -> None:
     config = load_config()
     assert with_poses_of(config, ["CT"]) is config
     assert config.pose.contrast == "ct"

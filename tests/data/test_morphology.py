@@ -1,4 +1,4 @@
-"""Masks that grow by bits, against SciPy's steps on voxels."""
+"""Dilation and erosion of bit-packed masks, compared with SciPy on voxels."""
 
 import numpy as np
 import pytest
@@ -35,17 +35,17 @@ def stepped(mask: np.ndarray, steps: int, within: np.ndarray | None = None) -> n
 
 @settings(max_examples=150)
 @given(shapes, densities, densities, st.integers(0, 9), st.integers(0, 12))
-def test_growing_is_scipy_s(shape, density, room, seed, steps):
+def test_dilation_agrees_with_scipy(shape, density, room, seed, steps):
     mask, within = drawn(shape, density, seed), drawn(shape, room, seed + 1)
     np.testing.assert_array_equal(dilated(mask, steps), stepped(mask, steps))
-    found = dilated(mask, steps, within=within)
-    np.testing.assert_array_equal(found, stepped(mask, steps, within))
-    assert found.dtype == bool
+    result = dilated(mask, steps, within=within)
+    np.testing.assert_array_equal(result, stepped(mask, steps, within))
+    assert result.dtype == bool
 
 
 @settings(max_examples=100)
 @given(shapes, densities, st.integers(0, 9), st.integers(1, 6))
-def test_shrinking_takes_nothing_off_at_the_border(shape, density, seed, steps):
+def test_erosion_keeps_voxels_at_the_border(shape, density, seed, steps):
     mask = drawn(shape, 0.7 + 0.3 * density, seed)
     less = mask
     for step in range(steps):
@@ -56,7 +56,7 @@ def test_shrinking_takes_nothing_off_at_the_border(shape, density, seed, steps):
 
 @settings(max_examples=100)
 @given(shapes, st.integers(0, 9), st.integers(1, 8))
-def test_two_that_grow_meet_half_way(shape, seed, steps):
+def test_two_growing_regions_meet_half_way(shape, seed, steps):
     body = drawn(shape, 0.9, seed)
     core = drawn(shape, 0.05, seed + 1) & body
     kept = core & drawn(shape, 0.5, seed + 2)
@@ -68,7 +68,7 @@ def test_two_that_grow_meet_half_way(shape, seed, steps):
 
 
 @pytest.mark.parametrize("width", [64, 70, 128])
-def test_what_is_given_stays_as_it_was(width):
+def test_inputs_are_not_changed(width):
     mask, within = drawn((2, 5, width), 0.3, 0), drawn((2, 5, width), 0.8, 1)
     before = mask.copy(), within.copy()
     dilated(mask, 3, within=within)

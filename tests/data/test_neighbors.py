@@ -1,4 +1,4 @@
-"""Which slices stand beside a slice: the next ones, those at a distance, and at ends and gaps the nearest."""
+"""Neighboring slices as context: adjacent, at a distance, and replaced by the nearest at ends and gaps."""
 
 import numpy as np
 import pytest
@@ -7,23 +7,23 @@ from isopose.data.neighbors import neighbors_of
 from isopose.settings import UNetConfig
 
 
-def slices_beside(shown: list[int], spacing_mm: float = 1.0, **settings: float) -> list[list[int]]:
-    """The indices of the slices, in place of their positions."""
-    index = np.array(shown)
+def slices_beside(visible: list[int], spacing_mm: float = 1.0, **settings: float) -> list[list[int]]:
+    """Return for each slice with a body the indices of its context slices."""
+    index = np.array(visible)
     return index[neighbors_of(index, spacing_mm, UNetConfig(**settings))].tolist()
 
 
-def test_a_slice_alone_is_itself() -> None:
+def test_without_context_a_slice_has_no_neighbors() -> None:
     assert slices_beside([2, 3, 7]) == [[2], [3], [7]]
 
 
-def test_neighbors_are_the_next_slices_from_the_feet_and_at_the_ends_the_last() -> None:
+def test_neighbors_run_from_feet_to_head_and_repeat_the_end_slices() -> None:
     assert slices_beside([0, 1, 2, 3], context=1) == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
     assert slices_beside([4, 5, 6], context=2)[1] == [4, 4, 5, 6, 6]
     assert slices_beside([9], context=2) == [[9, 9, 9, 9, 9]]
 
 
-def test_where_there_is_no_body_the_nearest_slice_stands_in() -> None:
+def test_a_neighbor_without_a_body_is_replaced_by_the_nearest_slice() -> None:
     assert slices_beside([2, 3, 6, 7], context=1) == [[2, 2, 3], [2, 3, 3], [6, 6, 7], [6, 7, 7]]
     assert slices_beside([0, 2, 4], context=1) == [[0, 0, 0], [2, 2, 2], [4, 4, 4]], "halfway: the nearer one"
 

@@ -58,7 +58,7 @@ def scene(name: str, request: pytest.FixtureRequest) -> Volume:
 
 
 @pytest.mark.parametrize("name", ["synthetic", "dicom", "abdomen"])
-def test_clip_and_score_are_the_same(name: str, request: pytest.FixtureRequest) -> None:
+def test_normalization_agrees_with_nnunet(name: str, request: pytest.FixtureRequest) -> None:
     array = scene(name, request).array
     assert np.abs(INTENSITY.normalize(array) - peer_normalize(array, INTENSITY)).max() < 1e-5
 
@@ -99,7 +99,7 @@ FRAMES = [
 
 
 @pytest.mark.parametrize(("name", "size", "ratio"), FRAMES)
-def test_resampling_shows_the_same_picture(
+def test_resampling_agrees_with_nnunet(
     name: str, size: int, ratio: float, request: pytest.FixtureRequest
 ) -> None:
     ours, theirs = in_frame(scene(name, request), size, ratio)
@@ -114,7 +114,7 @@ def test_resampling_shows_the_same_picture(
     assert ours.std() == pytest.approx(theirs.std(), rel=0.02)
 
 
-def test_fingerprint_agrees_with_the_extractor(tmp_path: Path, real_scans: dict[str, Volume]) -> None:
+def test_fingerprint_agrees_with_nnunets_extractor(tmp_path: Path, real_scans: dict[str, Volume]) -> None:
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
         DatasetFingerprintExtractor,
     )
@@ -128,11 +128,11 @@ def test_fingerprint_agrees_with_the_extractor(tmp_path: Path, real_scans: dict[
         write_labels(scan.with_array(marks), paths[1])
         assert np.array_equal(read_volume(paths[0]).array, scan.array)
         cases.append(Case(name, *paths, patient=name))
-        found = DatasetFingerprintExtractor.analyze_case(
+        result = DatasetFingerprintExtractor.analyze_case(
             [str(paths[0])], str(paths[1]), SimpleITKIO, num_samples=200_000
         )
-        pooled.append(found[2][0])
-        assert tuple(found[1][::-1]) == pytest.approx(tuple(scan.spacing), rel=1e-5)
+        pooled.append(result[2][0])
+        assert tuple(result[1][::-1]) == pytest.approx(tuple(scan.spacing), rel=1e-5)
     values = np.concatenate(pooled)
     ours = fingerprint_of(cases, Labels({"organ": 1}), DataConfig()).channels[0].scale
     assert ours.mean == pytest.approx(values.mean(), abs=0.3)

@@ -38,15 +38,17 @@ def fingerprint(cohort) -> Fingerprint:
         ('["zscore", "ct"]', ("CT", "CT"), ("zscore", "ct")),
     ],
 )
-def test_the_choice_is_of_the_name_or_the_setting(setting: str, channels: tuple, expected: tuple) -> None:
+def test_normalization_is_chosen_by_channel_name_or_setting(
+    setting: str, channels: tuple, expected: tuple
+) -> None:
     config = load_config(settings=[f"data.normalization={setting}"]).data
     assert normalizations_of(config, channels) == expected
 
 
-def test_a_modality_that_is_given_is_that_of_the_pose_channel() -> None:
+def test_a_modality_that_is_set_applies_to_the_pose_channel_alone() -> None:
     """PET beside a CT that the dataset calls otherwise has no Hounsfield units for that."""
-    given = load_config(settings=["data.modality=ct", "data.pose_channel=scan"]).data
-    assert normalizations_of(given, ("PET", "scan")) == ("zscore", "ct")
+    config = load_config(settings=["data.modality=ct", "data.pose_channel=scan"]).data
+    assert normalizations_of(config, ("PET", "scan")) == ("zscore", "ct")
     other = load_config(settings=["data.modality=mr"]).data
     assert normalizations_of(other, ("CT", "CT")) == ("zscore", "ct")
 
@@ -59,7 +61,7 @@ def test_a_list_of_another_length_is_refused() -> None:
         load_config(settings=["data.normalization=minmax"])
 
 
-def test_the_body_alone_decides() -> None:
+def test_only_values_inside_the_body_decide_the_scale() -> None:
     random = np.random.default_rng(0)
     array = random.normal(300.0, 50.0, (4, 40, 40))
     body = np.zeros(array.shape, dtype=bool)
@@ -81,7 +83,7 @@ def test_the_body_alone_decides() -> None:
     assert np.abs(again[inner] - out[body]).max() < 1e-4
 
 
-def test_a_body_of_one_value_is_refused_and_so_are_values_that_do_not_fit() -> None:
+def test_a_constant_body_and_unusable_values_are_refused() -> None:
     flat, body = np.full((3, 9, 9), 5.0), np.ones((3, 9, 9), dtype=bool)
     with pytest.raises(InputError, match="have the value 5, so they cannot be normalized"):
         scale_of_scan("zscore", (0.5, 99.5), flat, body)
@@ -90,7 +92,7 @@ def test_a_body_of_one_value_is_refused_and_so_are_values_that_do_not_fit() -> N
     assert scale_of_scan("raw", (0.5, 99.5), flat, body).normalize(flat) == pytest.approx(flat)
 
 
-def test_the_fingerprint_knows_how_dark_and_bright_the_scans_are(cohort, fingerprint: Fingerprint) -> None:
+def test_the_fingerprint_records_the_darkest_and_brightest_values(cohort, fingerprint: Fingerprint) -> None:
     (channel,) = fingerprint.channels
     assert channel.name == "T2"
     assert isinstance(channel.scale, ByScan)
@@ -100,11 +102,11 @@ def test_the_fingerprint_knows_how_dark_and_bright_the_scans_are(cohort, fingerp
     assert channel.scale.air == pytest.approx(min(scale.air for scale in scales), abs=1e-5)
     assert channel.scale.top == pytest.approx(max(scale.top for scale in scales), abs=1e-5)
     assert Fingerprint.from_json(json.loads(json.dumps(fingerprint.to_json()))) == fingerprint
-    said = "z-score of each scan's body, clipped to its 0.5 and 99.5 percentile"
-    assert ("normalization", said) in describe(fingerprint)
+    description = "z-score of each scan's body, clipped to its 0.5 and 99.5 percentile"
+    assert ("normalization", description) in describe(fingerprint)
 
 
-def test_a_scan_is_prepared_by_itself(fingerprint: Fingerprint) -> None:
+def test_each_scan_is_normalized_by_its_own_body(fingerprint: Fingerprint) -> None:
     # The frame is larger than the scan: what is added must look as what is around the body.
     volume = torso(180.0, arms=False, table=False, noise=5.0, fov=190.0, slices=6).volume
     wide, config = replace(fingerprint, fov_mm=320.0), DataConfig(size=256, normalization="zscore")
@@ -120,7 +122,7 @@ def test_a_scan_is_prepared_by_itself(fingerprint: Fingerprint) -> None:
     assert halved.image == pytest.approx(prepared.image, abs=0.02)
 
 
-def test_no_scan_is_darker_than_what_a_network_sees_around_it(fingerprint: Fingerprint) -> None:
+def test_values_are_clipped_to_the_range_that_the_network_pads_with(fingerprint: Fingerprint) -> None:
     volume = torso(180.0, arms=False, table=False, fov=190.0, slices=6).volume
     bounded = ByScan("zscore", (0.5, 99.5), -0.5, 0.5)
     prepared = prepare(volume, replace(fingerprint, channels=(Channel("T2", bounded),)), CONFIG)
@@ -128,7 +130,7 @@ def test_no_scan_is_darker_than_what_a_network_sees_around_it(fingerprint: Finge
 
 
 def test_an_older_fingerprint_is_read_as_one_of_ct(cohort) -> None:
-    found = fingerprint_of(cohort, LABELS, DataConfig(size=64))
-    values = found.to_json()
+    result = fingerprint_of(cohort, LABELS, DataConfig(size=64))
+    values = result.to_json()
     (channel,) = values.pop("channels")
-    assert Fingerprint.from_json({**values, "intensity": channel["scale"]}) == found
+    assert Fingerprint.from_json({**values, "intensity": channel["scale"]}) == result

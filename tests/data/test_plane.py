@@ -1,4 +1,4 @@
-"""The plane of slices: which it is, and what of a body is seen in it."""
+"""The plane of a stack of slices, and the body mask in it."""
 
 from itertools import permutations, product
 
@@ -40,14 +40,14 @@ def scan(spacing: tuple[float, ...]) -> Volume:
 
 
 @pytest.mark.parametrize(("spacing", "plane"), VOXELS)
-def test_the_thick_axis_tells_the_plane_in_every_storage(
+def test_the_axis_of_largest_spacing_gives_the_plane_in_every_storage_order(
     spacing: tuple[float, float, float], plane: Plane | None
 ) -> None:
     for axes, flips in product(permutations(range(3)), [(False, True, False), (True, False, True)]):
         assert plane_of(stored_otherwise(scan(spacing), axes, flips)) == plane
 
 
-def test_another_plane_is_refused_with_what_to_do() -> None:
+def test_another_plane_is_refused_with_a_remedy() -> None:
     with pytest.raises(InputError) as refused:
         check_plane(scan((1.0, 6.0, 1.0)), "axial")
     assert str(refused.value) == (
@@ -66,7 +66,7 @@ def test_voxels_of_the_expected_plane_are_not_unusual() -> None:
     assert any("axial slices" in line for line in scan_warnings(volume, (200, 150), "ct"))
 
 
-def test_a_mask_of_the_axial_view_is_carried_to_the_slices() -> None:
+def test_an_axial_body_mask_is_transferred_to_the_slices() -> None:
     rng = np.random.default_rng(0)
     volume = stored_otherwise(scan((1.0, 6.0, 1.0)), (2, 0, 1), (True, False, True))
     marked = volume.with_array(rng.random(volume.array.shape) > 0.5)
@@ -88,7 +88,7 @@ def test_all_slices_have_the_outline_of_where_the_body_is_thick() -> None:
     assert pose_outline(body, "axial") is body
 
 
-def test_a_body_that_the_edges_cut_is_doubted() -> None:
+def test_a_body_cut_by_the_edges_gives_a_warning() -> None:
     body = np.ones((8, 6, 12), bool)
     assert [*outline_warnings(body, "axial")] == []
     (line,) = outline_warnings(body, "coronal")
@@ -99,12 +99,12 @@ def test_a_body_that_the_edges_cut_is_doubted() -> None:
 
 def test_slices_are_counted_along_the_axis_of_their_plane() -> None:
     volume = Volume(np.zeros((4, 5, 6)), np.diag([2.0, 3.0, 4.0, 1.0]))
-    found = {
+    result = {
         plane: position_mm(volume.reoriented(plane).world_from_index, plane)
         for plane in ("axial", "coronal", "sagittal")
     }
     # The first sagittal slice is the leftmost, 10 mm to the left; to the right is counted.
-    assert found == {"axial": 0.0, "coronal": 0.0, "sagittal": -10.0}
+    assert result == {"axial": 0.0, "coronal": 0.0, "sagittal": -10.0}
 
 
 def test_the_roll_network_is_for_axial_slices() -> None:
@@ -127,7 +127,7 @@ def test_the_roll_network_is_for_axial_slices() -> None:
         (["data.plane=oblique"], "data.plane"),
     ],
 )
-def test_what_does_not_go_with_a_plane_is_refused(settings: list[str], message: str) -> None:
+def test_settings_that_a_plane_does_not_support_are_refused(settings: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_config(settings=settings)
 
@@ -140,8 +140,8 @@ def test_nothing_is_mirrored_in_sagittal_slices() -> None:
 
 
 @pytest.mark.parametrize("plane", DIRECTIONS)
-def test_directions_are_those_of_the_axes(plane: Plane) -> None:
-    """Columns and rows of a slice lie where its volume's axes point, in LPS."""
+def test_names_of_directions_agree_with_the_axes(plane: Plane) -> None:
+    """The names match the volume's axes in LPS."""
     of_axis = ("across", "front to back", "head to foot")
     columns, rows, _ = axes_of(plane).T
     assert DIRECTIONS[plane] == tuple(of_axis[np.abs(axis).argmax()] for axis in (columns, rows))

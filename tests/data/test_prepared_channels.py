@@ -1,4 +1,4 @@
-"""Several channels on the way to the networks: each its own scale, one of them the body, all in the store."""
+"""Preprocessing of several channels: own intensity scales, one for body and pose, all in the store."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ CONFIG = DataConfig(size=64)
 
 
 def patient(folder: Path, number: int) -> Case:
-    """A CT and a second channel without unit, which says of each voxel in which slice it lies."""
+    """A CT, and a second channel without unit whose values are the slice's number."""
     volume = torso(170.0 + 20.0 * number, arms=False, table=False, slices=6, pixel=(3.0, 3.0)).volume
     inside = volume.array > -300
     second = np.where(inside, 100.0 + 10.0 * np.arange(6)[:, None, None], 0.0).astype(np.float32)
@@ -62,7 +62,7 @@ def images_of(case: Case) -> list[Volume]:
     return [read_volume(path) for path in case.images]
 
 
-def test_each_channel_has_its_own_scale(cases: list[Case], fingerprint: Fingerprint) -> None:
+def test_each_channel_has_its_own_intensity_scale(cases: list[Case], fingerprint: Fingerprint) -> None:
     ct, t2 = fingerprint.channels
     assert (ct.name, t2.name) == CHANNELS
     assert isinstance(ct.scale, Intensity)
@@ -80,15 +80,15 @@ def test_each_channel_has_its_own_scale(cases: list[Case], fingerprint: Fingerpr
     assert both.images[1, 0, 0, 0] == pytest.approx(both.scales[1].air, abs=1e-5)
 
 
-def test_the_pose_channel_shows_body_and_pose(cases: list[Case], fingerprint: Fingerprint) -> None:
+def test_body_and_pose_come_from_the_pose_channel(cases: list[Case], fingerprint: Fingerprint) -> None:
     volumes = images_of(cases[0])
     turned = replace(fingerprint, channels=fingerprint.channels[::-1])
     config = CONFIG.model_copy(update={"pose_channel": "CT"})
-    expected, found = prepare(volumes, fingerprint, CONFIG), prepare(volumes[::-1], turned, config)
-    assert (expected.pose_channel, found.pose_channel) == (0, 1)
-    np.testing.assert_array_equal(found.mask, expected.mask)
-    np.testing.assert_array_equal(found.images, expected.images[::-1])
-    np.testing.assert_array_equal(found.image, expected.image)
+    expected, result = prepare(volumes, fingerprint, CONFIG), prepare(volumes[::-1], turned, config)
+    assert (expected.pose_channel, result.pose_channel) == (0, 1)
+    np.testing.assert_array_equal(result.mask, expected.mask)
+    np.testing.assert_array_equal(result.images, expected.images[::-1])
+    np.testing.assert_array_equal(result.image, expected.image)
     for wrong in ("PET", 2, -1):
         settings = CONFIG.model_copy(update={"pose_channel": wrong})
         with pytest.raises(InputError, match=r"data\.pose_channel is .*, expected 0 to 1 or one of CT, T2"):
@@ -96,7 +96,7 @@ def test_the_pose_channel_shows_body_and_pose(cases: list[Case], fingerprint: Fi
     assert load_config(settings=["data.pose_channel=1"]).data.pose_channel == 1
 
 
-def test_what_does_not_fit_is_refused_with_the_channel(cases: list[Case], fingerprint: Fingerprint) -> None:
+def test_a_mismatched_channel_is_refused_by_its_name(cases: list[Case], fingerprint: Fingerprint) -> None:
     ct, t2 = images_of(cases[0])
     with pytest.raises(InputError, match=r"expected 2 channels \(CT, T2\), got 1 image"):
         prepare(ct, fingerprint, CONFIG)
@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_refused_with_the_channel(cases: list[Case], finger
         prepare([ct, t2.with_array(np.full_like(t2.array, 3.0))], fingerprint, CONFIG)
 
 
-def test_the_store_keeps_all_channels_and_sees_a_changed_one(
+def test_the_store_holds_all_channels_and_notices_a_changed_one(
     cases: list[Case], fingerprint: Fingerprint, store, tmp_path: Path
 ) -> None:
     case = open_store(store.folder).cases[1]
@@ -137,7 +137,7 @@ def test_the_store_keeps_all_channels_and_sees_a_changed_one(
     assert again.cases[1].folder.stat().st_mtime_ns == before[1]
 
 
-def test_batches_show_the_pose_channel_and_then_all(store) -> None:
+def test_batches_hold_the_pose_channel_first_and_then_all_channels(store) -> None:
     slices = Slices(store.cases)
     rows = np.array([2, 4, 8])
     first = slices.read(rows).image
@@ -149,11 +149,11 @@ def test_batches_show_the_pose_channel_and_then_all(store) -> None:
     slices.set_neighbors(UNetConfig(context=1))
     seen = slices.subset(np.arange(2, 9)).read(rows - 2).image
     assert seen.shape == (3, 6, 64, 64)
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         beside = [slices.channels[row, n] for n in range(3)]
         image, *_ = slices.cases[slices.rows[row, 0]].read(beside, all_channels=True)
         # Channel after channel, each with all its neighbors.
-        np.testing.assert_array_equal(seen[place], image.reshape(6, 64, 64))
+        np.testing.assert_array_equal(seen[position], image.reshape(6, 64, 64))
     volumes = Volumes(store.cases)
     volumes.all_channels = True
     (stack,) = volumes.read(np.array([1])).image

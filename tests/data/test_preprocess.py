@@ -30,7 +30,7 @@ def fingerprint(fov_mm: float = 300.0) -> Fingerprint:
 
 
 def frame_pixel(prepared, world: np.ndarray) -> tuple[np.ndarray, float]:
-    """Where a point of the world should be seen: frame pixel ``(x, y)`` and slice, in float64 by hand."""
+    """Return the expected frame pixel ``(x, y)`` and slice of a point in world space, computed in float64."""
     index = np.linalg.inv(prepared.world_from_index) @ [*world, 1.0]
     millimeter = index[:2] * np.array(prepared.spacing[:2])
     f = prepared.frame
@@ -45,7 +45,7 @@ def blob_center(image: np.ndarray, air: float) -> np.ndarray:
 
 
 def blob_scan(axes, flips, spacing, angle) -> tuple[Volume, np.ndarray]:
-    """A body as dark as clipped air with one bright blob on the patient's left, in front."""
+    """Make a body as dark as clipped air with one bright blob on the patient's left in front."""
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1.0]])
     lps_spacing = np.array(spacing)
     size = np.ceil(np.array([170.0, 150.0, 60.0]) / lps_spacing).astype(int)
@@ -70,15 +70,15 @@ STORAGES = list(product(permutations(range(3)), product((False, True), repeat=3)
 
 
 @pytest.mark.parametrize(("axes", "flips"), STORAGES, ids=lambda v: "".join(str(int(i)) for i in v))
-def test_a_left_blob_is_seen_on_the_left_from_every_storage(axes, flips) -> None:
+def test_left_stays_left_in_every_storage_order(axes, flips) -> None:
     scan, world = blob_scan(axes, flips, (1.7, 2.3, 6.0), 0.21)
     prepared = prepare(scan, fingerprint(190.0), DataConfig(size=96))
     expected, _ = frame_pixel(prepared, world)
-    found = blob_center(prepared.image[2:-2], prepared.scale.air)
-    assert np.abs(found[:2] - expected).max() < 0.05
+    result = blob_center(prepared.image[2:-2], prepared.scale.air)
+    assert np.abs(result[:2] - expected).max() < 0.05
     # Left of the patient is right of the frame, the front is above.
-    assert found[0] > 48 + 8
-    assert found[1] < 48 - 6
+    assert result[0] > 48 + 8
+    assert result[1] < 48 - 6
 
 
 @settings(max_examples=15, deadline=None)
@@ -88,7 +88,7 @@ def test_a_left_blob_is_seen_on_the_left_from_every_storage(axes, flips) -> None
     angle=st.floats(-0.7, 0.7),
     size=st.sampled_from([64, 128, 256]),
 )
-def test_world_point_is_found_where_the_frame_says(x: float, y: float, angle: float, size: int) -> None:
+def test_a_world_point_maps_to_its_frame_pixel(x: float, y: float, angle: float, size: int) -> None:
     scan, world = blob_scan((0, 1, 2), (False, True, False), (x, y, 15.0), angle)
     prepared = prepare(scan, fingerprint(200.0), DataConfig(size=size))
     expected, _ = frame_pixel(prepared, world)
@@ -97,11 +97,11 @@ def test_world_point_is_found_where_the_frame_says(x: float, y: float, angle: fl
     frame = normalized_from_pixel((size, size), dtype=torch.float64) @ torch.tensor([*expected, 1.0]).double()
     seen = prepared.slice_from_frame.double() @ frame
     index = torch.linalg.inv(normalized_from_pixel(prepared.shape[1:], dtype=torch.float64)) @ seen
-    there = (np.linalg.inv(prepared.world_from_index) @ [*world, 1.0])[:2]
-    assert np.abs(index[:2].numpy() - there).max() < 1e-3
+    expected_pixel = (np.linalg.inv(prepared.world_from_index) @ [*world, 1.0])[:2]
+    assert np.abs(index[:2].numpy() - expected_pixel).max() < 1e-3
 
 
-def test_values_are_clipped_and_scored_and_air_is_air() -> None:
+def test_values_are_clipped_and_z_scored_and_padding_is_air() -> None:
     scan = torso(200, slices=2, noise=0.0).volume
     array = scan.array.copy()
     array[:, 180:186, 200:206] = 3000.0
@@ -117,7 +117,7 @@ def test_values_are_clipped_and_scored_and_air_is_air() -> None:
     assert prepared.image.dtype == np.float32
 
 
-def test_frame_is_centered_on_the_body_and_scaled_by_millimetres_alone() -> None:
+def test_the_frame_is_centered_on_the_body_and_has_a_fixed_size_in_mm() -> None:
     for pixel in ((0.8, 0.8), (0.5, 1.6)):
         case = torso(200, slices=2, center=(23.0, -14.0), pixel=pixel, noise=0.0)
         prepared = prepare(case.volume, fingerprint(250.0), DataConfig(size=128))
@@ -130,7 +130,7 @@ def test_frame_is_centered_on_the_body_and_scaled_by_millimetres_alone() -> None
         assert not any("frame was made" in line for line in prepared.warnings)
 
 
-def test_a_larger_body_enlarges_its_frame_and_says_so() -> None:
+def test_a_larger_body_enlarges_the_frame_with_a_warning() -> None:
     case = torso(320, slices=2)
     prepared = prepare(case.volume, fingerprint(250.0), DataConfig(size=128))
     assert prepared.frame.fov_mm == pytest.approx(1.04 * 320, rel=0.02)
@@ -140,7 +140,7 @@ def test_a_larger_body_enlarges_its_frame_and_says_so() -> None:
     assert not edge.any()
 
 
-def test_a_given_pixel_size_rules() -> None:
+def test_a_pixel_size_that_is_set_is_used() -> None:
     case = torso(150, slices=1)
     prepared = prepare(case.volume, fingerprint(170.0), DataConfig(size=128, pixel_mm=2.0))
     assert prepared.frame.pixel_mm == pytest.approx(2.0)
@@ -157,7 +157,7 @@ def test_the_median_pixel_is_that_of_the_training_cases() -> None:
         assert frame.size == size
 
 
-def test_the_record_names_stored_grid_and_warps_nothing_along_z() -> None:
+def test_the_record_holds_the_stored_grid_and_z_is_not_resampled() -> None:
     scan, _ = blob_scan((2, 0, 1), (True, False, True), (1.7, 2.3, 6.0), 0.1)
     prepared = prepare(scan, fingerprint(190.0), DataConfig(size=64))
     assert prepared.native_shape == scan.array.shape
@@ -168,7 +168,7 @@ def test_the_record_names_stored_grid_and_warps_nothing_along_z() -> None:
 
 
 def two_discs(pixel: float, frame: Frame, radius: float, apart: float) -> tuple[float, float]:
-    """Area of two touching or overlapping discs in the frame over that before, for each class."""
+    """For each class of two touching discs, return the area in the frame over the original area."""
     n = round(200 / pixel)
     y, x = np.indices((n, n)) * pixel
     kidney = np.hypot(x - 60, y - 90) <= radius
@@ -198,7 +198,7 @@ def test_small_labels_are_neither_grown_nor_shrunk_on_average() -> None:
     assert np.mean(ratios, axis=0) == pytest.approx((1.0, 1.0), abs=0.012)
 
 
-def test_labels_land_on_what_they_mark() -> None:
+def test_labels_stay_aligned_with_the_image() -> None:
     scan, _ = blob_scan((1, 2, 0), (False, True, True), (0.9, 1.1, 8.0), 0.3)
     lps = scan.reoriented()
     bright = lps.array > 40
@@ -214,7 +214,7 @@ def test_labels_land_on_what_they_mark() -> None:
         assert 2 * (seen & marked).sum() / (seen.sum() + marked.sum()) > 0.95
 
 
-def test_bad_input_is_said_in_one_line() -> None:
+def test_bad_input_is_reported_in_one_line() -> None:
     case = torso(150, slices=2)
     holes = case.volume.array.copy()
     holes[0, 3, 3] = np.nan
@@ -228,7 +228,7 @@ def test_bad_input_is_said_in_one_line() -> None:
         prepare(case.volume, fingerprint(), DataConfig(), odd, LABELS)
 
 
-def test_labels_outside_the_frame_are_warned_of() -> None:
+def test_labels_outside_the_frame_give_a_warning() -> None:
     case = torso(200, slices=1)
     marks = np.zeros(case.volume.array.shape, np.uint8)
     marks[:, 100:110, 2:6] = 1
@@ -239,7 +239,7 @@ def test_labels_outside_the_frame_are_warned_of() -> None:
     assert not prepared.labels.any()
 
 
-def test_labels_in_slices_without_a_body_are_warned_of() -> None:
+def test_labels_in_slices_without_a_body_give_a_warning() -> None:
     case = torso(200, slices=3)
     array, marks = case.volume.array.copy(), np.zeros(case.volume.array.shape, np.uint8)
     array[2] = -1000
@@ -251,7 +251,7 @@ def test_labels_in_slices_without_a_body_are_warned_of() -> None:
     assert not any("no body was found" in line for line in whole.warnings)
 
 
-def test_a_scan_unlike_ct_and_a_case_without_any_label_are_warned_of() -> None:
+def test_values_unlike_ct_and_a_case_without_labels_give_warnings() -> None:
     case = torso(200, slices=3)
     marks = case.volume.with_array(np.zeros(case.volume.array.shape, np.uint8))
     # Above -10 everywhere, noise included.

@@ -11,7 +11,7 @@ from isopose.geometry.pose import matrix_from_pose
 
 @pytest.mark.parametrize("values", [(1,), (3, 7), tuple(range(1, 12))])
 @pytest.mark.parametrize("alike", [True, False])
-def test_labels_in_parts_are_the_labels_of_the_whole(values, alike) -> None:
+def test_resampling_in_parts_equals_resampling_at_once(values, alike) -> None:
     random = np.random.default_rng(len(values))
     smooth = ndimage.gaussian_filter(random.normal(size=(5, 60, 50)), (0, 4, 4))
     bins = np.quantile(smooth, np.linspace(0.2, 0.95, len(values)))
@@ -23,12 +23,12 @@ def test_labels_in_parts_are_the_labels_of_the_whole(values, alike) -> None:
         pose += 0.1 * torch.arange(5)[:, None]
     matrix, size = matrix_from_pose(pose), (70, 80)
     whole = ((value, warped(labels == value, matrix, size, 0.0, "bilinear")) for value in values)
-    wanted = largest_share(whole, (5, *size))
-    assert set(np.unique(wanted)) == {0, *values}
-    np.testing.assert_array_equal(warped_labels(labels, matrix, size, values), wanted)
+    expected = largest_share(whole, (5, *size))
+    assert set(np.unique(expected)) == {0, *values}
+    np.testing.assert_array_equal(warped_labels(labels, matrix, size, values), expected)
 
 
-def test_nothing_marked_is_nothing_anywhere() -> None:
+def test_an_empty_label_map_stays_empty() -> None:
     labels = np.zeros((2, 20, 20), np.uint8)
     assert not warped_labels(labels, torch.eye(3), (30, 31), (1, 2)).any()
     labels[0, :3] = 9

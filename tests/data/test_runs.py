@@ -1,4 +1,4 @@
-"""Masks as runs, against masks as they are and SciPy's components of them."""
+"""Masks as run lengths, compared with dense masks and SciPy's components."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def runs_of(mask: np.ndarray, voxels: int = 30) -> Runs:
 
 
 @given(shapes, densities, st.integers(0, 99), st.integers(1, 200))
-def test_a_mask_comes_back(shape, density, seed, voxels):
+def test_round_trip_through_runs_keeps_the_mask(shape, density, seed, voxels):
     mask = drawn(shape, density, seed)
     runs = runs_of(mask, voxels)
     np.testing.assert_array_equal(runs.mask(slice(None)), mask)
@@ -48,8 +48,8 @@ def test_components_are_those_of_scipy(shape, density, seed, in_plane):
     assert len(np.unique(numbers)) == count
     # Numbered in the same order too, so that of two as large the same one is the largest.
     for number in range(count):
-        found = runs.only(numbers == number).mask(slice(None))
-        np.testing.assert_array_equal(found, expected == number + 1)
+        result = runs.only(numbers == number).mask(slice(None))
+        np.testing.assert_array_equal(result, expected == number + 1)
 
 
 @settings(max_examples=200)
@@ -78,7 +78,7 @@ def test_voxels_beyond_32_bits_are_counted():
 
 
 @given(shapes, densities, st.integers(0, 99))
-def test_points_are_where_a_slice_is_marked(shape, density, seed):
+def test_points_are_the_marked_pixels_of_a_slice(shape, density, seed):
     mask = drawn(shape, density, seed)
     runs = runs_of(mask)
     for z in range(shape[0]):
@@ -87,30 +87,30 @@ def test_points_are_where_a_slice_is_marked(shape, density, seed):
 
 
 @given(shapes, st.integers(0, 99))
-def test_a_box_holds_all_with_a_voxel_around_it(shape, seed):
+def test_the_box_has_a_margin_of_one_voxel(shape, seed):
     whole = np.zeros(tuple(side + 4 for side in shape), dtype=bool)
     inner = tuple(slice(2, 2 + side) for side in shape)
     whole[inner] = drawn(shape, 0.3, seed)
     whole[2, 2, 2] = True
     runs = runs_of(whole)
     box = runs.box()
-    found = ndimage.find_objects(whole.astype(int))[0]
-    assert [(s.start, s.stop) for s in box] == [(s.start - 1, s.stop + 1) for s in found]
+    result = ndimage.find_objects(whole.astype(int))[0]
+    assert [(s.start, s.stop) for s in box] == [(s.start - 1, s.stop + 1) for s in result]
     cropped = runs.cropped(box)
     np.testing.assert_array_equal(cropped.mask(slice(None)), whole[box])
     np.testing.assert_array_equal(cropped.placed(box, whole.shape).mask(slice(None)), whole)
 
 
-def test_a_box_ends_where_the_mask_does():
+def test_the_box_is_clipped_to_the_mask():
     mask = np.ones((2, 3, 4), dtype=bool)
     assert runs_of(mask).box() == (slice(0, 2), slice(0, 3), slice(0, 4))
 
 
 @pytest.mark.parametrize("voxels", [1, 50, 1000])
-def test_what_a_function_makes_does_not_depend_on_the_parts(voxels):
+def test_mapping_a_function_does_not_depend_on_the_parts(voxels):
     one, other = drawn((6, 5, 7), 0.5, 1), drawn((6, 5, 7), 0.5, 2)
-    found = map_masks(lambda a, b: a & ~b, runs_of(one), runs_of(other), voxels=voxels)
-    np.testing.assert_array_equal(found.mask(slice(None)), one & ~other)
+    result = map_masks(lambda a, b: a & ~b, runs_of(one), runs_of(other), voxels=voxels)
+    np.testing.assert_array_equal(result.mask(slice(None)), one & ~other)
 
 
 def test_masks_without_a_common_slice_are_merged():

@@ -1,4 +1,4 @@
-"""Which slices an epoch shows, and that each row brings its own image, mask, labels, pose and crop."""
+"""Sampling of slices in an epoch; each row has its own image, mask, labels, pose and crop."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def slices(store: Store) -> Slices:
 
 
 def known(slices: Slices) -> Slices:
-    """With a pose and a crop that tell their row."""
+    """Set poses and crops that encode their row."""
     slices.pose = torch.arange(len(slices) * 5.0).reshape(-1, 5)
     slices.theta2 = torch.arange(len(slices) * 9.0).reshape(-1, 3, 3)
     return slices
@@ -49,12 +49,12 @@ def same(a: Batch, b: Batch) -> bool:
 
 def check_rows(batch: Batch, slices: Slices, index: np.ndarray) -> None:
     assert batch.rows.tolist() == list(index)
-    for place, row in enumerate(index):
+    for position, row in enumerate(index):
         case, z = slices.rows[row]
         image, mask, labels = (torch.from_numpy(array[0]) for array in slices.cases[case].read([z]))
-        assert torch.equal(batch.image[place, 0], image)
-        assert torch.equal(batch.mask[place, 0], mask.float())
-        assert torch.equal(batch.labels[place], labels)
+        assert torch.equal(batch.image[position, 0], image)
+        assert torch.equal(batch.mask[position, 0], mask.float())
+        assert torch.equal(batch.labels[position], labels)
 
 
 @settings(max_examples=200, deadline=None)
@@ -77,7 +77,7 @@ def test_at_least_a_third_shows_each_label(rows, densities, batch_size, iteratio
             assert presence[drawn, label].sum() >= np.ceil(total / 3)
 
 
-def test_a_label_that_all_slices_show_leaves_room_for_a_rare_one() -> None:
+def test_oversampling_of_a_common_label_leaves_room_for_a_rare_one() -> None:
     presence = np.zeros((50, 2), dtype=bool)
     presence[:, 0] = True
     presence[7, 1] = True
@@ -86,7 +86,7 @@ def test_a_label_that_all_slices_show_leaves_room_for_a_rare_one() -> None:
     assert presence[drawn, 0].all()
 
 
-def test_a_label_that_no_slice_shows_is_passed_over() -> None:
+def test_a_label_without_slices_is_skipped() -> None:
     presence = np.array([[True, False], [False, False]] * 6)
     drawn = np.concatenate(draw_epoch(presence, THIRDS, 6, 4, (3,)))
     counts = np.bincount(drawn, minlength=12)
@@ -95,7 +95,7 @@ def test_a_label_that_no_slice_shows_is_passed_over() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(rows=st.integers(1, 60), total=st.integers(1, 200), seed=st.integers(0, 1000))
-def test_every_slice_is_drawn_as_often_as_any_other(rows, total, seed) -> None:
+def test_all_slices_are_drawn_equally_often(rows, total, seed) -> None:
     counts = np.bincount(
         np.concatenate(draw_epoch(np.zeros((rows, 2), bool), {}, 1, total, (seed,))), minlength=rows
     )
@@ -117,9 +117,9 @@ def test_oversampled_slices_are_drawn_about_equally_often() -> None:
 def test_oversampled_slices_are_spread_over_the_batches() -> None:
     presence = np.zeros((60, 2), dtype=bool)
     presence[:2, 0] = True
-    shown = [int(presence[batch, 0].sum()) for batch in draw_epoch(presence, {0: 0.5}, 12, 10, (0,))]
-    assert sum(shown) == 60
-    assert all(1 <= count <= 11 for count in shown)
+    counts = [int(presence[batch, 0].sum()) for batch in draw_epoch(presence, {0: 0.5}, 12, 10, (0,))]
+    assert sum(counts) == 60
+    assert all(1 <= count <= 11 for count in counts)
 
 
 def test_the_same_seed_draws_the_same_and_another_epoch_another() -> None:
@@ -166,14 +166,14 @@ def test_every_row_once_in_order(slices: Slices) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 3, 50])
-def test_reading_ahead_is_plain_reading(slices: Slices, depth: int) -> None:
+def test_prefetching_gives_the_batches_of_plain_reading(slices: Slices, depth: int) -> None:
     index = [np.random.default_rng(n).permutation(len(slices))[:4] for n in range(7)]
     ahead = list(read_ahead(slices, index, depth=depth))
     assert len(ahead) == 7
     assert all(same(a, slices.read(rows)) for a, rows in zip(ahead, index, strict=True))
 
 
-def test_what_the_reader_raises_is_raised(slices: Slices, tmp_path) -> None:
+def test_an_error_while_prefetching_is_raised(slices: Slices, tmp_path) -> None:
     broken = replace(slices.cases[2], folder=tmp_path)
     slices.cases = (*slices.cases[:2], broken)
     batches = read_ahead(slices, [np.array([0]), np.array([5]), np.array([14]), np.array([1])])
@@ -183,7 +183,7 @@ def test_what_the_reader_raises_is_raised(slices: Slices, tmp_path) -> None:
         next(batches)
 
 
-def test_leaving_early_reads_no_more_than_ahead(slices: Slices, monkeypatch) -> None:
+def test_stopping_early_reads_at_most_the_prefetched_batches(slices: Slices, monkeypatch) -> None:
     started: list[int] = []
     plain = slices.read
     monkeypatch.setattr(slices, "read", lambda rows: (started.append(int(rows[0])), plain(rows))[1])
@@ -194,7 +194,7 @@ def test_leaving_early_reads_no_more_than_ahead(slices: Slices, monkeypatch) -> 
     assert max(started) <= 2
 
 
-def test_parts_keep_pose_and_crop_in_step(slices: Slices) -> None:
+def test_subsets_keep_the_pose_and_crop_of_each_row(slices: Slices) -> None:
     known(slices)
     labeled = slices.labeled()
     expected = np.flatnonzero(slices.presence.any(axis=1))
@@ -217,7 +217,7 @@ def test_parts_keep_pose_and_crop_in_step(slices: Slices) -> None:
     assert len(slices.spread(99)) == len(slices)
 
 
-def test_moves_every_tensor() -> None:
+def test_to_moves_every_tensor() -> None:
     batch = Batch(torch.arange(2), torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4), torch.ones(2, 4, 4))
     moved = batch.to(torch.device("meta"))
     assert all(tensor.device.type == "meta" for tensor in (moved.rows, moved.image, moved.mask, moved.labels))

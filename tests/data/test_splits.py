@@ -30,7 +30,7 @@ def cohort(scans, ages=None, splits=None):
     seed=st.integers(0, 10**6),
     data=st.data(),
 )
-def test_folds_part_the_patients(scans, folds, seed, data):
+def test_folds_partition_the_patients(scans, folds, seed, data):
     known = data.draw(st.dictionaries(st.integers(0, 24), st.floats(0, 16)))
     dataset = cohort(scans, known)
     if folds > len(scans):
@@ -56,7 +56,7 @@ def test_one_patient_cannot_be_split():
         split_patients(cohort([3]), 2, 0, 0)
 
 
-def test_the_draw_is_fixed_for_good():
+def test_folds_are_the_same_in_every_version():
     """A trained model's fold must mean the same in every version; change nothing here."""
     chosen = {c.patient for c in split_patients(cohort([1] * 10), 5, 0, 17)[1]}
     other = {c.patient for c in split_patients(cohort([1] * 10), 5, 0, 18)[1]}
@@ -80,7 +80,7 @@ def test_cases_without_label_and_test_cases_are_left_out():
     assert {c.id for c in (*training, *validation)} == {"c2_0", "c3_0"}
 
 
-def test_the_datasets_own_split_holds():
+def test_the_datasets_own_split_is_kept():
     splits = {(0, 0): "val", (0, 1): "val", (1, 0): "train", (2, 0): None, (3, 0): "test"}
     dataset = cohort([2, 1, 1, 1], splits=splits)
     training, validation = split_patients(dataset, 5, 0, 0)
@@ -100,12 +100,12 @@ def test_a_patient_on_two_sides_is_refused(two):
 
 
 @pytest.mark.parametrize(("folds", "fold"), [(1, 0), (0, 0), (5, 5), (5, -1)])
-def test_impossible_folds(folds, fold):
+def test_invalid_folds_are_refused(folds, fold):
     with pytest.raises(InputError, match="expected at least 2 folds"):
         split_patients(cohort([1] * 9), folds, fold, 0)
 
 
-def test_nothing_left_to_train():
+def test_a_split_without_training_cases_is_refused():
     dataset: Dataset = cohort([1, 1], splits={(0, 0): "val", (1, 0): "val"})
     with pytest.raises(InputError, match="left for training"):
         split_patients(dataset, 2, 0, 0)

@@ -57,7 +57,7 @@ def times(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*.b2nd")}
 
 
-def test_reads_back_what_was_prepared(store: Store, cohort, fingerprint) -> None:
+def test_the_store_returns_the_prepared_cases(store: Store, cohort, fingerprint) -> None:
     assert [case.record.id for case in store.cases] == ["case_000", "case_001", "case_002"]
     assert store.key == hash_of(store_head(fingerprint, LABELS, CONFIG))
     assert store.folder.name == store.key[:12]
@@ -78,8 +78,8 @@ def test_reads_back_what_was_prepared(store: Store, cohort, fingerprint) -> None
         assert np.array_equal(record.native_world_from_index, volume.world_from_index)
         assert (record.patient, record.age_years) == (case.patient, case.age_years)
         assert record.air == prepared.scale.air
-        shown = [[(plane == index).any() for index in (1, 2)] for plane in prepared.labels]
-        assert np.array_equal(record.presence, shown)
+        has_label = [[(plane == index).any() for index in (1, 2)] for plane in prepared.labels]
+        assert np.array_equal(record.presence, has_label)
         assert np.array(record.presence).any()
         assert record.body_fraction == pytest.approx([m.mean() for m in prepared.mask])
         assert record.sources == {"image": sha256(case.image), "label": sha256(case.label)}
@@ -90,7 +90,7 @@ def test_any_number_of_workers_writes_the_same_bytes(store: Store, cohort, finge
     assert contents(other.folder) == contents(store.folder)
 
 
-def test_cases_travel_and_store_is_small(store: Store) -> None:
+def test_a_pickled_case_can_be_read_and_the_store_is_compressed(store: Store) -> None:
     case = pickle.loads(pickle.dumps(store.cases[1]))
     assert all(np.array_equal(a, b) for a, b in zip(case.read([1]), store.cases[1].read([1]), strict=True))
     with pytest.raises(IndexError):
@@ -99,7 +99,7 @@ def test_cases_travel_and_store_is_small(store: Store) -> None:
     assert sum(p.stat().st_size for p in store.folder.rglob("*.b2nd")) < 0.7 * raw
 
 
-def test_nothing_is_done_twice(copy: Path, cohort, fingerprint) -> None:
+def test_finished_cases_are_not_prepared_again(copy: Path, cohort, fingerprint) -> None:
     before = times(copy)
     done: list[int] = []
     write_store(copy, cohort, fingerprint, LABELS, CONFIG, progress=lambda n, _: done.append(n))
@@ -107,7 +107,7 @@ def test_nothing_is_done_twice(copy: Path, cohort, fingerprint) -> None:
     assert done == [1, 2, 3]
 
 
-def test_damage_is_found_and_repaired(copy: Path, store: Store, cohort, fingerprint) -> None:
+def test_damaged_cases_are_detected_and_prepared_again(copy: Path, store: Store, cohort, fingerprint) -> None:
     damaged = copy / store.folder.name / "cases" / "case_001" / "labels.b2nd"
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
@@ -120,7 +120,7 @@ def test_damage_is_found_and_repaired(copy: Path, store: Store, cohort, fingerpr
     assert all("case_001" in name for name in changed)
 
 
-def test_leftovers_are_removed_and_half_cases_made_again(
+def test_partial_files_are_removed_and_incomplete_cases_prepared_again(
     copy: Path, store: Store, cohort, fingerprint
 ) -> None:
     cases = copy / store.folder.name / "cases"
@@ -153,7 +153,7 @@ def test_a_changed_source_is_prepared_again(store: Store, fingerprint, tmp_path)
     )
 
 
-def test_other_settings_go_to_another_folder(store: Store, fingerprint) -> None:
+def test_other_settings_use_another_folder(store: Store, fingerprint) -> None:
     keys = {
         hash_of(store_head(*settings))
         for settings in (
@@ -181,9 +181,7 @@ write_store(Path(folder), cases, fingerprint, labels, config, progress=report)
 """
 
 
-def test_killed_in_the_middle_and_resumed_gives_the_same_bytes(
-    store: Store, cohort, fingerprint, tmp_path
-) -> None:
+def test_resuming_after_a_kill_gives_the_same_bytes(store: Store, cohort, fingerprint, tmp_path) -> None:
     (tmp_path / "arguments").write_bytes(pickle.dumps((cohort, fingerprint, LABELS, CONFIG)))
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), str(tmp_path / "arguments")]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -209,7 +207,7 @@ def test_killed_in_the_middle_and_resumed_gives_the_same_bytes(
     assert times(tmp_path)["store/" + store.folder.name + "/cases/case_000/image.b2nd"] == first
 
 
-def test_a_full_disk_is_said_in_one_line(cohort, fingerprint, tmp_path, monkeypatch) -> None:
+def test_a_full_disk_is_reported_in_one_line(cohort, fingerprint, tmp_path, monkeypatch) -> None:
     def full(self, data):
         raise OSError(28, "No space left on device", str(self))
 
@@ -219,7 +217,7 @@ def test_a_full_disk_is_said_in_one_line(cohort, fingerprint, tmp_path, monkeypa
     assert "\n" not in str(error.value)
 
 
-def test_a_file_where_the_folder_should_be(cohort, fingerprint, tmp_path) -> None:
+def test_a_file_in_place_of_the_folder_is_refused(cohort, fingerprint, tmp_path) -> None:
     (tmp_path / "taken").write_text("here")
     with pytest.raises(IsoposeError, match="cannot write the store"):
         write_store(tmp_path / "taken", cohort, fingerprint, LABELS, CONFIG)
@@ -263,7 +261,7 @@ def test_bad_cases_are_named(cohort, fingerprint, tmp_path) -> None:
         )
 
 
-def test_any_case_id_is_one_folder_of_its_own() -> None:
+def test_every_case_id_has_its_own_folder() -> None:
     ids = ["case_1", "a/b", "a%2Fb", "..", ".", "", "é", "x" * 300, "x" * 299 + "y", "case 1", "a\\b", "%"]
     names = [folder_name(i) for i in ids]
     assert len(set(names)) == len(ids)

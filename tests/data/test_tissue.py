@@ -1,4 +1,4 @@
-"""Another part of the body, and feet in place of the head, give a warning; usual patients give none."""
+"""Warnings about another body part or swapped head and feet; normal scans give none."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from isopose.data.body import body_mask
 from isopose.data.fingerprint import Fingerprint
 from isopose.data.tissue import Tissue, UsualTissue, composition_warnings, tissue_of, usual_tissue
@@ -27,7 +27,7 @@ def measured(upright: Volume) -> Tissue:
 
 
 def chest(upright: Volume) -> Volume:
-    """With two lungs painted into it."""
+    """Paint two lungs into a volume."""
     array = upright.array.copy()
     y, x = (size / 2 for size in array.shape[1:])
     rows, columns = np.mgrid[: array.shape[1], : array.shape[2]]
@@ -47,8 +47,8 @@ def phantoms(tmp_path_factory):
     return [read_volume(case.image).reoriented() for case in open_dataset(folder).cases]
 
 
-def test_shares_are_those_of_the_body_and_of_nothing_beside_it() -> None:
-    """A quarter each; outside the mask there is gas and bone that do not count."""
+def test_tissue_shares_count_the_body_alone() -> None:
+    """Each tissue fills a quarter of the body; gas and bone outside the mask do not count."""
     array = np.full((10, 8, 8), -1000, np.int16)
     array[:, 0] = 1000
     body = np.zeros(array.shape, bool)
@@ -58,18 +58,18 @@ def test_shares_are_those_of_the_body_and_of_nothing_beside_it() -> None:
     # From the feet to the head one fat column after the other turns lean.
     for z in range(10):
         array[z, 2 : 2 + min(z, 4), 3] = 40
-    found = tissue_of(Volume(array, np.diag([3.0, 3.0, 10.0, 1.0])), body)
-    assert (found.gas, found.bone) == (0.25, 0.25)
-    assert found.rising == pytest.approx(np.corrcoef(range(10), [min(z, 4) for z in range(10)])[0, 1])
+    result = tissue_of(Volume(array, np.diag([3.0, 3.0, 10.0, 1.0])), body)
+    assert (result.gas, result.bone) == (0.25, 0.25)
+    assert result.rising == pytest.approx(np.corrcoef(range(10), [min(z, 4) for z in range(10)])[0, 1])
 
 
 @pytest.mark.parametrize(("slices", "thickness"), [(7, 20.0), (20, 3.0)], ids=["few", "short"])
 def test_a_short_scan_does_not_tell_which_end_is_up(slices, thickness) -> None:
     array = np.full((slices, 8, 8), 40, np.int16)
     array[: slices // 2] = -100
-    found = tissue_of(Volume(array, np.diag([3.0, 3.0, thickness, 1.0])), np.ones(array.shape, bool))
-    assert found.rising is None
-    assert list(composition_warnings(found, USUAL)) == []
+    result = tissue_of(Volume(array, np.diag([3.0, 3.0, thickness, 1.0])), np.ones(array.shape, bool))
+    assert result.rising is None
+    assert list(composition_warnings(result, USUAL)) == []
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_short_scan_does_not_tell_which_end_is_up(slices, thickness) -> None:
         ({"rising": None}, None),
     ],
 )
-def test_what_is_far_from_the_training_scans_is_reported(change, words) -> None:
+def test_tissue_unlike_the_training_scans_is_reported(change, words) -> None:
     warnings = list(composition_warnings(replace(LIKE, **change), USUAL))
     assert len(warnings) == (words is not None)
     assert words is None or words in warnings[0]
@@ -100,30 +100,30 @@ def test_what_is_far_from_the_training_scans_is_reported(change, words) -> None:
     ],
     ids=["few", "unclear", "both ways"],
 )
-def test_training_scans_that_do_not_tell_which_end_is_up_raise_no_doubt(usual) -> None:
+def test_training_scans_without_a_trend_along_z_give_no_warning(usual) -> None:
     assert list(composition_warnings(replace(LIKE, rising=-0.8), usual)) == []
 
 
-def test_where_the_share_falls_towards_the_head_a_rise_is_reported() -> None:
+def test_a_trend_along_z_opposite_to_the_training_scans_is_reported() -> None:
     falls = replace(USUAL, rising_median=-0.8, rising_min=-0.95, rising_max=-0.1)
     assert list(composition_warnings(replace(LIKE, rising=-0.7), falls)) == []
     assert "exchanged" in next(composition_warnings(replace(LIKE, rising=0.7), falls))
 
 
-def test_each_phantom_is_like_the_others_and_most_are_recognized_upside_down(phantoms) -> None:
+def test_phantoms_give_no_warning_and_most_upside_down_ones_do(phantoms) -> None:
     scans = [measured(upright) for upright in phantoms]
     for number, scan in enumerate(scans):
         others = usual_tissue(scans[:number] + scans[number + 1 :])
         assert list(composition_warnings(scan, others)) == []
     turned = [measured(upright.with_array(upright.array[::-1].copy())) for upright in phantoms]
-    found = [
+    result = [
         any("exchanged" in line for line in composition_warnings(scan, usual_tissue(scans)))
         for scan in turned
     ]
-    assert np.mean(found) >= 0.75
+    assert np.mean(result) >= 0.75
 
 
-def test_real_scans_are_like_phantoms_until_they_are_corrupted(phantoms, real_scans) -> None:
+def test_real_scans_give_a_warning_only_once_corrupted(phantoms, real_scans) -> None:
     usual = usual_tissue([measured(upright) for upright in phantoms])
     for upright in real_scans.values():
         assert list(composition_warnings(measured(upright), usual)) == []
@@ -133,17 +133,17 @@ def test_real_scans_are_like_phantoms_until_they_are_corrupted(phantoms, real_sc
     assert any("gas or lung" in line for line in composition_warnings(measured(chest(abdomen)), usual))
 
 
-def test_a_prediction_warns() -> None:
+def test_predict_reports_the_warnings() -> None:
     model = bright_model()
     assert model.fingerprint.tissue is None
-    usual = scene(slices=4).volume
+    usual = make_scene(slices=4).volume
     known = replace(model, fingerprint=replace(model.fingerprint, tissue=usual_tissue([measured(usual)])))
     with torch.inference_mode():
         assert not [line for line in predict(known, usual).warnings if "gas or lung" in line]
         assert [line for line in predict(known, chest(usual)).warnings if "gas or lung" in line]
 
 
-def test_a_model_that_did_not_look_yet_is_read_and_says_nothing() -> None:
+def test_a_model_without_tissue_statistics_is_read_and_gives_no_warning() -> None:
     fingerprint = bright_model().fingerprint
     old = fingerprint.to_json()
     old.pop("tissue")

@@ -34,7 +34,7 @@ def save(folder, case, array, grid=GRID, ending=".nii.gz"):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three cases: perfect; kidney half covered, tumor missed; no tumor, none found."""
+    """Three cases: perfect; half of the kidney and no tumor predicted; no tumor in prediction and truth."""
     predictions, labels = tmp_path / "predictions", tmp_path / "labels"
     save(labels, "case_2", organs(tumor=(14, 18)))
     save(predictions, "case_2", organs(tumor=(14, 18)))
@@ -45,7 +45,7 @@ def folders(tmp_path):
     return predictions, labels
 
 
-def test_predictions_of_another_structure_are_pointed_out(folders):
+def test_predictions_of_other_structures_give_a_warning(folders):
     predictions, labels = folders
     notes = []
     for case, names in (("case_1", {"Kidney": 1}), ("case_2", {"liver": 1, "tumor": 2}), ("case_10", [1])):
@@ -81,7 +81,7 @@ def test_provenance_names_every_file_by_its_hash(folders):
     assert evaluation.provenance["labels"]["values"] == {"kidney": 1, "tumor": 2}
 
 
-def test_json_gives_back_the_same_evaluation(folders, tmp_path):
+def test_json_round_trip_keeps_the_evaluation(folders, tmp_path):
     evaluation = evaluate(*folders, KIDNEY_TUMOR, ages_years={"case_2": 3.5}, tolerance_mm=1.0)
     write_evaluation(evaluation, tmp_path / "out")
     assert Evaluation.from_json(read_json(tmp_path / "out" / "scores.json")) == evaluation
@@ -187,9 +187,9 @@ def shifted_grid(by):
 )
 def test_bad_input_names_the_case_in_one_line(folders, spoil, message):
     spoil(*folders)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as error:
         evaluate(*folders, KIDNEY_TUMOR, workers=2)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_folder_needs_labels_and_ages_must_be_plausible(folders):
@@ -243,19 +243,19 @@ def test_scans_without_any_label_on_either_side_are_counted_as_empty(tmp_path):
     assert {scores.outcome for scores in evaluation.cases[0].scores.values()} == {"empty"}
 
 
-def test_what_nobody_labeled_is_as_if_the_scan_did_not_have_it(tmp_path):
-    """Equal to both files cut to the labeled slices; surfaces that enter the unknown are not scored."""
-    truth, found = organs(tumor=(14, 18)), organs((6, 14), tumor=(15, 18))
+def test_ignored_voxels_are_scored_as_if_cut_from_the_scan(tmp_path):
+    """Scores equal those of both files cropped to labeled slices, without surfaces at the ignored region."""
+    truth, predicted = organs(tumor=(14, 18)), organs((6, 14), tumor=(15, 18))
     ignore = Labels.create({"kidney": 1, "tumor": 2, "ignore": 3})
     drawn = [2, 4]
     sparse = np.full_like(truth, 3)
     sparse[drawn] = truth[drawn]
     for case in ("case_1", "case_2"):
-        save(tmp_path / "predictions", case, found)
+        save(tmp_path / "predictions", case, predicted)
     save(tmp_path / "labels", "case_1", sparse)
     save(tmp_path / "labels", "case_2", truth)
     save(tmp_path / "cut_labels", "case_1", truth[drawn])
-    save(tmp_path / "cut_predictions", "case_1", found[drawn])
+    save(tmp_path / "cut_predictions", "case_1", predicted[drawn])
     partly, whole = evaluate(tmp_path / "predictions", tmp_path / "labels", ignore).cases
     [cut] = evaluate(tmp_path / "cut_predictions", tmp_path / "cut_labels", KIDNEY_TUMOR).cases
     for target in ("kidney", "tumor", "kidney+tumor"):
@@ -266,19 +266,19 @@ def test_what_nobody_labeled_is_as_if_the_scan_did_not_have_it(tmp_path):
         assert whole.scores[target].surface_dice is not None
 
 
-def test_undrawn_slices_score_nothing_where_that_is_said(tmp_path):
+def test_undrawn_slices_are_not_scored_on_request(tmp_path):
     truth = organs(tumor=(14, 18))
     sparse = np.zeros_like(truth)
     sparse[[2, 4]] = truth[[2, 4]]
     save(tmp_path / "predictions", "case_1", truth)
     save(tmp_path / "labels", "case_1", sparse)
     plain = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOR)
-    found = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOR, undrawn="ignore")
+    result = evaluate(tmp_path / "predictions", tmp_path / "labels", KIDNEY_TUMOR, undrawn="ignore")
     assert plain.cases[0].scores["kidney"].dice == pytest.approx(2 * 2 / (2 + 4))
-    assert found.cases[0].scores["kidney"].dice == 1.0
-    assert found.provenance["undrawn"] == "ignore"
+    assert result.cases[0].scores["kidney"].dice == 1.0
+    assert result.provenance["undrawn"] == "ignore"
     assert "undrawn" not in plain.provenance
-    text = write_and_read(found, tmp_path / "out")
+    text = write_and_read(result, tmp_path / "out")
     assert "partly labeled" in text
     assert "partly labeled" not in write_and_read(plain, tmp_path / "plain")
 
@@ -288,7 +288,7 @@ def write_and_read(evaluation, folder):
     return next(folder.glob("*.md")).read_text()
 
 
-def test_a_prediction_of_the_value_to_ignore_is_refused(tmp_path):
+def test_a_prediction_of_the_ignore_value_is_refused(tmp_path):
     save(tmp_path / "labels", "case_1", organs())
     save(tmp_path / "predictions", "case_1", organs() * 3)
     labels = Labels.create({"kidney": 1, "ignore": 3})

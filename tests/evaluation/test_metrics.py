@@ -18,7 +18,7 @@ def box(shape, *bounds):
 
 
 def hd95_by_distance_transform(prediction, truth, spacing):
-    """HD95 from dense distance transforms of boundary voxels: shares no code with MONAI's tree of points."""
+    """HD95 by dense distance transforms of boundary voxels, independent of MONAI's implementation."""
 
     def boundary(mask):
         padded = np.pad(mask, 1)
@@ -34,7 +34,7 @@ def ball(shape, center, radius, spacing):
     return sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) < radius**2
 
 
-def test_identical_masks_are_perfect_and_volumes_are_in_ml():
+def test_identical_masks_score_perfectly_and_volumes_are_in_ml():
     mask = box((12, 14, 16), (2, 7), (3, 9), (4, 11))
     scores = score(mask, mask, (2.0, 0.5, 0.4))
     assert scores == Scores(1.0, 1.0, 0.0, pytest.approx(0.084), pytest.approx(0.084))  # 5*6*7 * 0.4 mm3
@@ -146,7 +146,7 @@ def test_single_voxels_and_single_slices_are_scored():
     spacing=st.tuples(*[st.sampled_from([0.4, 1.0, 2.5])] * 3),
     margin=st.integers(0, 4),
 )
-def test_any_masks(pair, spacing, margin):
+def test_metrics_are_symmetric_and_independent_of_padding_and_axis_order(pair, spacing, margin):
     prediction, truth = pair
     scores = score(prediction, truth, spacing)
     # Swapping changes nothing but the volumes; empty surroundings and another axis order change nothing.
@@ -194,7 +194,7 @@ def test_surface_dice_grows_with_the_tolerance():
         ((4, 4, 4), (1, 1, 1), -1.0, "tolerance"),
     ],
 )
-def test_bad_input_is_one_line(shape, spacing, tolerance, message):
-    with pytest.raises(InputError, match=message) as caught:
+def test_bad_input_gives_one_line(shape, spacing, tolerance, message):
+    with pytest.raises(InputError, match=message) as error:
         score(np.ones((4, 4, 4), dtype=bool), np.ones(shape, dtype=bool), spacing, tolerance)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)

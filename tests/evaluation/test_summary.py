@@ -31,7 +31,7 @@ def test_scans_are_averaged_by_patient_before_the_cohort():
     assert (statistic.patients, statistic.worst, statistic.worst_case) == (2, 0.4, "b")
 
 
-def test_nothing_vanishes():
+def test_empty_and_missed_scans_and_false_alarms_are_counted():
     cases = [
         scan("good", 0.9, hd95=2.0),
         scan("fair", 0.8, hd95=4.0),
@@ -107,7 +107,7 @@ def test_every_scan_is_in_exactly_one_stratum(sizes, ages):
             assert sorted(members) == sorted(case.case for case in cases)
 
 
-def test_compare_pairs_by_case_and_knows_which_way_is_better():
+def test_compare_pairs_cases_and_knows_which_direction_is_better():
     a = evaluation(*(scan(f"c{i}", 0.5 + i / 100, hd95=10.0) for i in range(8)), scan("only_a", 0.1))
     b = evaluation(
         *(scan(f"c{i}", 0.6 + i / 50, hd95=8.0 + i) for i in reversed(range(8))), scan("only_b", 1.0)
@@ -134,7 +134,7 @@ def test_compare_averages_by_patient_over_the_same_scans():
     assert dice.p_value is None
 
 
-def test_compare_of_equals_is_no_difference():
+def test_comparing_an_evaluation_with_itself_gives_no_difference():
     a = evaluation(*(scan(f"c{i}", 0.5, hd95=2.0) for i in range(7)))
     for difference in compare(a, a).differences:
         assert (difference.mean_difference, difference.p_value, difference.better) == (0.0, 1.0, 0)
@@ -148,11 +148,11 @@ def test_compare_of_equals_is_no_difference():
         (evaluation(scan("c", 0.5, truth_ml=11.0)), "c: kidney measures 10 ml .* 11 ml"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(other, message):
+def test_evaluations_that_cannot_be_compared_are_refused(other, message):
     with pytest.raises(InputError, match=message):
         compare(evaluation(scan("c", 0.5)), other)
 
 
-def test_by_patient_leaves_out_who_has_no_value():
+def test_means_by_patient_leave_out_patients_without_a_value():
     cases = [scan("a", 0.5), scan("b1", patient="b", **EMPTY), scan("b2", 0.7, "b"), scan("c", **EMPTY)]
     assert by_patient(cases, "kidney", "dice") == {"a": 0.5, "b": 0.7}

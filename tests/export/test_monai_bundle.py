@@ -1,4 +1,4 @@
-"""The bundle answers in MONAI's own runner as the model does."""
+"""The exported bundle in MONAI's own runner gives the model's predictions."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from typer.testing import CliRunner
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from isopose import Pipeline
 from isopose.api.bundle import ScanSegmenter
 from isopose.api.images import as_labels
@@ -30,8 +30,8 @@ pytest.importorskip("ignite", reason="pytorch-ignite is not installed (extra: mo
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A folder with a U-Net whose random answers are anything but even, and stored values 1 and 7."""
-    made = bright_model(
+    """A model folder with a U-Net of random weights and varied outputs; label values 1 and 7."""
+    bright = bright_model(
         {
             "pose": {"size": 32, "fill": None, "start": "anatomy", "per": "smooth"},
             "unet": {"input": "full", "base_features": 4},
@@ -41,11 +41,11 @@ def model(tmp_path_factory) -> Path:
         real_unet=True,
     )
     generator = torch.Generator().manual_seed(4)
-    for weight in made.pipeline.unet.outputs.parameters():
+    for weight in bright.pipeline.unet.outputs.parameters():
         weight += 0.2 * torch.randn(weight.shape, generator=generator)
-    load_shipped(made.pipeline.pose.roll)
+    load_shipped(bright.pipeline.pose.roll)
     folder = tmp_path_factory.mktemp("model")
-    save_model(folder, replace(made, info=ModelInfo(TrainingInfo((), cases=1, patients=1))))
+    save_model(folder, replace(bright, info=ModelInfo(TrainingInfo((), cases=1, patients=1))))
     return folder
 
 
@@ -55,34 +55,34 @@ def bundle(model: Path, tmp_path_factory) -> Path:
     export_bundle(model, folder)
     for number, roll in enumerate((10.0, -25.0)):
         write_image(
-            scene(roll=math.radians(roll), slices=4).volume, folder / "images" / f"scan_{number}.nii.gz"
+            make_scene(roll=math.radians(roll), slices=4).volume, folder / "images" / f"scan_{number}.nii.gz"
         )
     return folder
 
 
 def test_monai_bundle_run_writes_what_the_model_predicts(model: Path, bundle: Path) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(bundle),
          "--config_file", str(bundle / "configs" / "inference.json"),
          "--meta_file", str(bundle / "configs" / "metadata.json")],
         capture_output=True,
         text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     pipeline = Pipeline.load(model, "cpu")
     for number in range(2):
         written = read_labels(bundle / "eval" / f"scan_{number}_seg.nii.gz")
         expected = pipeline.predict(bundle / "images" / f"scan_{number}.nii.gz")
-        wanted = as_labels(expected.labels)
-        assert written.same_grid(wanted, 1e-4)
+        expected_labels = as_labels(expected.labels)
+        assert written.same_grid(expected_labels, 1e-4)
         # Numbers of the channels that metadata.json names; the model's own stored values are 1 and 7.
-        np.testing.assert_array_equal(np.array([0, 1, 7])[written.array], wanted.array)
-        assert {1, 7} <= set(np.unique(wanted.array))
+        np.testing.assert_array_equal(np.array([0, 1, 7])[written.array], expected_labels.array)
+        assert {1, 7} <= set(np.unique(expected_labels.array))
 
 
-def test_the_network_takes_batches_and_keeps_each_scan_s_own_place(bundle: Path) -> None:
+def test_a_batch_of_scans_equals_the_scans_one_by_one(bundle: Path) -> None:
     network = ScanSegmenter(bundle / "models" / "isopose")
-    first, second = (scene(roll=roll, slices=3).volume for roll in (0.2, -0.4))
+    first, second = (make_scene(roll=roll, slices=3).volume for roll in (0.2, -0.4))
     arrays = torch.stack(
         [torch.from_numpy(v.array.transpose(2, 1, 0).astype(np.float32)) for v in (first, second)]
     )
@@ -104,7 +104,7 @@ def test_the_network_takes_batches_and_keeps_each_scan_s_own_place(bundle: Path)
         network(arrays[:, None])
 
 
-def test_the_weights_that_tools_load_are_the_network_s_own(bundle: Path) -> None:
+def test_exported_weights_equal_those_of_the_network(bundle: Path) -> None:
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     network = ScanSegmenter(bundle / "models" / "isopose")
     assert list(weights) == list(network.state_dict())
@@ -113,7 +113,7 @@ def test_the_weights_that_tools_load_are_the_network_s_own(bundle: Path) -> None
     # What predicts is what those weights are loaded into.
     for weight in network.pipeline.unet.parameters():
         weight.zero_()
-    volume = scene(slices=3).volume
+    volume = make_scene(slices=3).volume
     array = torch.from_numpy(volume.array.transpose(2, 1, 0).astype(np.float32))[None, None]
     affine = torch.diag(
         torch.tensor([-volume.spacing[0], -volume.spacing[1], volume.spacing[2], 1.0])
@@ -123,7 +123,7 @@ def test_the_weights_that_tools_load_are_the_network_s_own(bundle: Path) -> None
     assert not torch.allclose(network(MetaTensor(array, affine=affine)).as_tensor(), emptied.as_tensor())
 
 
-def test_it_says_what_it_is_and_names_nobody(model: Path, bundle: Path) -> None:
+def test_metadata_describe_the_model_and_name_no_patient(model: Path, bundle: Path) -> None:
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     assert channels == {"0": "background", "1": "kidney", "2": "tumor"}
@@ -140,7 +140,7 @@ def test_it_says_what_it_is_and_names_nobody(model: Path, bundle: Path) -> None:
         assert str(model) not in path.read_text()
 
 
-def test_no_model_and_no_such_format_are_reported(tmp_path: Path) -> None:
+def test_a_missing_model_and_an_unknown_format_are_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no model\.json"):
         export_bundle(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

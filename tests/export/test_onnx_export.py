@@ -1,4 +1,4 @@
-"""The exported graphs answer as the model does, in a runtime that knows nothing of it."""
+"""The exported graphs in ONNX Runtime give the model's outputs."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bright import bright_model, dice, scene
+from bright import bright_model, dice, make_scene
 from isopose.data.normalization import ByScan, Channel
 from isopose.data.preprocess import prepare
 from isopose.errors import InputError
@@ -39,8 +39,8 @@ EXAMPLE = ROOT / "examples" / "onnx_without_torch.py"
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """The shipped roll network, and a U-Net and a crop whose random answers are anything but even."""
-    made = bright_model(
+    """A model with the shipped roll network, and a U-Net and a crop network of random weights."""
+    bright = bright_model(
         {
             "pose": {"size": 32, "fill": None, "start": "anatomy", "learned": False, "per": "smooth"},
             "unet": {"input": "half", "base_features": 4},
@@ -50,11 +50,11 @@ def model() -> Model:
         crop_start=(-0.7, -0.6, 0.5, 0.6),
     )
     generator = torch.Generator().manual_seed(4)
-    for part in (made.pipeline.crop.localization, made.pipeline.unet.outputs):
+    for part in (bright.pipeline.crop.localization, bright.pipeline.unet.outputs):
         for weight in part.parameters():
             weight += 0.05 * torch.randn(weight.shape, generator=generator)
-    load_shipped(made.pipeline.pose.roll)
-    return made
+    load_shipped(bright.pipeline.pose.roll)
+    return bright
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frames(model: Model, slices: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """In Hounsfield units, some of them beyond what is clipped."""
-    prepared = prepare(scene(slices=slices, roll=0.3).volume, model.fingerprint, model.config.data)
+    """Random frames in HU, with some values beyond the clipping range."""
+    prepared = prepare(make_scene(slices=slices, roll=0.3).volume, model.fingerprint, model.config.data)
     image, mask = (torch.from_numpy(array)[:, None].float() for array in (prepared.image, prepared.mask))
     intensity = model.fingerprint.channels[0].scale
     hu = image * intensity.sd + intensity.mean
@@ -75,7 +75,7 @@ def frames(model: Model, slices: int) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 @pytest.mark.parametrize("slices", [3, 7, 40])
-def test_graphs_answer_as_pytorch_does(model: Model, exported: Path, slices: int) -> None:
+def test_graphs_agree_with_pytorch(model: Model, exported: Path, slices: int) -> None:
     import onnxruntime
 
     image, mask, z_mm = frames(model, slices)
@@ -83,26 +83,26 @@ def test_graphs_answer_as_pytorch_does(model: Model, exported: Path, slices: int
         theta, confidence = PoseGraph(model)(image, mask, z_mm)
         labels, expected = SegmentGraph(model)(image, theta)
     session = onnxruntime.InferenceSession(exported / "poses.onnx")
-    given = {"hu": image.numpy(), "mask": mask.numpy(), "z_mm": z_mm.numpy()}
-    found_theta, found_confidence = session.run(None, given)
+    inputs = {"hu": image.numpy(), "mask": mask.numpy(), "z_mm": z_mm.numpy()}
+    found_theta, found_confidence = session.run(None, inputs)
     np.testing.assert_allclose(found_theta, theta.numpy(), atol=1e-4)
     np.testing.assert_allclose(found_confidence, confidence.numpy(), atol=1e-3)
     session = onnxruntime.InferenceSession(exported / "segment.onnx")
-    values, found = session.run(None, {"hu": image.numpy(), "frame_from_crop": theta.numpy()})
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    values, result = session.run(None, {"hu": image.numpy(), "frame_from_crop": theta.numpy()})
+    np.testing.assert_allclose(result, expected.numpy(), atol=1e-4)
     # But where two classes are as probable as each other.
     assert (values == labels.numpy()).mean() > 0.999
-    np.testing.assert_array_equal(values, model.labels.to_values(found.argmax(axis=1)))
+    np.testing.assert_array_equal(values, model.labels.to_values(result.argmax(axis=1)))
     # What is compared says something: classes differ, and the crop is not the whole frame.
-    assert np.ptp(found[:, 1]) > 0.1
-    assert np.abs(found[:, 0] - 1.0).min() < 1e-6
+    assert np.ptp(result[:, 1]) > 0.1
+    assert np.abs(result[:, 0] - 1.0).min() < 1e-6
 
 
-def test_the_graphs_normalize_as_preprocessing_does(model: Model) -> None:
+def test_graphs_normalize_as_preprocessing_does(model: Model) -> None:
     hu = np.linspace(-2000, 3000, 101, dtype=np.float32)
     expected = model.fingerprint.channels[0].scale.normalize(hu)
-    found = Normalize(model.fingerprint.channels[0].scale)(torch.from_numpy(hu))
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    result = Normalize(model.fingerprint.channels[0].scale)(torch.from_numpy(hu))
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
     assert np.ptp(expected) > 0
 
 
@@ -110,14 +110,14 @@ def test_poses_and_crops_are_those_of_predict(model: Model, exported: Path) -> N
     from isopose.models.pipeline import frame_from_crop
 
     image, mask, z_mm = frames(model, 12)
-    records = predict(model, scene(slices=12, roll=0.3).volume).scan_pose
+    records = predict(model, make_scene(slices=12, roll=0.3).volume).scan_pose
     with torch.inference_mode():
         theta, _ = PoseGraph(model)(image, mask, z_mm)
     expected = frame_from_crop(torch.from_numpy(records.pose), torch.from_numpy(records.theta2))
     torch.testing.assert_close(theta, expected, atol=1e-4, rtol=0)
 
 
-def test_the_description_says_how_to_prepare_a_scan(model: Model, exported: Path) -> None:
+def test_the_description_holds_what_preparing_a_scan_needs(model: Model, exported: Path) -> None:
     values = json.loads((exported / "export.json").read_text())
     assert values["labels"] == dict(model.labels.values)
     assert values["classes"][0] == "background"
@@ -126,29 +126,29 @@ def test_the_description_says_how_to_prepare_a_scan(model: Model, exported: Path
     assert values["model_sha256"] == model.weights_sha256
 
 
-def test_the_example_without_torch_marks_what_is_there(tmp_path: Path) -> None:
-    """By a network that sees brightness, in poses by moments and a learned step."""
-    made = bright_model()
+def test_the_example_without_pytorch_segments_the_mass(tmp_path: Path) -> None:
+    """With a network that segments by brightness and poses from moments plus a learned step."""
+    model = bright_model()
     # Named in another order than that of their values, which is that of the classes.
-    bright = replace(made, labels=Labels.create(dict(reversed(made.labels.values.items()))))
+    bright = replace(model, labels=Labels.create(dict(reversed(model.labels.values.items()))))
     assert list(bright.labels.values) != list(bright.labels.names)
     export_onnx(bright, tmp_path / "export")
-    shown = scene(slices=12, roll=0.3)
-    write_image(shown.volume, tmp_path / "scan.nii.gz")
+    scene = make_scene(slices=12, roll=0.3)
+    write_image(scene.volume, tmp_path / "scan.nii.gz")
     files = [tmp_path / name for name in ("export", "scan.nii.gz", "labels.nii.gz")]
     assert "least confidence in a pose" in ran("examples/onnx_without_torch.py", *files)
     code = [line.strip() for line in EXAMPLE.read_text().split('"""')[2].splitlines()]
     assert not any("torch" in line or "isopose" in line.split("#")[0] for line in code)
     assert len([line for line in code if line and not line.startswith("#")]) <= 30
-    found = read_labels(tmp_path / "labels.nii.gz", like=shown.volume).array
+    result = read_labels(tmp_path / "labels.nii.gz", like=scene.volume).array
     for value in bright.labels.values.values():
-        assert dice(found == value, shown.truth == value) > 0.85
+        assert dice(result == value, scene.truth == value) > 0.85
 
 
 @pytest.fixture(scope="module")
 def of_volumes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
-    """Finds bright masses, seen through a crop that is not the whole."""
-    made = bright_model(
+    """A model of volumes that segments by brightness in a crop smaller than the frame."""
+    model = bright_model(
         {
             "dims": 3,
             "pose": {"per": "volume", "learned": False, "start": "moments"},
@@ -157,42 +157,42 @@ def of_volumes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
         crop_start=(-0.9, -0.8, -0.9, 0.8, 0.9, 0.9),
     )
     folder = tmp_path_factory.mktemp("volumes")
-    export_onnx(made, folder)
-    return made, folder
+    export_onnx(model, folder)
+    return model, folder
 
 
 @pytest.mark.parametrize(("slices", "hidden"), [(4, 0), (9, 0), (30, 12)])
-def test_graphs_of_volumes_answer_as_pytorch_and_as_predict(
+def test_graphs_of_volumes_agree_with_pytorch_and_predict(
     of_volumes: tuple[Model, Path], slices: int, hidden: int
 ) -> None:
-    """Some of the slices show no body, although there is something bright."""
+    """Some slices are bright but have no body."""
     import onnxruntime
 
     model, folder = of_volumes
-    volume = scene(slices=slices, roll=0.3).volume
+    volume = make_scene(slices=slices, roll=0.3).volume
     prepared = prepare(volume, model.fingerprint, model.config.data)
     scan_pose = predict(model, volume).scan_pose
     intensity = model.fingerprint.channels[0].scale
     hu = torch.from_numpy(prepared.image * intensity.sd + intensity.mean)[:, None].float()
     mask = torch.from_numpy(prepared.mask)[:, None].float()
     mask[:hidden] = 0.0
-    shown = torch.from_numpy(np.flatnonzero(mask.flatten(1).any(dim=1)))
+    rows = torch.from_numpy(np.flatnonzero(mask.flatten(1).any(dim=1)))
     apart = torch.tensor([prepared.spacing[2] / prepared.frame.fov_mm], dtype=torch.float32)
     with torch.inference_mode():
-        theta, confidence = VolumePoseGraph(model)(hu, mask, shown, apart)
-        labels, expected = VolumeSegmentGraph(model)(hu, shown, theta)
+        theta, confidence = VolumePoseGraph(model)(hu, mask, rows, apart)
+        labels, expected = VolumeSegmentGraph(model)(hu, rows, theta)
     session = onnxruntime.InferenceSession(folder / "poses.onnx")
-    given = {"hu": hu.numpy(), "mask": mask.numpy(), "shown": shown.numpy(), "apart": apart.numpy()}
-    found_theta, found_confidence = session.run(None, given)
+    inputs = {"hu": hu.numpy(), "mask": mask.numpy(), "shown": rows.numpy(), "apart": apart.numpy()}
+    found_theta, found_confidence = session.run(None, inputs)
     np.testing.assert_allclose(found_theta, theta.numpy(), atol=1e-4)
     np.testing.assert_allclose(found_confidence, confidence.numpy(), atol=1e-3)
     session = onnxruntime.InferenceSession(folder / "segment.onnx")
-    given = {"hu": hu.numpy(), "shown": shown.numpy(), "stack_from_crop": theta.numpy()}
-    values, found = session.run(None, given)
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    inputs = {"hu": hu.numpy(), "shown": rows.numpy(), "stack_from_crop": theta.numpy()}
+    values, result = session.run(None, inputs)
+    np.testing.assert_allclose(result, expected.numpy(), atol=1e-4)
     assert (values == labels.numpy()).mean() > 0.999
     assert set(np.unique(values)) == {0, *model.labels.values.values()}
-    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(result.sum(axis=1), 1.0, atol=1e-5)
     assert not values[:hidden].any()
     if not hidden:
         stack = prepared.frame.stack_from_frame(prepared.shape[0], prepared.spacing[2])
@@ -203,10 +203,10 @@ def test_graphs_of_volumes_answer_as_pytorch_and_as_predict(
         torch.testing.assert_close(theta, predicted, atol=1e-5, rtol=0)
 
 
-def test_a_model_that_sees_neighbors_is_refused_in_one_line(tmp_path: Path) -> None:
-    made = bright_model({"unet": {"base_features": 2, "context": 1}})
+def test_a_model_with_neighboring_slices_is_refused_in_one_line(tmp_path: Path) -> None:
+    model = bright_model({"unet": {"base_features": 2, "context": 1}})
     with pytest.raises(InputError) as error:
-        export_onnx(made, tmp_path / "export")
+        export_onnx(model, tmp_path / "export")
     assert str(error.value) == (
         "export: the ONNX graphs see slices one by one, this model has unet.context=1; "
         "use --format monai, or train with unet.context=0"
@@ -217,7 +217,7 @@ def test_a_model_that_sees_neighbors_is_refused_in_one_line(tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def of_mr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
     """The shipped roll network of any contrast, and each scan z-scored by its own body."""
-    made = bright_model(
+    model = bright_model(
         {
             "data": {"size": 64, "modality": "mr"},
             "pose": {"start": "anatomy", "contrast": "any", "learned": False, "per": "slice"},
@@ -228,21 +228,21 @@ def of_mr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
         crop_start=(-0.7, -0.6, 0.5, 0.6),
     )
     channel = Channel("MR", ByScan("zscore", (0.5, 99.5), -2.0, 2.5))
-    made = replace(made, fingerprint=replace(made.fingerprint, channels=(channel,)))
+    model = replace(model, fingerprint=replace(model.fingerprint, channels=(channel,)))
     generator = torch.Generator().manual_seed(4)
-    for weight in made.pipeline.unet.outputs.parameters():
+    for weight in model.pipeline.unet.outputs.parameters():
         weight += 0.05 * torch.randn(weight.shape, generator=generator)
-    load_shipped(made.pipeline.pose.roll, "any")
+    load_shipped(model.pipeline.pose.roll, "any")
     folder = tmp_path_factory.mktemp("mr")
-    export_onnx(made, folder)
-    return made, folder
+    export_onnx(model, folder)
+    return model, folder
 
 
 @pytest.mark.parametrize("gain", [1.0, 1e-3])
-def test_graphs_of_mr_answer_as_pytorch_and_as_predict(
+def test_graphs_of_mr_agree_with_pytorch_and_predict(
     of_mr: tuple[Model, Path], gain: float, tmp_path: Path
 ) -> None:
-    """Whatever the gain of the scan, whose scale goes in beside its values."""
+    """The scan's intensity scale is an input of the graph, so the gain does not matter."""
     import onnxruntime
 
     from isopose.models.pipeline import frame_from_crop
@@ -255,42 +255,42 @@ def test_graphs_of_mr_answer_as_pytorch_and_as_predict(
     prepared = prepare(volume, model.fingerprint, model.config.data)
     own = prepared.scale
     values = (prepared.image * own.sd + own.mean)[:, None].astype(np.float32)
-    given = {"values": values, "scale": np.array([own.low, own.high, own.mean, own.sd], np.float32)}
+    inputs = {"values": values, "scale": np.array([own.low, own.high, own.mean, own.sd], np.float32)}
     body = {
         "mask": prepared.mask[:, None].astype(np.float32),
         "z_mm": np.arange(9, dtype=np.float32) * np.float32(prepared.spacing[2]),
     }
-    tensors = {name: torch.from_numpy(array) for name, array in (given | body).items()}
+    tensors = {name: torch.from_numpy(array) for name, array in (inputs | body).items()}
     scale = tensors["scale"]
     with torch.inference_mode():
         theta, confidence = PoseGraph(model)(tensors["values"], tensors["mask"], tensors["z_mm"], scale)
         labels, expected = SegmentGraph(model)(tensors["values"], theta, scale)
     session = onnxruntime.InferenceSession(folder / "poses.onnx")
     assert [one.name for one in session.get_inputs()] == ["values", "mask", "z_mm", "scale"]
-    found_theta, found_confidence = session.run(None, given | body)
+    found_theta, found_confidence = session.run(None, inputs | body)
     np.testing.assert_allclose(found_theta, theta.numpy(), atol=1e-4)
     np.testing.assert_allclose(found_confidence, confidence.numpy(), atol=1e-3)
     # The roll was found, not left.
     assert abs(np.degrees(roll)) > 5
     assert np.arctan2(found_theta[4, 1, 0], found_theta[4, 0, 0]) == pytest.approx(roll, abs=0.06)
     session = onnxruntime.InferenceSession(folder / "segment.onnx")
-    marked, found = session.run(None, given | {"frame_from_crop": theta.numpy()})
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    marked, result = session.run(None, inputs | {"frame_from_crop": theta.numpy()})
+    np.testing.assert_allclose(result, expected.numpy(), atol=1e-4)
     assert (marked == labels.numpy()).mean() > 0.999
-    assert np.ptp(found[:, 1]) > 0.1
+    assert np.ptp(result[:, 1]) > 0.1
     records = predict(model, volume).scan_pose
     predicted = frame_from_crop(torch.from_numpy(records.pose), torch.from_numpy(records.theta2))
     torch.testing.assert_close(theta, predicted, atol=1e-4, rtol=0)
 
 
-def test_the_description_of_mr_says_how_a_scan_is_scaled(of_mr: tuple[Model, Path], exported: Path) -> None:
+def test_the_description_of_mr_holds_the_normalization(of_mr: tuple[Model, Path], exported: Path) -> None:
     values, of_ct = (json.loads((folder / "export.json").read_text()) for folder in (of_mr[1], exported))
     assert values["normalization"] == {"method": "zscore", "percentiles": [0.5, 99.5]}
     assert (values["modality"], of_ct["modality"], of_ct["normalization"]) == ("mr", "ct", "ct")
     assert "body_threshold_hu" not in values["frame"]
 
 
-def test_without_the_extra_one_line_names_it(
+def test_a_missing_extra_is_named_in_one_line(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)

@@ -1,4 +1,4 @@
-"""An image without edges, of which interpolations agree."""
+"""A smooth image, on which interpolation methods agree."""
 
 import numpy as np
 import torch

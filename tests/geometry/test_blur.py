@@ -1,4 +1,4 @@
-"""The blur before a warp that shrinks: no aliases, each image its own, along the axes of the input."""
+"""The prefilter before a shrinking warp: no aliasing, one sigma per image, along the axes of the input."""
 
 import math
 
@@ -12,7 +12,7 @@ from isopose.geometry.pose import matrix_from_pose
 from isopose.geometry.warp import compose, warp
 
 
-def test_prefilter_keeps_aliases_out():
+def test_prefilter_suppresses_aliasing():
     """Stripes of two pixels, shrunk to a quarter, become gray and not new stripes."""
     stripes = torch.zeros(1, 1, 128, 128)
     stripes[..., ::2] = 1.0
@@ -24,7 +24,7 @@ def test_prefilter_keeps_aliases_out():
     assert smooth.mean().item() == pytest.approx(0.5, abs=0.01)
 
 
-def test_prefilter_is_each_image_own():
+def test_each_image_of_a_batch_has_its_own_prefilter():
     image = smooth_image(64, 64).repeat(2, 1, 1, 1)
     small, large = (torch.diag(torch.tensor([s, s, 1.0])) for s in (0.5, 2.5))
     both = warp(image, torch.stack([small, large]), (32, 32))
@@ -40,7 +40,7 @@ def test_prefilter_follows_the_sheared_axis():
 
 
 def test_a_transform_that_is_no_number_is_reported() -> None:
-    """It would sample nothing and call it air."""
+    """Sampling at NaN would silently give the fill value."""
     theta = torch.eye(3)[None].clone()
     theta[0, 0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="a pose or crop is not finite"):
@@ -48,10 +48,10 @@ def test_a_transform_that_is_no_number_is_reported() -> None:
 
 
 @pytest.mark.parametrize("sigmas", [(0.0, 0.1), (0.3, 0.25), (0.7, 2.0), (30.0, 9.0)])
-def test_the_blur_without_a_gradient_is_that_with_one(sigmas) -> None:
+def test_blur_is_the_same_with_and_without_gradients(sigmas) -> None:
     image = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 3, 20, 31))).float()
     both = torch.tensor([sigmas, sigmas[::-1]])
-    wanted = blur(image.clone().requires_grad_(), both).detach()
-    torch.testing.assert_close(blur(image, both), wanted, atol=1e-5, rtol=0.0)
+    expected = blur(image.clone().requires_grad_(), both).detach()
+    torch.testing.assert_close(blur(image, both), expected, atol=1e-5, rtol=0.0)
     turned = image.transpose(2, 3)
-    torch.testing.assert_close(blur(turned, both.flip(1)), wanted.transpose(2, 3), atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(blur(turned, both.flip(1)), expected.transpose(2, 3), atol=1e-5, rtol=0.0)

@@ -24,7 +24,7 @@ corner = st.floats(-1, 1)
 
 @settings(max_examples=100, deadline=None)
 @given(corner, corner, corner, corner)
-def test_the_square_holds_the_box_and_is_never_below_a_quarter(xa, xb, ya, yb):
+def test_the_square_contains_the_box_and_has_a_minimum_side(xa, xb, ya, yb):
     x0, x1, y0, y1 = min(xa, xb), max(xa, xb), min(ya, yb), max(ya, yb)
     matrix = matrix_from_box(torch.tensor([[x0, y0, x1, y1]]))
     left, top, right, bottom = box_from_matrix(matrix)[0].tolist()
@@ -37,7 +37,7 @@ def test_the_square_holds_the_box_and_is_never_below_a_quarter(xa, xb, ya, yb):
     assert right - left <= 2 + 1e-5
 
 
-def test_crop_shows_its_box_and_nothing_else():
+def test_a_crop_shows_exactly_its_box():
     image = torch.zeros(1, 1, 64, 64)
     image[0, 0, 16:48, 8:40] = 1.0
     box = box_of_mask(image[:, 0])[0]
@@ -48,11 +48,11 @@ def test_crop_shows_its_box_and_nothing_else():
     assert torch.allclose(crop, torch.ones_like(crop), atol=1e-5)
 
 
-def test_empty_masks_give_the_whole_frame_and_say_so():
+def test_empty_masks_give_the_whole_frame_and_are_flagged():
     mask = torch.zeros(2, 10, 20)
     mask[1, 3, 4] = 1
-    box, found = box_of_mask(mask, margin=0.5)
-    assert found.tolist() == [False, True]
+    box, has_box = box_of_mask(mask, margin=0.5)
+    assert has_box.tolist() == [False, True]
     assert box[0].tolist() == [-1, -1, 1, 1]
     # One pixel: 0.1 wide, 0.2 high; the margin is half of the longer side on each side.
     assert torch.allclose(box[1], torch.tensor([-0.6 - 0.1, -0.4 - 0.1, -0.5 + 0.1, -0.2 + 0.1]), atol=1e-6)
@@ -76,8 +76,8 @@ def test_jitter_stays_within_its_bounds():
     corner=st.tuples(*[st.floats(-0.9, 0.1)] * 2),
     side=st.floats(0.55, 0.9),
 )
-def test_the_mirrored_patient_in_the_mirrored_crop_is_the_flip(angle, scales, shift, corner, side):
-    """Of any pose and crop, oblique, small and off center; and back again by the inverse."""
+def test_the_mirrored_crop_of_a_mirrored_patient_is_the_flipped_crop(angle, scales, shift, corner, side):
+    """For any pose and crop (rotated, small, off center), and for the inverse."""
     theta1 = matrix_from_pose(torch.tensor([[angle, *scales, *shift]]))
     theta2 = matrix_from_box(torch.tensor([[*corner, corner[0] + side, corner[1] + side]]))
     theta = compose(theta1, theta2)
@@ -99,13 +99,13 @@ def test_the_mirrored_patient_in_the_mirrored_crop_is_the_flip(angle, scales, sh
     assert torch.allclose(warp(plain.flip(3), invert(mirrored(theta)), (40, 40)), back, atol=1e-4)
 
 
-def test_gradient_reaches_all_corners_that_matter():
+def test_gradients_reach_the_corners_of_the_box():
     box = torch.tensor([[-0.5, -0.3, 0.5, 0.3]], requires_grad=True)
     matrix_from_box(box).sum().backward()
     assert (box.grad != 0).all()
 
 
-def test_a_wider_crop_holds_the_one_that_it_was_and_stays_in_the_frame():
+def test_a_widened_crop_contains_the_old_one_and_stays_in_the_frame():
     crops = matrix_from_box(
         torch.tensor([[-0.5, -0.3, 0.1, 0.3], [0.4, 0.4, 1.0, 1.0], [-1.0, -1.0, 0.8, 0.8]])
     )
@@ -119,7 +119,7 @@ def test_a_wider_crop_holds_the_one_that_it_was_and_stays_in_the_frame():
     assert torch.equal(wider[2], torch.eye(3))
 
 
-def test_a_crop_carried_to_another_pose_stays_where_it_is_in_the_input():
+def test_a_crop_transferred_to_another_pose_keeps_its_position_in_the_input():
     theta2 = matrix_from_box(torch.tensor([[-0.2, -0.6, 0.6, 0.2], [0.0, 0.1, 0.7, 0.8]]))
     old = matrix_from_pose(torch.tensor([[0.3, -0.2, 0.1, 0.1, -0.05], [-0.1, 0.0, 0.0, 0.0, 0.2]]))
     new = matrix_from_pose(torch.tensor([[0.1, 0.1, 0.2, -0.1, 0.1], [0.2, 0.1, -0.1, 0.1, 0.1]]))
@@ -140,26 +140,26 @@ def test_a_crop_carried_to_another_pose_stays_where_it_is_in_the_input():
 
 
 @pytest.mark.parametrize("box", [[-1.1, -1.2, 1.3, 1.05], [-0.1, 0.0, 0.1, 0.2]])
-def test_a_box_beyond_the_bounds_finds_back(box):
-    """Larger than the frame or smaller than the least crop: the size is bounded, its gradient is not lost."""
+def test_a_box_beyond_the_bounds_still_has_a_gradient(box):
+    """Sizes above the frame or below the smallest crop are bounded, with a gradient that is not zero."""
     corners = torch.tensor([box], requires_grad=True)
     matrix = matrix_from_box(corners)
     expected = 1.0 if box[2] > 1 else MIN_CROP
     assert matrix[0, 0, 0].item() == matrix[0, 1, 1].item() == expected
-    wanted = 0.6
+    target_size = 0.6
     for _ in range(400):
-        loss = (matrix_from_box(corners)[0, 0, 0] - wanted).square()
+        loss = (matrix_from_box(corners)[0, 0, 0] - target_size).square()
         [gradient] = torch.autograd.grad(loss, corners)
         corners = (corners - 0.1 * gradient).detach().requires_grad_()
-    assert matrix_from_box(corners)[0, 0, 0].item() == pytest.approx(wanted, abs=1e-3)
+    assert matrix_from_box(corners)[0, 0, 0].item() == pytest.approx(target_size, abs=1e-3)
 
 
-def test_a_rectangle_fills_its_box_and_an_ellipse_less() -> None:
+def test_filled_fraction_of_a_rectangle_and_an_ellipse() -> None:
     masks = torch.zeros(4, 1, 96, 96)
     masks[0, 0, 10:50, 20:90] = 1.0
     line = (torch.arange(96) + 0.5) / 48 - 1
     masks[1, 0] = ((line[None] / 0.9) ** 2 + (line[:, None] / 0.6) ** 2 < 1).float()
     masks[2] = 1.0
-    found = filled_fraction(masks)
-    assert found[[0, 2, 3]].tolist() == [1.0, 1.0, 0.0]
-    assert found[1].item() == pytest.approx(math.pi / 4, abs=0.02)
+    result = filled_fraction(masks)
+    assert result[[0, 2, 3]].tolist() == [1.0, 1.0, 0.0]
+    assert result[1].item() == pytest.approx(math.pi / 4, abs=0.02)

@@ -22,7 +22,7 @@ def test_square_in_plane_and_free_along_z():
     assert torch.allclose(matrix_from_box(box), theta)
 
 
-def test_bounds():
+def test_scales_and_shifts_are_bounded():
     tiny = matrix_from_box(torch.zeros(1, 6)).diagonal(dim1=1, dim2=2)[0]
     assert torch.allclose(tiny, torch.tensor([MIN_CROP, MIN_CROP, MIN_DEPTH, 1.0]))
     huge = matrix_from_box(3.0 * whole_frame(3)[None]).diagonal(dim1=1, dim2=2)[0]
@@ -33,8 +33,8 @@ def test_bounds():
 def test_box_of_an_asymmetric_mask():
     mask = torch.zeros(2, 4, 8, 10)
     mask[0, 1:3, 2:7, 5:6] = 1
-    box, found = box_of_mask(mask)
-    assert found.tolist() == [True, False]
+    box, has_box = box_of_mask(mask)
+    assert has_box.tolist() == [True, False]
     assert torch.allclose(box[0], torch.tensor([0.0, -0.5, -0.5, 0.2, 0.75, 0.5]))
     assert box[1].tolist() == whole_frame(3).tolist()
     # The margin follows the longer side in plane (1.25), along z the depth (1).

@@ -17,7 +17,7 @@ from isopose.geometry.warp import normalized_from_pixel, warp
     cy=st.floats(-50, 150),
     fov=st.floats(20, 400),
 )
-def test_a_frame_pixel_is_where_its_millimetres_are(height, width, sx, sy, cx, cy, fov):
+def test_a_frame_pixel_has_its_position_in_millimeters(height, width, sx, sy, cx, cy, fov):
     """By hand in mm: pixel (i, j) of the frame lies at center + (i + 0.5) * pixel - fov / 2."""
     frame = Frame((cx, cy), fov, 64)
     matrix = frame.slice_from_frame((height, width), (sx, sy)).double()
@@ -28,7 +28,7 @@ def test_a_frame_pixel_is_where_its_millimetres_are(height, width, sx, sy, cx, c
     assert in_slice[1].item() * sy == pytest.approx(cy + (j + 0.5) * fov / 64 - fov / 2, abs=2e-3)
 
 
-def test_anisotropic_slices_become_true_to_scale():
+def test_anisotropic_pixels_become_isotropic_in_the_frame():
     """A circle in mm on pixels of 1 x 2 mm is a circle in the frame."""
     y, x = torch.meshgrid(torch.arange(50) * 2.0, torch.arange(100) * 1.0, indexing="ij")
     disc = (((x - 50) ** 2 + (y - 50) ** 2) < 30**2).float()[None, None]

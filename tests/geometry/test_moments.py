@@ -20,7 +20,7 @@ def blob(shape: str = "box") -> torch.Tensor:
     return (body | bulge).float()[None, None]
 
 
-def test_of_a_rectangle_by_hand():
+def test_moments_of_a_rectangle_by_hand():
     mask = torch.zeros(1, 1, 100, 100)
     mask[0, 0, 40:60, 20:70] = 1
     of = moments(mask)
@@ -37,7 +37,7 @@ def test_of_a_rectangle_by_hand():
     tx=st.floats(-0.2, 0.2),
     ty=st.floats(-0.2, 0.2),
 )
-def test_an_applied_similarity_is_found_again(angle, log_scale, tx, ty):
+def test_an_applied_similarity_is_recovered(angle, log_scale, tx, ty):
     reference = blob()
     pose = torch.tensor([[angle, log_scale, log_scale, tx, ty]])
     # The image that, seen through the pose, is the reference.
@@ -47,14 +47,14 @@ def test_an_applied_similarity_is_found_again(angle, log_scale, tx, ty):
         return
     if moved[0, 0, [0, -1]].sum() + moved[0, 0, :, [0, -1]].sum() > 0:
         return
-    found = pose_from_moments(moments(moved), moments(reference))
-    assert abs(found[0, 0].item() - angle) < max(0.02, 0.05 * abs(angle))
-    assert torch.allclose(found[0, 1:3], pose[0, 1:3], atol=0.05)
-    assert torch.allclose(found[0, 3:], pose[0, 3:], atol=0.02)
+    result = pose_from_moments(moments(moved), moments(reference))
+    assert abs(result[0, 0].item() - angle) < max(0.02, 0.05 * abs(angle))
+    assert torch.allclose(result[0, 1:3], pose[0, 1:3], atol=0.05)
+    assert torch.allclose(result[0, 3:], pose[0, 3:], atol=0.02)
 
 
 def test_a_round_outline_is_not_turned():
-    """A disc's axis is noise; a patient who lies straight must not be leaned by it."""
+    """The principal axis of a disc is noise and must not rotate a patient."""
     y, x = torch.meshgrid(*(((torch.arange(SIZE) * 2 + 1) / SIZE - 1,) * 2), indexing="ij")
     disc = ((x / 0.505) ** 2 + (y / 0.5) ** 2 + 0.02 * x * y / 0.25 < 1).float()[None, None]
     of = moments(disc)
@@ -63,7 +63,7 @@ def test_a_round_outline_is_not_turned():
     assert abs(pose[0, 0].item()) < math.radians(3)
 
 
-def test_a_long_outline_is_believed():
+def test_an_elongated_outline_gives_the_roll():
     angle = torch.tensor([0.5])
     assert shrunk_angle(torch.tensor([0.3]), angle).item() == pytest.approx(0.5, rel=0.05)
     assert shrunk_angle(torch.tensor([0.0]), angle).item() == pytest.approx(0.0, abs=1e-6)
@@ -106,19 +106,19 @@ def test_float32_under_autocast():
 
 
 def test_a_device_without_float64_gets_nearly_the_same(monkeypatch):
-    """Sums of a quarter of a million pixels, off center, where squares cancel."""
+    """Sums over 250,000 off-center pixels, in which float32 loses digits by cancellation."""
     turned = matrix_from_pose(torch.tensor([[0.4, 0.3, 0.2, 0.3, -0.2]]))
     mask = warp(blob(), turned, (512, 512))
     expected = moments(mask)
     monkeypatch.setattr("isopose.geometry.moments.NO_FLOAT64", ("cpu",))
     doubles = []
     monkeypatch.setattr(torch.Tensor, "double", lambda self: doubles.append(self))
-    found = moments(mask)
+    result = moments(mask)
     assert doubles == []
-    assert torch.allclose(found.angle, expected.angle, atol=1e-3)
-    assert torch.allclose(found.radii, expected.radii, rtol=1e-3)
-    assert torch.allclose(found.center, expected.center, atol=1e-5)
-    assert not torch.equal(found.radii, expected.radii)
+    assert torch.allclose(result.angle, expected.angle, atol=1e-3)
+    assert torch.allclose(result.radii, expected.radii, rtol=1e-3)
+    assert torch.allclose(result.center, expected.center, atol=1e-5)
+    assert not torch.equal(result.radii, expected.radii)
 
 
 def test_spread_along_any_axis_is_that_of_the_turned_mask():
@@ -139,8 +139,8 @@ def test_spread_along_any_axis_is_that_of_the_turned_mask():
 
 
 @pytest.mark.parametrize("degrees", [0, 40, -100, 180])
-def test_with_the_roll_known_the_rest_follows_through_all_turns(degrees):
-    """Moments alone know a half turn no more than a quarter of it; given the angle nothing is missing."""
+def test_with_a_known_roll_shift_and_scales_are_recovered_at_any_angle(degrees):
+    """Moments alone leave the roll ambiguous."""
     applied = torch.tensor([[math.radians(degrees), -0.3, -0.3, 0.1, -0.05]])
     moved = warp(blob(), invert(matrix_from_pose(applied)), (SIZE, SIZE))
     reference = moments(blob())

@@ -13,19 +13,19 @@ from isopose.geometry.warp import warp
 
 
 @pytest.mark.parametrize("size", [(5, 8, 9), (12, 20, 14), (3, 40, 30)])
-def test_some_slices_at_a_time_are_the_whole(size) -> None:
+def test_slices_in_parts_equal_all_at_once(size) -> None:
     generator = torch.Generator().manual_seed(1)
     volume = torch.randn(9, 16, 18, generator=generator)
     matrix = torch.eye(4) + 0.2 * torch.randn(4, 4, generator=generator)
     matrix[3] = torch.tensor([0.0, 0.0, 0.0, 1.0])
     whole = warp(volume[None, None], matrix, size, fill=-2.0)[0, 0]
-    found = torch.full(size, torch.nan)
+    result = torch.full(size, torch.nan)
     parts = 0
     for part, values in warp_slabs(volume, matrix, size, fill=-2.0, voxels=2 * size[1] * size[2]):
-        found[part] = values
+        result[part] = values
         parts += 1
     assert parts == math.ceil(size[0] / 2)
-    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(result, whole)
 
 
 @settings(max_examples=60, deadline=None)
@@ -36,7 +36,9 @@ def test_some_slices_at_a_time_are_the_whole(size) -> None:
     st.tuples(st.integers(0, 30), st.integers(1, 12)),
     st.tuples(st.integers(0, 30), st.integers(1, 12)),
 )
-def test_a_window_holds_all_that_its_part_of_the_input_reaches(angle, scale, shift, rows, columns) -> None:
+def test_a_window_contains_every_input_pixel_that_its_part_samples(
+    angle, scale, shift, rows, columns
+) -> None:
     box = tuple(slice(first, first + count) for first, count in (rows, columns))
     image = torch.zeros(1, 1, 44, 43)
     image[(..., *box)] = 1.0

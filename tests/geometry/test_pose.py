@@ -22,7 +22,7 @@ poses = st.tuples(
 
 @settings(max_examples=100, deadline=None)
 @given(poses)
-def test_there_and_back(pose):
+def test_matrix_and_pose_are_inverse(pose):
     assert torch.allclose(pose_from_matrix(matrix_from_pose(pose)), pose, atol=1e-9)
 
 
@@ -48,7 +48,7 @@ def test_identity():
 
 @settings(max_examples=50, deadline=None)
 @given(poses, poses)
-def test_residual_after_a_true_similarity_is_the_product(start, residual):
+def test_adding_a_residual_to_a_true_similarity_equals_the_matrix_product(start, residual):
     """With one scale nothing shears, so adding must equal multiplying."""
     start = isotropic(start)
     product = compose(matrix_from_pose(start), matrix_from_pose(residual))

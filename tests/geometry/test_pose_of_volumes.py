@@ -19,7 +19,7 @@ poses = st.tuples(
 
 @settings(max_examples=100, deadline=None)
 @given(poses)
-def test_there_and_back(pose):
+def test_matrix_and_pose_are_inverse(pose):
     assert torch.allclose(pose_from_matrix(matrix_from_pose(pose)), pose, atol=1e-7)
 
 

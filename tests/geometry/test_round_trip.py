@@ -1,4 +1,4 @@
-"""A label map sent through warp and restore comes back."""
+"""Label maps survive warp and restore."""
 
 import math
 
@@ -41,7 +41,7 @@ def dice(a: torch.Tensor, b: torch.Tensor) -> float:
     ty=st.floats(-0.1, 0.1),
     radius=st.floats(10, 18),
 )
-def test_labels_come_back(angle, log_scale_x, log_scale_y, tx, ty, radius):
+def test_labels_survive_a_round_trip(angle, log_scale_x, log_scale_y, tx, ty, radius):
     """Objects of 10 pixels and more, native to frame to crop of 128 pixels and back: Dice of 0.98."""
     height, width, spacing = 120, 150, (0.9, 1.1)
     labels = labels_of(height, width, radius, 70.0, 62.0)

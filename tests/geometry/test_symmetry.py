@@ -1,4 +1,4 @@
-"""Which way is up, from the image and not from its outline alone."""
+"""The symmetry axis of a slice, from the image and not from its outline alone."""
 
 import math
 
@@ -43,20 +43,20 @@ def lying(
 
 @pytest.mark.parametrize("degrees", [-36.0, -13.7, 0.0, 4.4, 22.5, 40.0])
 @pytest.mark.parametrize("flank", [0.0, 0.08])
-def test_a_known_roll_is_found(degrees: float, flank: float) -> None:
+def test_a_known_roll_is_recovered(degrees: float, flank: float) -> None:
     roll = math.radians(degrees)
-    found = symmetry_axis(*lying(*torso(0.7, 0.5, flank), roll, (0.06, -0.04)))
-    assert math.degrees(found.angle.item()) == pytest.approx(degrees, abs=1.5)
-    assert found.score.item() > 0.9
+    result = symmetry_axis(*lying(*torso(0.7, 0.5, flank), roll, (0.06, -0.04)))
+    assert math.degrees(result.angle.item()) == pytest.approx(degrees, abs=1.5)
+    assert result.score.item() > 0.9
 
 
 @settings(max_examples=12, deadline=None)
 @given(degrees=st.floats(-40, 40), depth=st.floats(0.6, 0.66))
 def test_the_spine_overrules_a_round_outline(degrees: float, depth: float) -> None:
-    """The outline is (nearly) a circle, for moments it has no axis; the picture has."""
+    """The outline is nearly a circle and has no principal axis; the image has a symmetry axis."""
     image, mask = lying(*torso(0.63, depth), math.radians(degrees))
-    found = symmetry_axis(image, mask)
-    assert math.degrees(found.angle.item()) == pytest.approx(degrees, abs=1.5)
+    result = symmetry_axis(image, mask)
+    assert math.degrees(result.angle.item()) == pytest.approx(degrees, abs=1.5)
 
 
 def test_the_image_overrules_an_outline_that_leans() -> None:
@@ -70,14 +70,14 @@ def test_the_image_overrules_an_outline_that_leans() -> None:
     assert math.degrees(symmetry_axis(empty, mask).angle.item()) == pytest.approx(20.0, abs=1.5)
 
 
-def test_each_slice_of_a_batch_by_itself_and_whatever_the_units() -> None:
+def test_slices_of_a_batch_are_independent_and_units_do_not_matter() -> None:
     rolls = [-0.3, 0.0, 0.25]
     parts = [lying(*torso(0.7, 0.5), roll) for roll in rolls]
     image, mask = (torch.cat(part) for part in zip(*parts, strict=True))
-    found = symmetry_axis(image, mask)
-    assert found.angle.tolist() == pytest.approx(rolls, abs=0.026)
+    result = symmetry_axis(image, mask)
+    assert result.angle.tolist() == pytest.approx(rolls, abs=0.026)
     assert symmetry_axis(image * 100.0 + 40.0, mask).angle.tolist() == pytest.approx(
-        found.angle.tolist(), abs=1e-4
+        result.angle.tolist(), abs=1e-4
     )
 
 
@@ -86,7 +86,7 @@ def test_the_score_tells_a_symmetric_slice_from_a_lopsided_one() -> None:
     assert symmetry_axis(*upright).score.item() > symmetry_axis(*lopsided).score.item() + 0.01
 
 
-def test_a_slice_without_a_body_gives_numbers() -> None:
-    found = symmetry_axis(torch.full((1, 1, SIZE, SIZE), AIR), torch.zeros(1, 1, SIZE, SIZE))
-    assert torch.isfinite(found.angle).all()
-    assert found.score.item() == 0.0
+def test_a_slice_without_a_body_gives_finite_numbers() -> None:
+    result = symmetry_axis(torch.full((1, 1, SIZE, SIZE), AIR), torch.zeros(1, 1, SIZE, SIZE))
+    assert torch.isfinite(result.angle).all()
+    assert result.score.item() == 0.0

@@ -38,7 +38,7 @@ def place(volume, value):
 
 
 @given(angles, spacings, st.tuples(*[st.floats(-900, 900)] * 3), st.booleans())
-def test_parts_make_the_matrix(angle, spacing, origin, mirrored):
+def test_origin_spacing_and_direction_make_the_matrix(angle, spacing, origin, mirrored):
     matrix = matrix_of(angle, spacing, origin, mirrored)
     volume = Volume(np.zeros((2, 3, 4)), matrix)
     np.testing.assert_allclose(volume.spacing, spacing, rtol=1e-12)
@@ -80,7 +80,7 @@ def test_apply_and_undo_are_inverse_and_say_where_voxels_went(change):
 
 
 @pytest.mark.parametrize("change", ALL)
-def test_leading_axes_stay_where_they_are(change):
+def test_reorientation_keeps_leading_axes(change):
     array = numbered((2, 2, 3, 4))
     moved = change.apply(array)
     for channel in range(2):
@@ -88,7 +88,7 @@ def test_leading_axes_stay_where_they_are(change):
     np.testing.assert_array_equal(change.undo(moved), array)
 
 
-def test_a_known_order_by_hand():
+def test_the_storage_order_of_kits19_by_hand():
     """KiTS19: the stored x axis runs to the feet, y to the back, z to the right."""
     matrix = np.array([[0, 0, -0.5, 9.0], [0, 0.5, 0, 8], [-3, 0, 0, 7], [0, 0, 0, 1]])
     array = np.zeros((5, 4, 3))
@@ -134,7 +134,7 @@ def test_reorienting_twice_changes_nothing():
     assert np.array_equal(upright.reoriented().array, upright.array)
 
 
-def test_grids():
+def test_comparison_of_grids():
     volume = Volume(numbered((3, 4, 5)), matrix_of((10, 20, 30), (1, 2, 3)))
     moved = volume.world_from_index.copy()
     moved[:3, 3] += (0.3, 0.4, 0)
@@ -151,7 +151,7 @@ def test_grids():
         volume.with_array(np.ones((3, 4, 6)))
 
 
-def test_the_matrix_is_its_own():
+def test_the_matrix_is_a_read_only_copy():
     matrix = np.eye(4)
     volume = Volume(np.zeros((1, 1, 1)), matrix)
     matrix[0, 3] = 99
@@ -183,12 +183,12 @@ def sheared(amount):
     ],
 )
 def test_invalid_volumes_cannot_exist(shape, matrix, word):
-    with pytest.raises(InputError, match=word) as caught:
+    with pytest.raises(InputError, match=word) as error:
         Volume(np.zeros(shape), matrix)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_rounding_in_a_header_is_no_shear():
+def test_rounding_in_a_header_is_not_taken_for_shear():
     assert Volume(np.zeros((1, 1, 1)), sheared(0.0005)).spacing[0] == 1
 
 

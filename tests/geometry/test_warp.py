@@ -132,7 +132,7 @@ def test_agrees_with_simpleitk_in_millimeters():
     assert difference[inside].max() < 2e-3
 
 
-def test_outside_is_fill():
+def test_outside_the_input_is_the_fill_value():
     out = warp(torch.full((1, 1, 8, 8), 3.0), torch.diag(torch.tensor([2.0, 2.0, 1.0])), (16, 16), fill=-4.0)
     assert torch.allclose(out[0, 0, 0], torch.tensor(-4.0), atol=1e-5)
     assert out[0, 0, 8, 8].item() == pytest.approx(3.0, abs=0.05)
@@ -190,7 +190,7 @@ def test_resize_keeps_the_field_of_view():
         assert y.item() == pytest.approx(2 * 36 / 120 - 1, abs=2e-3)
 
 
-def test_nothing_is_warped_to_nothing() -> None:
+def test_an_empty_batch_gives_an_empty_batch() -> None:
     theta = torch.eye(3).expand(0, 3, 3).clone().requires_grad_()
     out = warp(torch.ones(0, 1, 8, 8), theta, (4, 6))
     assert out.shape == (0, 1, 4, 6)

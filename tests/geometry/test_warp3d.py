@@ -1,4 +1,4 @@
-"""Volumes with anisotropic voxels: what lies where, turned, scaled and brought back, in millimeters."""
+"""Warps of volumes with anisotropic voxels; positions are compared in millimeters."""
 
 import math
 
@@ -31,22 +31,22 @@ def middle_of(volume: torch.Tensor) -> np.ndarray:
     return np.array(ndimage.center_of_mass(volume[0, 0].numpy())[::-1])
 
 
-def test_an_off_center_blob_is_found_where_the_millimetres_say():
+def test_an_off_center_blob_has_its_position_in_millimeters():
     """A rotated, scaled, shifted isotropic frame of another number of voxels, worked out by hand in mm."""
     pose = torch.tensor([[0.5, -0.2, 0.15, math.log(0.8), math.log(0.7), math.log(0.9), 0.1, -0.05, 0.08]])
     volume_from_frame = FRAME.volume_from_frame(SHAPE, SPACING)
-    there = np.array([52.0, 60.0, 66.0])
+    expected_mm = np.array([52.0, 60.0, 66.0])
     size = (48, 64, 80)
-    out = warp(blob(there), compose(volume_from_frame, matrix_from_pose(pose)), size)
+    out = warp(blob(expected_mm), compose(volume_from_frame, matrix_from_pose(pose)), size)
     # By hand: mm to the isotropic frame, out of theta1, to output indices.
     scan_middle = (SHAPE[0] - 1) / 2 * SPACING[2]
-    frame_point = (there - [*FRAME.center_mm, scan_middle]) / (FRAME.fov_mm / 2)
+    frame_point = (expected_mm - [*FRAME.center_mm, scan_middle]) / (FRAME.fov_mm / 2)
     homogenized = np.linalg.solve(matrix_from_pose(pose.double())[0].numpy(), [*frame_point, 1.0])[:3]
     expected = (homogenized + 1) / 2 * np.array(size[::-1]) - 0.5
     np.testing.assert_allclose(middle_of(out), expected, atol=0.25)
 
 
-def test_a_blob_comes_back_to_within_half_a_voxel():
+def test_a_blob_is_restored_to_within_half_a_voxel():
     pose = torch.tensor([[0.3, 0.15, -0.12, *(math.log(0.75),) * 3, 0.05, -0.1, 0.04]])
     matrix = compose(FRAME.volume_from_frame(SHAPE, SPACING), matrix_from_pose(pose))
     source = blob((50.0, 55.0, 48.0))

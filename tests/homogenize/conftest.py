@@ -16,7 +16,7 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def done(source, tmp_path_factory) -> Path:
+def homogenized(source, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("done") / "Dataset008_Upright"
     outcomes = run(source, output)
     assert [outcome.problem for outcome in outcomes] == [None] * 3

@@ -1,4 +1,4 @@
-"""Phantom patients that lie as the tests want them, and datasets of them."""
+"""Phantom patients in given poses, and datasets of them."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def patient(
     pitch: float = 0.0,
     yaw: float = 0.0,
 ) -> Patient:
-    """A patient turned by an angle about the long axis, or tilted, whose file's header says supine."""
+    """Make a patient rotated by ``degrees`` about the long axis, or tilted; the header says supine."""
     drawn = sample_case(11, number, size=size, slices=slices)
     pose = replace(
         drawn.pose,

@@ -1,4 +1,4 @@
-"""A segmenter as others write them: it knows files and nothing of isopose. Run by tests as a program.
+"""A stand-in for a third-party segmentation program, which reads and writes files without isopose.
 
     python segmenters.py HOW IN OUT
 
@@ -26,14 +26,14 @@ def write(array: np.ndarray, like: sitk.Image, path: Path) -> None:
 
 
 def sides(image: sitk.Image) -> np.ndarray:
-    """1 in the half on the patient's left (x > 0), 2 in the other; in the body alone."""
+    """Label the body: 1 on the patient's left (x > 0), 2 on the right."""
     array = sitk.GetArrayFromImage(image)
     x = image.GetOrigin()[0] + image.GetSpacing()[0] * np.arange(array.shape[2])
     return np.where(array > BODY, np.where(x > 0, 1, 2), 0).astype(np.uint8)
 
 
 def probabilities(image: sitk.Image) -> np.ndarray:
-    """``(3, z, y, x)`` of background and both sides, nearly sure."""
+    """Return probabilities ``(3, z, y, x)`` of background and both sides: 0.8 for the own class, else 0.1."""
     marked = sides(image)
     return np.stack([np.where(marked == value, 0.8, 0.1) for value in range(3)]).astype(np.float32)
 

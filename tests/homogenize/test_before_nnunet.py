@@ -1,4 +1,4 @@
-"""The whole way in front of the real nnU-Net v2, where it is installed (``make test-peers``)."""
+"""Homogenization before nnU-Net v2, end to end; needs nnU-Net (``make test-peers``)."""
 
 import json
 import os

@@ -8,7 +8,7 @@ import pytest
 from homogenized_datasets import SMALL, assert_nnunet, files, run
 from patients import patient, write_dataset
 
-from bright import dice, scene
+from bright import dice, make_scene
 from io_helpers import write_series
 from isopose.data.check import check_dataset
 from isopose.errors import RunError
@@ -22,15 +22,15 @@ from isopose.outputs import damaged
 from isopose.progress import Silent
 
 
-def test_the_record_says_all_that_undoes_it_and_what_it_was_made_from(source, done) -> None:
-    record = read_record(record_path(done, "anna"))
+def test_the_record_holds_the_inverse_transform_and_the_source(source, homogenized) -> None:
+    record = read_record(record_path(homogenized, "anna"))
     scan = source / "imagesTr" / "anna_0000.nii.gz"
     assert record.sources == {"image": sha256(scan), "label": sha256(source / "labelsTr" / "anna.nii.gz")}
-    assert record.files["imagesTr/anna_0000.nii.gz"] == sha256(done / "imagesTr" / "anna_0000.nii.gz")
-    assert damaged(done, record.files) is None
+    assert record.files["imagesTr/anna_0000.nii.gz"] == sha256(homogenized / "imagesTr" / "anna_0000.nii.gz")
+    assert damaged(homogenized, record.files) is None
     volume = read_volume(scan)
     assert record.transform.native.same_grid(volume, 0.0)
-    written = read_volume(done / "imagesTr" / "anna_0000.nii.gz")
+    written = read_volume(homogenized / "imagesTr" / "anna_0000.nii.gz")
     assert record.transform.homogenized.same_grid(written, 1e-4)
     assert len(record.slices) == len(record.transform.poses) == len(volume.array)
     for facts in record.slices:
@@ -39,12 +39,12 @@ def test_the_record_says_all_that_undoes_it_and_what_it_was_made_from(source, do
         assert 0.0 < facts.confidence <= 1.0
     assert record.warnings == ()
     # Kidney and tumor of the file are those of the patient.
-    labels = read_labels(done / "labelsTr" / "anna.nii.gz")
+    labels = read_labels(homogenized / "labelsTr" / "anna.nii.gz")
     assert set(np.unique(labels.array)) == {0, 1, 2}
     assert dice(labels.array > 0, written.array > 100) > 0.1
 
 
-def test_a_case_without_label_and_a_test_case_do_not_train(source, tmp_path) -> None:
+def test_unlabeled_and_test_cases_go_to_the_test_folder(source, tmp_path) -> None:
     rows = ["image,label,case,split"]
     label = source / "labelsTr" / "anna.nii.gz"
     for image, name, rest in (("Tr/anna", "a", "val"), ("Tr/bert", "b", "train"), ("Ts/cleo", "c", "")):
@@ -57,7 +57,7 @@ def test_a_case_without_label_and_a_test_case_do_not_train(source, tmp_path) -> 
     assert_nnunet(tmp_path / "out")
 
 
-def test_what_is_there_is_not_done_again(source, tmp_path, counted) -> None:
+def test_existing_results_are_not_computed_again(source, tmp_path, counted) -> None:
     folder, output = tmp_path / "data", tmp_path / "out"
     shutil.copytree(source, folder)
 
@@ -88,19 +88,19 @@ def test_what_is_there_is_not_done_again(source, tmp_path, counted) -> None:
     write_labels(patient(3).volume.with_array(patient(3).stored), folder / "labelsTs" / "cleo.nii.gz")
     assert again() == 1
     # A case that changes its part leaves nothing where it was.
-    for place in ("images", "labels"):
-        tail = "_0000.nii.gz" if place == "images" else ".nii.gz"
-        (folder / f"{place}Tr" / f"bert{tail}").rename(folder / f"{place}Ts" / f"bert{tail}")
+    for kind in ("images", "labels"):
+        tail = "_0000.nii.gz" if kind == "images" else ".nii.gz"
+        (folder / f"{kind}Tr" / f"bert{tail}").rename(folder / f"{kind}Ts" / f"bert{tail}")
     assert again() == 1
     assert "labelsTs/bert.nii.gz" in files(output)
     assert not any(name.startswith(("imagesTr/bert", "labelsTr/bert")) for name in files(output))
 
 
 def test_a_mask_beside_slices_is_not_taken_for_the_scan(tmp_path) -> None:
-    here = scene(slices=3)
-    stored = (here.volume.array + 1024).astype(np.uint16)
+    scene = make_scene(slices=3)
+    stored = (scene.volume.array + 1024).astype(np.uint16)
     folder = write_series(tmp_path / "scan", stored, BitsStored=16, HighBit=15)
-    write_image(here.volume.with_array(here.truth.astype(np.uint8)), folder / "mask.nrrd")
+    write_image(scene.volume.with_array(scene.truth.astype(np.uint8)), folder / "mask.nrrd")
     (outcome,) = run(folder, tmp_path / "out")
     assert outcome.problem is not None
     assert "holds both DICOM slices and mask.nrrd" in outcome.problem
@@ -112,7 +112,7 @@ def test_a_mask_beside_slices_is_not_taken_for_the_scan(tmp_path) -> None:
     assert "holds both DICOM slices and mask.nrrd" in outcome.problem
 
 
-def test_a_disk_that_is_full_ends_the_run(source, tmp_path, monkeypatch) -> None:
+def test_a_full_disk_ends_the_run(source, tmp_path, monkeypatch) -> None:
     def full(*args):
         raise RunError("disk full")
 
@@ -121,7 +121,7 @@ def test_a_disk_that_is_full_ends_the_run(source, tmp_path, monkeypatch) -> None
         run(source, tmp_path / "out")
 
 
-def test_what_nobody_labeled_stays_so_and_enlarges_nothing(tmp_path) -> None:
+def test_the_ignore_value_is_kept_and_does_not_enlarge_crops(tmp_path) -> None:
     labels = {"background": 0, "kidney": 1, "tumor": 7, "ignore": 9}
     folder = write_dataset(tmp_path / "data", {"a": "Tr"}, labels)
     run(folder, tmp_path / "plain")
@@ -135,9 +135,9 @@ def test_what_nobody_labeled_stays_so_and_enlarges_nothing(tmp_path) -> None:
     assert_nnunet(tmp_path / "out")
     content = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert content["labels"] == {"background": 0, "kidney": 1, "tumor": 2, "ignore": 3}
-    plain, made = (read_labels(tmp_path / out / "labelsTr" / "a.nii.gz") for out in ("plain", "out"))
-    assert made.same_grid(plain)
-    ignored = made.array == 3
+    plain, partial = (read_labels(tmp_path / out / "labelsTr" / "a.nii.gz") for out in ("plain", "out"))
+    assert partial.same_grid(plain)
+    ignored = partial.array == 3
     assert np.flatnonzero(ignored.any(axis=(1, 2))).tolist() == unknown
     assert ignored[unknown].mean() > 0.3
-    np.testing.assert_array_equal(made.array[1:-1], plain.array[1:-1])
+    np.testing.assert_array_equal(partial.array[1:-1], plain.array[1:-1])

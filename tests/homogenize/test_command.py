@@ -18,7 +18,7 @@ from isopose.homogenize.command import how_it_ended, read_command, run_command
     [("{input}", "{output}"), ("-i={input}", "{output_folder}/x"), ("{inputs}", "{outputs}")],
     ids=str,
 )
-def test_each_way_to_say_where_files_belong(words) -> None:
+def test_each_placeholder_of_the_command_is_replaced(words) -> None:
     command = read_command([sys.executable, "-c", "print({'a': 1})", *words])
     assert command.together == (words[0] == "{inputs}")
     paths = {name: Path(f"/{name} s") for name in ("input", "output", "output_folder", "inputs", "outputs")}
@@ -29,7 +29,7 @@ def test_each_way_to_say_where_files_belong(words) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "err"),
     [
         ([], "no command, expected one after --"),
         (["{python}"], "got none"),
@@ -42,13 +42,13 @@ def test_each_way_to_say_where_files_belong(words) -> None:
     ],
     ids=str,
 )
-def test_what_is_missing_or_mixed_is_one_line(words, said) -> None:
+def test_missing_or_mixed_placeholders_are_refused_in_one_line(words, err) -> None:
     with pytest.raises(InputError) as error:
         read_command([sys.executable if word == "{python}" else word for word in words])
-    assert said in str(error.value)
+    assert err in str(error.value)
 
 
-def test_no_shell_reads_the_words(tmp_path) -> None:
+def test_arguments_are_not_interpreted_by_a_shell(tmp_path) -> None:
     evil = f"$(touch {tmp_path}/a); touch {tmp_path}/b & `touch {tmp_path}/c` > {tmp_path}/d"
     words = [sys.executable, "-c", "import sys; print(sys.argv[1:])", evil, "a b", "*", "~"]
     assert run_command(words, tmp_path / "logs" / "one.log") == 0
@@ -56,7 +56,7 @@ def test_no_shell_reads_the_words(tmp_path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["logs"]
 
 
-def test_what_it_prints_and_how_it_ended(tmp_path) -> None:
+def test_output_and_exit_code_of_the_command(tmp_path) -> None:
     code = "import os, sys; print(repr(sys.stdin.read())); print('no', file=sys.stderr); os._exit(7)"
     log = tmp_path / "log"
     assert run_command([sys.executable, "-u", "-c", code], log) == 7
@@ -75,38 +75,38 @@ PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!
 
 
 def ended(file: Path, process) -> bool:
-    """Wait until the program's own program runs, stop the process that runs the first, and look for it."""
+    """Wait until the command's child process runs, stop isopose's process; return whether the child ended."""
     while not file.exists() or not file.read_text():
         assert process.is_alive()
         time.sleep(0.05)
-    place = Path("/proc") / file.read_text()
-    assert place.exists() == Path("/proc/self").exists()
+    proc_folder = Path("/proc") / file.read_text()
+    assert proc_folder.exists() == Path("/proc/self").exists()
     process.stop()
     process.join(60)
     assert process.exitcode not in (None, 0)
     # A process that was killed takes a moment to end, and one that has ended may still wait to be counted.
     limit = time.monotonic() + 30
-    while is_running(place) and time.monotonic() < limit:
+    while is_running(proc_folder) and time.monotonic() < limit:
         time.sleep(0.05)
-    return not is_running(place)
+    return not is_running(proc_folder)
 
 
-def is_running(place: Path) -> bool:
+def is_running(process: Path) -> bool:
     try:
-        return ") Z " not in (place / "stat").read_text()
+        return ") Z " not in (process / "stat").read_text()
     except OSError:
         return False
 
 
 def run_interruptible(words: list[str], log: Path) -> None:
-    """Run a command in a process that hears an interruption, also where the tests run in the background."""
+    """Run a command in a process that handles SIGINT, even if the tests run in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run_command(words, log)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=("interrupted", "worker"))
-def test_what_it_has_started_is_ended_with_it_when_isopose_is_stopped(number, tmp_path) -> None:
-    """As ``isopose wrap`` runs it in its own process, and in a worker, which a signal ends at once."""
+def test_child_processes_of_the_command_end_when_isopose_is_stopped(number, tmp_path) -> None:
+    """Both in the main process of ``isopose wrap`` and in a worker, which a signal ends at once."""
     words, file = [sys.executable, "-c", PARENT, str(tmp_path / "child")], tmp_path / "child"
     process = get_context("spawn").Process(target=run_interruptible, args=(words, tmp_path / "log"))
     process.start()

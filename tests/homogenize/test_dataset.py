@@ -9,7 +9,7 @@ import pytest
 from homogenized_datasets import SMALL, assert_nnunet, files, run
 from patients import patient, write_dataset
 
-from bright import bright_model, dice, scene
+from bright import bright_model, dice, make_scene
 from io_helpers import write_series
 from isopose.config import HomogenizeConfig
 from isopose.data.check import check_dataset
@@ -28,9 +28,9 @@ from isopose.presets import homogenize_config
 from isopose.progress import Silent
 
 
-def test_no_path_and_no_folder_is_named(source, done, tmp_path) -> None:
-    texts = [path.read_text() for path in done.rglob("*.json")]
-    assert not any(str(source.parent) in text or str(done) in text for text in texts)
+def test_records_contain_no_path(source, homogenized, tmp_path) -> None:
+    texts = [path.read_text() for path in homogenized.rglob("*.json")]
+    assert not any(str(source.parent) in text or str(homogenized) in text for text in texts)
     scans = tmp_path / "Muster Erika"
     write_image(patient(0, slices=3).volume, scans / "one.nii.gz")
     (scans / "bad.nii.gz").write_bytes(b"no image")
@@ -42,7 +42,7 @@ def test_no_path_and_no_folder_is_named(source, done, tmp_path) -> None:
     assert not any("Muster" in text or "/" + str(tmp_path.name) in text for text in texts)
 
 
-def test_scans_without_labels_are_a_dataset_to_predict(tmp_path) -> None:
+def test_scans_without_labels_become_a_test_set(tmp_path) -> None:
     write_image(patient(0, slices=3).volume, tmp_path / "scans" / "one_0000.nii.gz")
     write_image(patient(1, slices=3).volume, tmp_path / "scans" / "two.nrrd")
     [one, two] = run(tmp_path / "scans", tmp_path / "out")
@@ -67,7 +67,7 @@ def test_scans_without_labels_are_a_dataset_to_predict(tmp_path) -> None:
     np.testing.assert_array_equal(*same)
 
 
-def test_a_dataset_with_labels_must_name_them(source, tmp_path) -> None:
+def test_a_dataset_with_labels_needs_label_names(source, tmp_path) -> None:
     folder = tmp_path / "data"
     shutil.copytree(source, folder)
     content = json.loads((folder / "dataset.json").read_text())
@@ -78,7 +78,7 @@ def test_a_dataset_with_labels_must_name_them(source, tmp_path) -> None:
         open_input(folder / "imagesTs", {"kidney": 1})
 
 
-def test_a_stopped_run_leaves_no_dataset_and_goes_on(source, tmp_path, counted, monkeypatch) -> None:
+def test_a_stopped_run_leaves_no_dataset_and_can_be_continued(source, tmp_path, counted, monkeypatch) -> None:
     class Stopped(BaseException):
         pass
 
@@ -103,12 +103,12 @@ def test_a_stopped_run_leaves_no_dataset_and_goes_on(source, tmp_path, counted, 
     assert_nnunet(tmp_path / "out")
 
 
-def test_a_bad_scan_does_not_stop_the_rest_and_leaves_nothing(source, tmp_path) -> None:
+def test_a_bad_scan_is_reported_and_leaves_no_files(source, tmp_path) -> None:
     folder, output = tmp_path / "data", tmp_path / "out"
     shutil.copytree(source, folder)
     run(folder, output)
     (folder / "imagesTr" / "anna_0000.nii.gz").write_bytes(b"no image")
-    write_image(scene(slices=2, empty=(0, 1)).volume, folder / "imagesTs" / "cleo_0000.nii.gz")
+    write_image(make_scene(slices=2, empty=(0, 1)).volume, folder / "imagesTs" / "cleo_0000.nii.gz")
     (folder / "labelsTs" / "cleo.nii.gz").unlink()
     anna, bert, cleo = run(folder, output)
     assert "anna_0000.nii.gz: " in anna.problem
@@ -131,7 +131,7 @@ def test_a_bad_scan_does_not_stop_the_rest_and_leaves_nothing(source, tmp_path) 
     assert not (output / "dataset.json").exists(), "no case is no dataset"
 
 
-def test_results_below_a_series_are_refused_since_they_would_belong_to_it(tmp_path) -> None:
+def test_an_output_folder_inside_a_series_is_refused(tmp_path) -> None:
     folder = write_series(tmp_path / "scan", np.zeros((3, 8, 8), np.uint16))
     for output in (folder, folder / "upright"):
         with pytest.raises(InputError, match="is the folder of the scans"):
@@ -171,10 +171,10 @@ def test_a_scan_whose_slices_would_lie_far_apart_is_refused(tmp_path) -> None:
     assert outcome.problem is None
 
 
-def test_another_process_writes_the_same_bytes(source, done, tmp_path) -> None:
+def test_another_process_writes_the_same_bytes(source, homogenized, tmp_path) -> None:
     run(source, tmp_path / "out", workers=1)
-    for name in files(done):
-        assert (tmp_path / "out" / name).read_bytes() == (done / name).read_bytes(), name
+    for name in files(homogenized):
+        assert (tmp_path / "out" / name).read_bytes() == (homogenized / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_settings_out_of_range_are_refused(values, words) -> None:
     assert homogenize_config(per=None, size=None) == HomogenizeConfig()
 
 
-def test_crops_of_a_model_are_a_dataset_that_comes_back(tmp_path) -> None:
+def test_a_dataset_of_crops_is_restored(tmp_path) -> None:
     model = bright_model(
         {"pose": {"start": "anatomy", "learned": False, "per": "smooth"}, "crop": {"learned": False}},
         crop_start=(-0.75, -0.6, 0.7, 0.85),
@@ -199,8 +199,8 @@ def test_crops_of_a_model_are_a_dataset_that_comes_back(tmp_path) -> None:
     )
     write_dataset(tmp_path / "data", {"a": "Tr", "b": "Ts"})
     config = HomogenizeConfig(size=256, crop=True)
-    given = {"model": tmp_path / "model", "reporter": Silent()}
-    outcomes = homogenize(open_dataset(tmp_path / "data"), tmp_path / "out", config, **given)
+    options = {"model": tmp_path / "model", "reporter": Silent()}
+    outcomes = homogenize(open_dataset(tmp_path / "data"), tmp_path / "out", config, **options)
     assert [outcome.problem for outcome in outcomes] == [None, None]
     head = json.loads((tmp_path / "out" / "homogenize.json").read_text())
     assert (head["crop"], head["cases"]) == (True, ["a", "b"])
@@ -216,4 +216,4 @@ def test_crops_of_a_model_are_a_dataset_that_comes_back(tmp_path) -> None:
             assert dice(back.array == value, truth.array == value) > 0.98
     # Whole and cropped do not mix in one folder.
     with pytest.raises(InputError, match="with another model, settings or labels"):
-        homogenize(open_dataset(tmp_path / "data"), tmp_path / "out", HomogenizeConfig(size=256), **given)
+        homogenize(open_dataset(tmp_path / "data"), tmp_path / "out", HomogenizeConfig(size=256), **options)

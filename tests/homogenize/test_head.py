@@ -1,4 +1,4 @@
-"""What a homogenized dataset says of itself, and whose folder it takes."""
+"""The description (dataset.json) of a homogenized dataset, and which folders are refused."""
 
 import csv
 import json
@@ -16,9 +16,9 @@ from isopose.io.datasets import open_dataset
 from isopose.progress import Silent
 
 
-def test_the_result_is_an_nnunet_dataset(source, done) -> None:
-    assert_nnunet(done)
-    opened = open_dataset(done)
+def test_the_result_is_an_nnunet_dataset(source, homogenized) -> None:
+    assert_nnunet(homogenized)
+    opened = open_dataset(homogenized)
     assert [(case.id, case.split, case.label is not None) for case in opened.cases] == [
         ("anna", "train", True),
         ("bert", "train", True),
@@ -27,11 +27,11 @@ def test_the_result_is_an_nnunet_dataset(source, done) -> None:
     # Values are consecutive, whatever the source had.
     assert opened.labels.values == {"kidney": 1, "tumor": 2}
     assert open_dataset(source).labels.values == {"kidney": 1, "tumor": 7}
-    head = json.loads((done / "homogenize.json").read_text())
+    head = json.loads((homogenized / "homogenize.json").read_text())
     assert head["labels"] == {"kidney": {"value": 1, "stored": 1}, "tumor": {"value": 2, "stored": 7}}
     assert (head["complete"], head["cases"], head["failed"]) == (True, ["anna", "bert", "cleo"], [])
     assert (head["per"], head["poses_from"], head["reference"]["size"]) == ("volume", "shipped", 96)
-    assert files(done) == {
+    assert files(homogenized) == {
         "dataset.json",
         "homogenize.json",
         *(f"imagesTr/{name}_0000.nii.gz" for name in ("anna", "bert")),
@@ -42,7 +42,7 @@ def test_the_result_is_an_nnunet_dataset(source, done) -> None:
     }
 
 
-def test_patients_stay_together_under_numbers(source, tmp_path) -> None:
+def test_case_numbers_keep_the_scans_of_a_patient_together(source, tmp_path) -> None:
     assert not (source / "patients.csv").exists()
     folder = tmp_path / "data"
     shutil.copytree(source, folder)
@@ -63,7 +63,7 @@ def test_patients_stay_together_under_numbers(source, tmp_path) -> None:
     assert cases["anna"].age_years == 3.5
 
 
-def test_regions_of_nnunet_stay_regions(tmp_path) -> None:
+def test_regions_of_nnunet_are_kept(tmp_path) -> None:
     regions = {"background": 0, "whole": [1, 7], "mass": 7}
     folder = write_dataset(tmp_path / "data", {"a": "Tr"}, regions, regions_class_order=[1, 7])
     run(folder, tmp_path / "out")
@@ -73,7 +73,7 @@ def test_regions_of_nnunet_stay_regions(tmp_path) -> None:
     assert_nnunet(tmp_path / "out")
 
 
-def test_a_folder_of_something_else_is_left_alone(source, tmp_path) -> None:
+def test_a_folder_with_other_files_is_refused_and_not_changed(source, tmp_path) -> None:
     output = tmp_path / "out"
     output.mkdir()
     (output / "thesis.txt").write_text("mine")
@@ -87,9 +87,9 @@ def test_a_folder_of_something_else_is_left_alone(source, tmp_path) -> None:
         run(source, tmp_path / "file")
 
 
-def test_other_settings_and_other_cases_need_another_folder(source, done, tmp_path) -> None:
+def test_other_settings_and_other_cases_need_another_folder(source, homogenized, tmp_path) -> None:
     output = tmp_path / "out"
-    shutil.copytree(done, output)
+    shutil.copytree(homogenized, output)
     before = {name: sha256(output / name) for name in files(output)}
     for config in (HomogenizeConfig(size=128), HomogenizeConfig(size=96, per="slice")):
         with pytest.raises(InputError, match="with another model, settings or labels"):

@@ -72,8 +72,8 @@ def test_all_channels_are_written_in_the_pose_of_one(source: Path, tmp_path: Pat
             np.testing.assert_array_equal(read_volume(one).array, read_volume(two).array)
 
 
-def test_the_pose_channel_is_the_models_where_it_has_one(tmp_path: Path) -> None:
-    """A model that finds poses in CT takes CT, whatever stands first in the dataset."""
+def test_the_pose_channel_comes_from_the_model(tmp_path: Path) -> None:
+    """A model that estimates poses in CT uses the CT channel, even if it is not the first."""
     model = bright_model({"data": {"pose_channel": "CT"}, "pose": {"learned": False}})
     channels = (Channel("T1", INTENSITY), Channel("CT", INTENSITY))
     air, outline = INTENSITY.air, model.pipeline.pose.reference_mask
@@ -90,16 +90,16 @@ def test_the_pose_channel_is_the_models_where_it_has_one(tmp_path: Path) -> None
     named = CONFIG.model_copy(update={"pose_channel": 1})
     homogenize(open_input(swapped), tmp_path / "named", named, model=tmp_path / "model", reporter=Silent())
     for case in open_dataset(tmp_path / "out").cases:
-        found, expected = (
+        result, expected = (
             read_record(record_path(tmp_path / folder, case.id)).transform for folder in ("out", "named")
         )
-        assert found == expected
+        assert result == expected
     other = write_both(tmp_path / "other", ("T1", "T2"))
     with pytest.raises(InputError, match="has the channels T1, T2, and the model finds poses in CT"):
         homogenize(open_input(other), tmp_path / "no", CONFIG, model=tmp_path / "model", reporter=Silent())
 
 
-def test_a_changed_channel_is_made_again_and_restored(source: Path, tmp_path: Path) -> None:
+def test_a_case_with_a_changed_channel_is_homogenized_again(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     homogenize(open_input(source), out, CONFIG, reporter=Silent())
     again = homogenize(open_input(source), out, CONFIG, reporter=Silent())
@@ -121,7 +121,7 @@ def test_a_changed_channel_is_made_again_and_restored(source: Path, tmp_path: Pa
     assert 2.0 * np.count_nonzero(marked & expected) / (marked.sum() + expected.sum()) > 0.9
 
 
-def test_what_takes_one_channel_says_so(source: Path, tmp_path: Path) -> None:
+def test_commands_for_a_single_channel_refuse_several(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has 2 channels \(CT, T1\), and wrap takes one"):
         open_scans(source)
     [anna, *_] = open_input(source / "imagesTr").unusable

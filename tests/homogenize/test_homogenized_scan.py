@@ -8,7 +8,7 @@ import torch
 from patients import estimator, patient
 from scipy.ndimage import binary_erosion
 
-from bright import bright_model, dice, scene, stored_otherwise, world_center
+from bright import bright_model, dice, make_scene, stored_otherwise, world_center
 from isopose.config import HomogenizeConfig
 from isopose.data.body import body_mask
 from isopose.data.resample import warped_labels
@@ -30,7 +30,7 @@ def scan_of(one, per="volume", size=256):
 
 
 def back(scan, count=3):
-    """The labels of a homogenized scan on the grid that it came from."""
+    """Restore the labels of a homogenized scan to the scan's own grid."""
     t = scan.transform
     restored = warped_labels(scan.labels.array, invert(t.slice_from_grid), t.slice_shape, range(1, count))
     return t.reorientation.undo(restored)
@@ -38,7 +38,7 @@ def back(scan, count=3):
 
 @each_way
 @pytest.mark.parametrize("degrees", [0, 30, -75, 180])
-def test_a_turned_patient_comes_out_upright_and_as_if_never_turned(per, degrees) -> None:
+def test_a_rotated_patient_becomes_equal_to_the_upright_one(per, degrees) -> None:
     straight, turned = scan_of(patient(), per), scan_of(patient(1, degrees), per)
     off = (np.degrees(turned.poses.roll) - degrees + 180) % 360 - 180
     assert abs(off) < 4
@@ -54,7 +54,7 @@ def test_a_turned_patient_comes_out_upright_and_as_if_never_turned(per, degrees)
 
 @each_way
 @pytest.mark.parametrize("number", range(4))
-def test_labels_come_back_as_they_were(per, number) -> None:
+def test_labels_are_restored(per, number) -> None:
     one = patient(number, 25.0)
     restored = back(scan_of(one, per, 384))
     for value in (1, 2):
@@ -77,7 +77,7 @@ def test_the_frame_of_the_reference_is_that_of_a_child_of_two_years() -> None:
     assert estimator(size=384).side_mm * 0.92 == pytest.approx(167.5, abs=1.0)
 
 
-def test_the_grid_is_upright_and_centered_and_keeps_the_number_of_slices() -> None:
+def test_the_grid_is_axis_aligned_centered_and_keeps_the_number_of_slices() -> None:
     one = patient()
     scan = scan_of(one)
     assert scan.image.array.dtype == np.int16
@@ -91,8 +91,8 @@ def test_the_grid_is_upright_and_centered_and_keeps_the_number_of_slices() -> No
 
 
 @each_way
-def test_every_pixel_shows_the_place_that_the_transform_says(per) -> None:
-    """Sampling and blurring keep a ramp: one look at it shows where each pixel was sampled."""
+def test_every_pixel_samples_the_position_that_the_transform_gives(per) -> None:
+    """Sampling and blurring preserve a ramp, so its values give the sampled position of each pixel."""
     shape, spacing = (4, 110, 130), (2.3, 1.7, 5.0)
     z, y, x = np.indices(shape)
     mm_x, mm_y = x * spacing[0], y * spacing[1]
@@ -134,7 +134,7 @@ def test_it_is_sampled_once_and_from_the_native_slice(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("axes", "flips"), STORAGES, ids=lambda v: "".join(str(int(i)) for i in v))
-def test_every_storage_gives_the_same_scan_and_comes_back(axes, flips) -> None:
+def test_every_storage_order_gives_the_same_scan_and_is_restored(axes, flips) -> None:
     one = patient(2, 20.0, 96, 3)
     expected = scan_of(one)
     stored = stored_otherwise(one.volume, axes, flips)
@@ -151,7 +151,7 @@ def test_every_storage_gives_the_same_scan_and_comes_back(axes, flips) -> None:
     assert scan.transform.native.array.shape == stored.array.shape
 
 
-def test_an_oblique_scan_is_set_upright_and_comes_back() -> None:
+def test_an_oblique_scan_is_axis_aligned_and_restored() -> None:
     one = patient(2, 0.0, 96, 3)
     a = math.radians(12)
     turn = np.array([[math.cos(a), 0, math.sin(a)], [0, 1, 0], [-math.sin(a), 0, math.cos(a)]])
@@ -165,7 +165,7 @@ def test_an_oblique_scan_is_set_upright_and_comes_back() -> None:
 
 
 @each_way
-def test_a_slice_without_a_body_stays_beside_its_neighbors(per) -> None:
+def test_a_slice_without_a_body_takes_the_pose_of_its_neighbors(per) -> None:
     one = patient(3, 40.0)
     array, classes = one.volume.array.copy(), one.classes.copy()
     array[[0, 5]] = -1000
@@ -182,7 +182,7 @@ def test_a_slice_without_a_body_stays_beside_its_neighbors(per) -> None:
     assert dice(back(scan)[5] == 1, classes[5] == 1) > 0.98
 
 
-def test_air_around_is_the_scans_own_and_padding_is_air() -> None:
+def test_padding_is_the_air_value_of_the_scan() -> None:
     one = patient()
     for padding, air in ((-3024, AIR_HU), (-1000, -1000)):
         array = np.maximum(one.volume.array, -1000)
@@ -192,8 +192,8 @@ def test_air_around_is_the_scans_own_and_padding_is_air() -> None:
         assert image.max() <= array.max()
 
 
-def test_a_slice_far_larger_than_the_others_gets_a_larger_grid_and_loses_nothing() -> None:
-    small, large = scene(scale=0.6, slices=7), scene(scale=1.0, slices=2)
+def test_a_much_larger_slice_enlarges_the_grid() -> None:
+    small, large = make_scene(scale=0.6, slices=7), make_scene(scale=1.0, slices=2)
     array = np.concatenate([small.volume.array, large.volume.array])
     classes = np.concatenate([small.truth, large.truth]) > 0
     # At the very edge of the large body, out of the reference's frame.
@@ -213,7 +213,7 @@ def test_a_slice_far_larger_than_the_others_gets_a_larger_grid_and_loses_nothing
     assert homogenize_scan(estimator("smooth"), volume).transform.grid.size < grid.size
 
 
-def test_a_box_is_that_of_outer_corners() -> None:
+def test_the_box_spans_the_outer_corners() -> None:
     mask = np.zeros((2, 10, 20), bool)
     mask[0, 4:6, 8:15] = True
     identity = torch.eye(3).expand(2, 3, 3)
@@ -224,7 +224,7 @@ def test_a_box_is_that_of_outer_corners() -> None:
 
 
 def cropping(**changes):
-    """A model that crops a part of the frame off its middle, with its crop and without."""
+    """Return estimators of a model with an off-center crop, with and without applying the crop."""
     model = bright_model(
         {"pose": {"learned": False}, "crop": {"learned": False}, **changes},
         crop_start=(-0.55, -0.3, 0.25, 0.5),
@@ -233,9 +233,9 @@ def cropping(**changes):
     return [estimator_from_model(model, HomogenizeConfig(size=128, crop=crop)) for crop in (True, False)]
 
 
-def test_a_crop_is_cut_from_the_whole_pixel_by_pixel() -> None:
-    here = scene(roll=math.radians(20), scale=0.8)
-    crop, whole = (homogenize_scan(one, here.volume) for one in cropping())
+def test_a_crop_has_the_pixels_of_the_whole_scan() -> None:
+    scene = make_scene(roll=math.radians(20), scale=0.8)
+    crop, whole = (homogenize_scan(one, scene.volume) for one in cropping())
     grid = crop.transform.grid
     # Of 128 pixels those from -0.55 to 0.25 and from -0.3 to 0.5, to the outside: 52 and 52.
     assert (grid.size, grid.usual) == (52, 128)
@@ -250,21 +250,21 @@ def test_a_crop_is_cut_from_the_whole_pixel_by_pixel() -> None:
     assert crop.image.spacing == pytest.approx(whole.image.spacing)
 
 
-def test_answers_in_a_crop_come_back_and_the_rest_is_background() -> None:
-    here = scene(roll=math.radians(-35), scale=0.9)
-    marked = here.volume.with_array((here.truth > 0).astype(np.uint8))
-    crop, whole = (homogenize_scan(one, here.volume, marked) for one in cropping())
+def test_labels_of_a_crop_are_restored_and_the_rest_is_background() -> None:
+    scene = make_scene(roll=math.radians(-35), scale=0.9)
+    marked = scene.volume.with_array((scene.truth > 0).astype(np.uint8))
+    crop, whole = (homogenize_scan(one, scene.volume, marked) for one in cropping())
     assert crop.transform.grid.size < whole.transform.grid.size
-    assert dice(back(crop, 2) == 1, here.truth > 0) > 0.95
+    assert dice(back(crop, 2) == 1, scene.truth > 0) > 0.95
     assert dice(back(crop, 2), back(whole, 2)) > 0.99
 
 
-def test_a_crop_grows_so_that_nothing_labeled_is_cut() -> None:
-    here = scene(scale=0.8)
-    everything = here.volume.with_array((here.volume.array > -250).astype(np.uint8))
-    crop, whole = (homogenize_scan(one, here.volume, everything) for one in cropping())
+def test_a_crop_grows_to_contain_all_labels() -> None:
+    scene = make_scene(scale=0.8)
+    everything = scene.volume.with_array((scene.volume.array > -250).astype(np.uint8))
+    crop, whole = (homogenize_scan(one, scene.volume, everything) for one in cropping())
     assert crop.labels.array.sum() == whole.labels.array.sum()
-    assert homogenize_scan(cropping()[0], here.volume).transform.grid.size < crop.transform.grid.size
+    assert homogenize_scan(cropping()[0], scene.volume).transform.grid.size < crop.transform.grid.size
 
 
 def test_a_crop_needs_a_model_that_crops() -> None:
@@ -294,11 +294,11 @@ def tilted(number=2, degrees=20.0, pitch=8.0, yaw=-5.0):
         (3, (-30.0, -6.0, 6.0)),
     ],
 )
-def test_a_tilted_patient_is_laid_straight_and_comes_back(number, angles) -> None:
+def test_a_tilted_patient_is_straightened_and_restored(number, angles) -> None:
     one = tilted(number, *angles)
     scan = scan_of(one, "tilted")
-    found = np.degrees(scan.transform.tilted[:3])
-    np.testing.assert_allclose(found, angles, atol=2.0)
+    result = np.degrees(scan.transform.tilted[:3])
+    np.testing.assert_allclose(result, angles, atol=2.0)
     assert scan.image.same_grid(scan.labels, 0.0)
     assert scan.image.same_grid(scan.transform.homogenized)
     # In plane as small as the others' pixels, along z as the patient has become.
@@ -316,21 +316,25 @@ def test_a_tilted_patient_is_laid_straight_and_comes_back(number, angles) -> Non
         assert dice(restored.array == value, one.classes == value) > 0.97
     # Nothing of the body is cut, nor made up: it becomes as much larger or smaller as its pose says.
     body = one.volume.with_array(body_mask(one.volume, -250.0).astype(np.uint8))
-    there = homogenize_scan(estimator("tilted"), one.volume, body).labels
-    grown = there.array.sum() * np.prod(there.spacing) / (body.array.sum() * np.prod(body.spacing))
+    homogenized_labels = homogenize_scan(estimator("tilted"), one.volume, body).labels
+    grown = (
+        homogenized_labels.array.sum()
+        * np.prod(homogenized_labels.spacing)
+        / (body.array.sum() * np.prod(body.spacing))
+    )
     side = estimator("tilted").side_mm / scan.transform.frame.fov_mm
     assert grown == pytest.approx(side**3 / math.exp(sum(scan.transform.tilted[3:6])), rel=0.03)
 
 
 def higher_left(labels: Volume) -> float:
-    """How much higher the left kidney lies than the right, mm."""
+    """Return the height of the left kidney above the right in mm."""
     x = labels.world_from_index[0, 0] * np.arange(labels.array.shape[2]) + labels.world_from_index[0, 3]
     left, right = (world_center(labels, (labels.array == 1) & side)[2] for side in (x > 0, x < 0))
     return left - right
 
 
-def test_organs_of_a_tilted_patient_lie_where_they_do_in_a_straight_one() -> None:
-    """By eight degrees of yaw one kidney comes to lie well above the other, and back."""
+def test_organs_of_a_tilted_patient_lie_as_in_a_straight_one() -> None:
+    """Eight degrees of yaw raise one kidney well above the other; straightening undoes that."""
     own = higher_left(scan_of(tilted(2, 0.0, 0.0, 0.0), "volume").labels)
     turned = tilted(2, 0.0, 0.0, 8.0)
     assert abs(higher_left(scan_of(turned, "volume").labels) - own) > 10
@@ -339,7 +343,7 @@ def test_organs_of_a_tilted_patient_lie_where_they_do_in_a_straight_one() -> Non
 
 
 @pytest.mark.parametrize("storage", STORAGES[::7])
-def test_a_tilted_scan_comes_back_however_it_is_stored(storage) -> None:
+def test_a_tilted_scan_is_restored_in_every_storage_order(storage) -> None:
     one = tilted()
     volume = stored_otherwise(one.volume, *storage)
     classes = stored_otherwise(one.volume.with_array(one.classes), *storage)
@@ -356,7 +360,7 @@ def test_a_tilted_scan_comes_back_however_it_is_stored(storage) -> None:
     assert dice(back_share > 0.5, classes.array == 2) > 0.98
 
 
-def test_a_solid_box_is_that_of_outer_corners() -> None:
+def test_the_box_of_a_volume_spans_the_outer_corners() -> None:
     mask = np.zeros((4, 10, 20), bool)
     mask[1, 4:6, 8:15] = True
     assert solid_box_of(mask, torch.eye(4)) == pytest.approx([-0.2, -0.2, -0.5, 0.5, 0.2, 0.0])
@@ -365,7 +369,7 @@ def test_a_solid_box_is_that_of_outer_corners() -> None:
     assert solid_box_of(np.zeros_like(mask), torch.eye(4)) is None
 
 
-def test_the_tilt_of_a_low_scan_is_doubted() -> None:
+def test_the_tilt_of_a_short_scan_gives_a_warning() -> None:
     words = "too short to estimate pitch and yaw"
     assert not any(words in warning for warning in scan_of(tilted(), "tilted").warnings)
     whole = tilted().volume
@@ -374,7 +378,7 @@ def test_the_tilt_of_a_low_scan_is_doubted() -> None:
     assert not any(words in warning for warning in homogenize_scan(estimator("volume"), low).warnings)
 
 
-def test_tilted_is_not_for_what_is_of_slices() -> None:
+def test_tilted_is_refused_with_settings_for_slices() -> None:
     joint = bright_model({"stn": "joint", "pose": {"per": "smooth"}})
     with pytest.raises(InputError, match="supports neither --crop nor a model with stn=joint"):
         estimator_from_model(joint, HomogenizeConfig(per="tilted"))
@@ -392,7 +396,7 @@ def test_a_mirrored_scan_is_reported() -> None:
 
 def test_no_body_is_an_input_error() -> None:
     with pytest.raises(InputError, match="no body found"):
-        homogenize_scan(estimator(), scene(slices=1, empty=(0,)).volume)
+        homogenize_scan(estimator(), make_scene(slices=1, empty=(0,)).volume)
     broken = patient().volume.array.astype(np.float32)
     broken[0, 0, 0] = np.nan
     with pytest.raises(InputError, match="not finite"):
@@ -402,7 +406,7 @@ def test_no_body_is_an_input_error() -> None:
 # With a model
 
 
-def test_a_models_pose_and_reference_are_taken() -> None:
+def test_pose_and_reference_of_a_model_are_used() -> None:
     model = bright_model({"pose": {"learned": False}, "crop": {"enabled": False}})
     area = math.pi * 100.0 * 72.0 / 100.0  # of the reference, cm²
     model = replace(model, info=replace(model.info, reference=ReferenceInfo(area_cm2=area)))
@@ -412,25 +416,25 @@ def test_a_models_pose_and_reference_are_taken() -> None:
     assert ours.origin == "model"
     assert (ours.per, model.pipeline.pose.config.per) == ("volume", "slice")
     assert ours.transformer is model.pipeline.pose
-    here = scene(roll=math.radians(20), scale=0.8)
-    scan = homogenize_scan(ours, here.volume, here.volume.with_array((here.truth > 0).astype(np.uint8)))
+    scene = make_scene(roll=math.radians(20), scale=0.8)
+    scan = homogenize_scan(ours, scene.volume, scene.volume.with_array((scene.truth > 0).astype(np.uint8)))
     assert math.degrees(scan.poses.roll) == pytest.approx(20, abs=2)
-    upright = scene(spacing=(230 / 128, 230 / 128, 6.0), field=(230.0, 230.0))
+    upright = make_scene(spacing=(230 / 128, 230 / 128, 6.0), field=(230.0, 230.0))
     assert dice(scan.labels.array == 1, upright.truth > 0) > 0.93
-    assert dice(back(scan, 2) == 1, here.truth > 0) > 0.95
+    assert dice(back(scan, 2) == 1, scene.truth > 0) > 0.95
 
 
 @each_way
-def test_a_joint_models_step_is_taken_too(per) -> None:
+def test_the_step_of_a_joint_model_is_used(per) -> None:
     joint = bright_model({"stn": "joint", "pose": {"per": "smooth"}})
     step = (0.02, 0.03, -0.02, 0.01, 0.02)
     joint.pipeline.joint.output.bias.copy_(torch.tensor([*step, 0.15, 0.2, -0.1, -0.05]))
     alone = bright_model({"pose": {"learned": False}})
-    here = scene(roll=math.radians(12), scale=0.9)
+    scene = make_scene(roll=math.radians(12), scale=0.9)
     info = replace(alone.info, reference=ReferenceInfo(area_cm2=226.2))
     start, followed = (
         homogenize_scan(
-            estimator_from_model(replace(model, info=info), HomogenizeConfig(per=per, size=64)), here.volume
+            estimator_from_model(replace(model, info=info), HomogenizeConfig(per=per, size=64)), scene.volume
         )
         for model in (alone, joint)
     )
@@ -447,6 +451,6 @@ def test_a_model_without_poses_is_refused() -> None:
         estimator_from_model(bright_model(), HomogenizeConfig())
 
 
-def test_what_decides_a_case_decides_the_hash() -> None:
+def test_settings_that_change_a_case_change_the_hash() -> None:
     hashes = {estimator(per).sha256 for per in ("volume", "smooth", "slice")}
     assert len(hashes) == 3

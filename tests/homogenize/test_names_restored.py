@@ -1,4 +1,4 @@
-"""A prediction meets its case where one of them stores accents as signs of their own."""
+"""Predictions are matched to cases if one name is stored as NFC and the other as NFD."""
 
 import shutil
 import unicodedata
@@ -16,15 +16,15 @@ NFC, NFD = (unicodedata.normalize(form, "Käthe_Ñ") for form in ("NFC", "NFD"))
 
 
 @pytest.mark.parametrize("stored", [NFC, NFD])
-def test_what_was_homogenized_is_restored(tmp_path, stored):
+def test_homogenized_cases_are_restored_under_their_names(tmp_path, stored):
     source = write_dataset(tmp_path / "source", {stored: "Tr"})
     (outcome,) = homogenize(
         open_input(source), tmp_path / "same", homogenize_config(size=64), reporter=Silent()
     )
     assert (outcome.name, outcome.problem) == (NFC, None)
     (tmp_path / "found").mkdir()
-    (made,) = (tmp_path / "same" / "labelsTr").iterdir()
-    shutil.copy(made, tmp_path / "found" / f"{NFD}.nii.gz")
+    (homogenized,) = (tmp_path / "same" / "labelsTr").iterdir()
+    shutil.copy(homogenized, tmp_path / "found" / f"{NFD}.nii.gz")
     # As an archive of macOS gives a record back.
     (record,) = (path for path in (tmp_path / "same").rglob(f"{NFC}.json"))
     for name in (record.name, f"{NFD}.json"):

@@ -123,7 +123,9 @@ def test_nothing_is_written_where_no_scan_can_be_used(tmp_path: Path) -> None:
     for outcomes in (run(tmp_path / "in", tmp_path / "out"), wrapped(tmp_path / "in", tmp_path / "r")):
         assert ["case id '-x' cannot be a file name" in str(one.problem) for one in outcomes] == [True]
     command = ["--", sys.executable, SEGMENTER, "body", "{input}", "{output}"]
-    result = CliRunner().invoke(app, ["wrap", str(tmp_path / "in"), "--output", str(tmp_path / "r"), *command])
+    result = CliRunner().invoke(
+        app, ["wrap", str(tmp_path / "in"), "--output", str(tmp_path / "r"), *command]
+    )
     assert result.exit_code == 2
     assert "output of the command" not in result.output
     assert not (tmp_path / "out").exists()

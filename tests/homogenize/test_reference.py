@@ -1,4 +1,4 @@
-"""Whose pose and size scans get: a shipped patient's, a case's, another scan's or a model's."""
+"""The reference of homogenization: a shipped patient, a case, another scan or a model."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 import torch
 from patients import patient, write_dataset
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.files import sha256
@@ -32,6 +32,7 @@ from isopose.models.info import ReferenceInfo
 from isopose.models.shipped import REFERENCES, load_reference, shipped_sha256
 from isopose.presets import homogenize_config
 from isopose.progress import Silent
+from reporters import RecordingReporter
 
 #: Of the reference of a model below.
 AREA_CM2 = 226.2
@@ -46,9 +47,12 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    made = bright_model({"data": {"size": 64}}, real_unet=True)
+    folder_model = bright_model({"data": {"size": 64}}, real_unet=True)
     folder = tmp_path_factory.mktemp("models") / "model"
-    save_model(folder, replace(made, info=replace(made.info, reference=ReferenceInfo(area_cm2=AREA_CM2))))
+    save_model(
+        folder,
+        replace(folder_model, info=replace(folder_model.info, reference=ReferenceInfo(area_cm2=AREA_CM2))),
+    )
     return folder
 
 
@@ -63,22 +67,22 @@ def brought_to(reference, one, per="volume"):
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_a_shipped_reference_is_found_by_its_name(name) -> None:
-    found, shipped = find_reference(name), load_reference(name)
-    assert found == shipped_outline(name)
-    assert found.source == ReferenceSource(name, shipped_sha256(REFERENCES[name]))
-    np.testing.assert_array_equal(found.mask, shipped.mask.numpy())
-    assert found.side_mm == shipped.side_mm
+def test_a_shipped_reference_is_loaded_by_name(name) -> None:
+    result, shipped = find_reference(name), load_reference(name)
+    assert result == shipped_outline(name)
+    assert result.source == ReferenceSource(name, shipped_sha256(REFERENCES[name]))
+    np.testing.assert_array_equal(result.mask, shipped.mask.numpy())
+    assert result.side_mm == shipped.side_mm
 
 
-def test_without_a_name_it_is_the_child() -> None:
+def test_the_default_reference_is_the_child() -> None:
     assert find_reference(None) == find_reference("child") != find_reference("adult")
     assert open_estimator(None, HomogenizeConfig()).side_mm == load_reference("child").side_mm
 
 
 @pytest.mark.parametrize("per", ["volume", "tilted"])
-def test_patients_get_the_size_of_the_adult(per) -> None:
-    """Each pixel and each distance of slices grows as the reference does; labels come back as before."""
+def test_patients_are_scaled_to_the_size_of_the_adult_reference(per) -> None:
+    """Pixel size and slice distance grow with the reference; labels are restored as with the child."""
     one = patient(0)
     child, adult = (brought_to(find_reference(name), one, per) for name in ("child", "adult"))
     ratio = load_reference("adult").side_mm / load_reference("child").side_mm
@@ -100,14 +104,14 @@ def test_the_reference_itself_keeps_its_size(number) -> None:
     # Voxels are as large as their labels say in both.
     assert grid.size == grid.usual
     for value in (1, 2):
-        there, here = (
+        expected_mm, actual_mm = (
             np.count_nonzero(array == value) * float(np.prod(spacing))
             for array, spacing in ((scan.labels.array, scan.labels.spacing), (one.classes, native.spacing))
         )
-        assert there == pytest.approx(here, rel=0.05)
+        assert expected_mm == pytest.approx(actual_mm, rel=0.05)
 
 
-def test_the_outline_is_upright_however_the_reference_lies() -> None:
+def test_the_outline_is_upright_for_a_reference_in_any_pose() -> None:
     straight, turned, upside_down = outline(1), outline(1, 30.0), outline(1, 180.0)
     assert straight.warnings == turned.warnings == ()
     assert any("rotated by" in line for line in upside_down.warnings)
@@ -121,18 +125,18 @@ def test_the_outline_is_upright_however_the_reference_lies() -> None:
 
 
 def test_a_scan_without_an_outline_is_no_reference() -> None:
-    here = scene(slices=5)
-    middle = here.volume.array.shape[1] // 2
+    scene = make_scene(slices=5)
+    middle = scene.volume.array.shape[1] // 2
     cut = slice(middle - 16, middle + 16)
-    array = np.ascontiguousarray(here.volume.array[:, cut, cut])
+    array = np.ascontiguousarray(scene.volume.array[:, cut, cut])
     with pytest.raises(InputError, match="shows no outline of a body, so it cannot be the reference"):
-        outline_of_scan(Volume(array, here.volume.world_from_index))
+        outline_of_scan(Volume(array, scene.volume.world_from_index))
     # Without air, as in MR: the doubt about the values tells why.
     with pytest.raises(InputError, match=r"the reference \(no value below 0, .*\); choose another scan"):
-        outline_of_scan(Volume(array - array.min(), here.volume.world_from_index))
+        outline_of_scan(Volume(array - array.min(), scene.volume.world_from_index))
 
 
-def test_a_name_is_a_shipped_reference_then_a_case_then_a_path(source, tmp_path, monkeypatch) -> None:
+def test_names_are_resolved_as_shipped_reference_then_case_then_path(source, tmp_path, monkeypatch) -> None:
     cases = open_input(source).cases
     case = find_reference("bert", None, cases)
     image = next(one.image for one in cases if one.id == "bert")
@@ -151,14 +155,14 @@ def test_a_name_is_a_shipped_reference_then_a_case_then_a_path(source, tmp_path,
 
 
 def test_a_models_reference_with_the_shipped_poses_or_its_own(model) -> None:
-    found, loaded = find_reference(str(model)), load_model(model)
-    assert found.source == ReferenceSource("model", loaded.weights_sha256)
-    torch.testing.assert_close(found.tensor, loaded.pipeline.pose.reference_mask)
+    result, loaded = find_reference(str(model)), load_model(model)
+    assert result.source == ReferenceSource("model", loaded.weights_sha256)
+    torch.testing.assert_close(result.tensor, loaded.pipeline.pose.reference_mask)
     own = estimator_from_model(loaded, HomogenizeConfig())
-    assert (own.origin, own.reference) == ("model", found.source)
-    assert found.side_mm == own.side_mm
+    assert (own.origin, own.reference) == ("model", result.source)
+    assert result.side_mm == own.side_mm
     shipped = open_estimator(None, HomogenizeConfig(reference=str(model)))
-    assert (shipped.origin, shipped.side_mm, shipped.reference) == ("shipped", own.side_mm, found.source)
+    assert (shipped.origin, shipped.side_mm, shipped.reference) == ("shipped", own.side_mm, result.source)
     assert shipped.sha256 != own.sha256
     # Named twice it is the model's, as without.
     twice = open_estimator(model, HomogenizeConfig(reference=f"{model}/../model"))
@@ -170,7 +174,7 @@ def test_a_models_reference_with_the_shipped_poses_or_its_own(model) -> None:
 
 def test_a_wrong_name_gets_an_error_that_lists_the_possible_ones(source, tmp_path) -> None:
     cases = open_input(source).cases
-    for name, given, expected in (
+    for name, start, expected in (
         ("chld", (), "--reference chld: expected child, adult, or the path of a scan or of a model's folder"),
         (
             "ana",
@@ -197,7 +201,7 @@ def test_a_wrong_name_gets_an_error_that_lists_the_possible_ones(source, tmp_pat
         ),
     ):
         with pytest.raises(InputError) as error:
-            find_reference(name, None, given)
+            find_reference(name, None, start)
         assert str(error.value).startswith(expected)
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"^the reference: .*bad\.nii\.gz: expected a NIfTI file"):
@@ -211,7 +215,7 @@ def run(source, output, reference, **options):
     return homogenize(open_input(source), output, config, reporter=Silent(), **options)
 
 
-def test_the_record_says_which_and_another_one_needs_another_folder(source, tmp_path) -> None:
+def test_the_record_names_the_reference_and_another_one_needs_another_folder(source, tmp_path) -> None:
     output = tmp_path / "out"
     outcomes = run(source, output, "cleo")
     assert [(one.problem, one.made) for one in outcomes] == [(None, True)] * 3
@@ -242,20 +246,15 @@ def test_the_record_says_which_and_another_one_needs_another_folder(source, tmp_
         assert (tmp_path / "scan" / name).read_bytes() == (output / name).read_bytes()
 
 
-def test_nothing_is_written_where_there_is_no_such_reference(source, tmp_path) -> None:
+def test_an_unknown_reference_is_refused_before_writing(source, tmp_path) -> None:
     with pytest.raises(InputError, match="a case of the dataset"):
         run(source, tmp_path / "out", "dora")
     assert not (tmp_path / "out").exists()
 
 
-def test_doubts_about_the_reference_are_reported(source, tmp_path) -> None:
-    said = []
-
-    class Heard(Silent):
-        def say(self, line):
-            said.append(line)
-
+def test_warnings_about_the_reference_are_reported(source, tmp_path) -> None:
+    reporter = RecordingReporter()
     write_image(patient(1, 180.0).volume, tmp_path / "turned.nii.gz")
     config = HomogenizeConfig(size=96, reference=str(tmp_path / "turned.nii.gz"))
-    homogenize(open_input(source), tmp_path / "out", config, reporter=Heard())
-    assert said[0].startswith("warning: the reference: rotated by ")
+    homogenize(open_input(source), tmp_path / "out", config, reporter=reporter)
+    assert reporter.lines[0].startswith("warning: the reference: rotated by ")

@@ -30,19 +30,19 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(source, tmp_path_factory) -> Path:
+def homogenized(source, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("done") / "out"
     run(source, output)
     return output
 
 
 @pytest.fixture
-def predictions(done, tmp_path) -> Path:
-    """A perfect segmenter's answers: the homogenized labels."""
+def predictions(homogenized, tmp_path) -> Path:
+    """Predictions of a perfect segmenter: the homogenized labels."""
     folder = tmp_path / "predictions"
     folder.mkdir()
-    shutil.copy(done / "labelsTr" / "anna.nii.gz", folder)
-    shutil.copy(done / "labelsTs" / "anna_b.nii.gz", folder)
+    shutil.copy(homogenized / "labelsTr" / "anna.nii.gz", folder)
+    shutil.copy(homogenized / "labelsTs" / "anna_b.nii.gz", folder)
     (folder / "plans.json").write_text("{}")
     return folder
 
@@ -51,36 +51,38 @@ def run(path, output, size=256):
     return homogenize(open_input(path), output, HomogenizeConfig(size=size), reporter=Silent())
 
 
-def back(predictions, done, output, **options):
-    return restore(predictions, done, output, reporter=Silent(), **options)
+def back(predictions, homogenized, output, **options):
+    return restore(predictions, homogenized, output, reporter=Silent(), **options)
 
 
-def test_no_empty_folder_of_probabilities_stays(done, tmp_path) -> None:
-    given, out = tmp_path / "given", tmp_path / "r"
-    labels = read_labels(done / "labelsTr" / "anna.nii.gz")
+def test_no_empty_folder_of_probabilities_stays(homogenized, tmp_path) -> None:
+    inputs, out = tmp_path / "inputs", tmp_path / "r"
+    labels = read_labels(homogenized / "labelsTr" / "anna.nii.gz")
     kidney = labels.with_array((labels.array == 1).astype(np.float32))
-    write_image(kidney, given / "anna_kidney.nii.gz")
-    [one] = back(given, done, out)
-    assert "probabilities/anna_kidney.nii.gz" in one.record["files"]
+    write_image(kidney, inputs / "anna_kidney.nii.gz")
+    [outcome] = back(inputs, homogenized, out)
+    assert "probabilities/anna_kidney.nii.gz" in outcome.record["files"]
     # The second class cannot be read, after the first was written.
-    (given / "anna_tumor.nii.gz").write_bytes(b"no image")
-    [one] = back(given, done, out)
-    assert one.problem is not None
+    (inputs / "anna_tumor.nii.gz").write_bytes(b"no image")
+    [outcome] = back(inputs, homogenized, out)
+    assert outcome.problem is not None
     assert not list(out.iterdir())
 
 
-def test_labels_come_back_on_the_exact_grid_with_own_values(source, done, predictions, tmp_path) -> None:
-    restored = back(predictions, done, tmp_path / "r")
+def test_labels_are_restored_on_the_exact_grid_with_their_values(
+    source, homogenized, predictions, tmp_path
+) -> None:
+    restored = back(predictions, homogenized, tmp_path / "r")
     assert [(one.name, one.problem) for one in restored] == [("anna", None), ("anna_b", None)]
     for name, part in (("anna", "Tr"), ("anna_b", "Ts")):
         image = read_volume(source / f"images{part}" / f"{name}_0000.nii.gz")
         truth = read_labels(source / f"labels{part}" / f"{name}.nii.gz")
-        found = read_labels(tmp_path / "r" / f"{name}.nii.gz")
-        np.testing.assert_array_equal(found.world_from_index, image.world_from_index)
-        assert found.array.shape == image.array.shape
+        result = read_labels(tmp_path / "r" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(result.world_from_index, image.world_from_index)
+        assert result.array.shape == image.array.shape
         for value in (1, 7):
-            assert dice(found.array == value, truth.array == value) > 0.98
-        assert set(np.unique(found.array)) == {0, 1, 7}
+            assert dice(result.array == value, truth.array == value) > 0.98
+        assert set(np.unique(result.array)) == {0, 1, 7}
     record = json.loads((tmp_path / "r" / "anna.json").read_text())
     assert record["predictions"] == {"anna.nii.gz": sha256(predictions / "anna.nii.gz")}
     assert record["files"] == {"anna.nii.gz": sha256(tmp_path / "r" / "anna.nii.gz")}
@@ -88,25 +90,25 @@ def test_labels_come_back_on_the_exact_grid_with_own_values(source, done, predic
     assert str(tmp_path) not in json.dumps(record)
 
 
-def test_values_are_kept_where_that_is_asked_for(done, predictions, tmp_path) -> None:
-    back(predictions, done, tmp_path / "r", keep_values=True)
+def test_keep_values_keeps_the_values_of_the_prediction(homogenized, predictions, tmp_path) -> None:
+    back(predictions, homogenized, tmp_path / "r", keep_values=True)
     assert set(np.unique(read_labels(tmp_path / "r" / "anna.nii.gz").array)) == {0, 1, 2}
 
 
-def test_another_segmenters_labels(done, predictions, tmp_path) -> None:
+def test_predictions_with_other_labels_are_restored(homogenized, predictions, tmp_path) -> None:
     path = predictions / "anna.nii.gz"
     labels = read_labels(path)
     write_labels(labels.with_array(np.where(labels.array == 2, 200, labels.array)), path)
-    bad, good = back(predictions, done, tmp_path / "r")
+    bad, good = back(predictions, homogenized, tmp_path / "r")
     assert "label value 200, expected 0 or one of [1, 2]" in bad.problem
     assert good.problem is None
     assert not (tmp_path / "r" / "anna.nii.gz").exists()
-    assert back(predictions, done, tmp_path / "r", keep_values=True)[0].problem is None
+    assert back(predictions, homogenized, tmp_path / "r", keep_values=True)[0].problem is None
     assert set(np.unique(read_labels(tmp_path / "r" / "anna.nii.gz").array)) == {0, 1, 200}
 
 
 @pytest.mark.parametrize(("axes", "flips"), STORAGES, ids=lambda v: "".join(str(int(i)) for i in v))
-def test_every_storage_comes_back_voxel_for_voxel_in_place(axes, flips, tmp_path) -> None:
+def test_every_storage_order_is_restored_in_position(axes, flips, tmp_path) -> None:
     one = patient(2, 200.0, 96, 3)
     scan = stored_otherwise(one.volume, axes, flips)
     truth = stored_otherwise(one.volume.with_array(one.classes), axes, flips)
@@ -122,36 +124,38 @@ def test_every_storage_comes_back_voxel_for_voxel_in_place(axes, flips, tmp_path
     assert same.record.transform == transform
     [restored] = back(tmp_path / "other" / "labelsTr", tmp_path / "out", tmp_path / "r")
     assert restored.problem is None
-    found, image = read_labels(tmp_path / "r" / "scan.nii.gz"), read_volume(tmp_path / "scan.nii.gz")
-    np.testing.assert_array_equal(found.world_from_index, image.world_from_index)
+    result, image = read_labels(tmp_path / "r" / "scan.nii.gz"), read_volume(tmp_path / "scan.nii.gz")
+    np.testing.assert_array_equal(result.world_from_index, image.world_from_index)
     for value in (1, 2):
-        assert dice(found.array == value, truth.array == value) > 0.98
-        there = world_center(found, found.array == value)
-        assert np.linalg.norm(there - world_center(truth, truth.array == value)) < 0.5
+        assert dice(result.array == value, truth.array == value) > 0.98
+        actual_center = world_center(result, result.array == value)
+        assert np.linalg.norm(actual_center - world_center(truth, truth.array == value)) < 0.5
 
 
-def test_an_answer_in_another_axis_order_is_put_right(done, predictions, tmp_path) -> None:
-    back(predictions, done, tmp_path / "r")
+def test_a_prediction_in_another_axis_order_is_reordered(homogenized, predictions, tmp_path) -> None:
+    back(predictions, homogenized, tmp_path / "r")
     labels = read_labels(predictions / "anna.nii.gz")
     (predictions / "anna.nii.gz").unlink()
     write_labels(stored_otherwise(labels, (2, 0, 1), (True, False, True)), predictions / "anna.nrrd")
-    assert back(predictions, done, tmp_path / "s")[0].problem is None
+    assert back(predictions, homogenized, tmp_path / "s")[0].problem is None
     same = [read_labels(tmp_path / d / "anna.nii.gz").array for d in "rs"]
     np.testing.assert_array_equal(*same)
 
 
-def soft(done: Path, folder: Path, names=("background", "kidney", "tumor")) -> None:
-    """Probabilities of a segmenter that is nearly sure."""
-    labels = read_labels(done / "labelsTr" / "anna.nii.gz")
+def soft(homogenized: Path, folder: Path, names=("background", "kidney", "tumor")) -> None:
+    """Write probabilities: 0.8 for the voxel's own class, 0.1 for each other class."""
+    labels = read_labels(homogenized / "labelsTr" / "anna.nii.gz")
     for value, name in enumerate(names):
         share = np.where(labels.array == value, 0.8, 0.1).astype(np.float32)
         write_image(labels.with_array(share), folder / f"anna_{name}.nii.gz")
 
 
 @pytest.mark.parametrize("inner", ["", "probabilities"])
-def test_probabilities_come_back_and_what_is_missing_is_background(source, done, inner, tmp_path) -> None:
-    soft(done, tmp_path / "p" / inner)
-    [one] = back(tmp_path / "p", done, tmp_path / "r")
+def test_probabilities_are_restored_and_missing_mass_is_background(
+    source, homogenized, inner, tmp_path
+) -> None:
+    soft(homogenized, tmp_path / "p" / inner)
+    [one] = back(tmp_path / "p", homogenized, tmp_path / "r")
     assert one.problem is None
     image = read_volume(source / "imagesTr" / "anna_0000.nii.gz")
     truth = read_labels(source / "labelsTr" / "anna.nii.gz")
@@ -172,10 +176,10 @@ def test_probabilities_come_back_and_what_is_missing_is_background(source, done,
     assert dice(labels.array == 7, truth.array == 7) > 0.98
 
 
-def test_probabilities_of_unknown_classes_make_no_label_map(done, tmp_path) -> None:
+def test_probabilities_of_unknown_classes_give_no_label_map(homogenized, tmp_path) -> None:
     names = ("background", "liver", "mass%2Fcyst")
-    soft(done, tmp_path / "p", names)
-    [one] = back(tmp_path / "p", done, tmp_path / "r")
+    soft(homogenized, tmp_path / "p", names)
+    [one] = back(tmp_path / "p", homogenized, tmp_path / "r")
     assert sorted(path.name for path in (tmp_path / "r" / "probabilities").iterdir()) == [
         "anna_background.nii.gz",
         "anna_liver.nii.gz",
@@ -185,12 +189,12 @@ def test_probabilities_of_unknown_classes_make_no_label_map(done, tmp_path) -> N
     assert set(one.record["files"]) == {f"probabilities/anna_{name}.nii.gz" for name in names}
 
 
-def test_a_case_whose_name_begins_another_is_not_taken_for_it(done, predictions, tmp_path) -> None:
-    soft(done, predictions)
+def test_a_case_name_that_is_a_prefix_of_another_is_distinguished(homogenized, predictions, tmp_path) -> None:
+    soft(homogenized, predictions)
     labels = read_labels(predictions / "anna_b.nii.gz")
     share = (labels.array == 1).astype(np.float32)
     write_image(labels.with_array(share), predictions / "anna_b_kidney.nii.gz")
-    first, second = back(predictions, done, tmp_path / "r")
+    first, second = back(predictions, homogenized, tmp_path / "r")
     assert set(first.record["predictions"]) == {
         "anna.nii.gz",
         *(f"anna_{name}.nii.gz" for name in ("background", "kidney", "tumor")),
@@ -198,14 +202,14 @@ def test_a_case_whose_name_begins_another_is_not_taken_for_it(done, predictions,
     assert set(second.record["predictions"]) == {"anna_b.nii.gz", "anna_b_kidney.nii.gz"}
 
 
-def test_what_is_there_is_not_done_again(done, predictions, tmp_path, monkeypatch) -> None:
+def test_existing_results_are_not_computed_again(homogenized, predictions, tmp_path, monkeypatch) -> None:
     calls = []
     work = module.restored_labels
     monkeypatch.setattr(module, "restored_labels", lambda *a: calls.append(1) or work(*a))
 
     def again(**options) -> int:
         calls.clear()
-        assert all(one.problem is None for one in back(predictions, done, tmp_path / "r", **options))
+        assert all(one.problem is None for one in back(predictions, homogenized, tmp_path / "r", **options))
         return len(calls)
 
     assert again() == 2
@@ -220,56 +224,58 @@ def test_what_is_there_is_not_done_again(done, predictions, tmp_path, monkeypatc
     assert not read_labels(tmp_path / "r" / "anna.nii.gz").array.any()
 
 
-def test_another_process_gives_the_same(done, predictions, tmp_path) -> None:
+def test_another_process_gives_the_same(homogenized, predictions, tmp_path) -> None:
     for workers in (0, 1):
-        back(predictions, done, tmp_path / str(workers), workers=workers)
+        back(predictions, homogenized, tmp_path / str(workers), workers=workers)
     for path in (tmp_path / "0").iterdir():
         assert (tmp_path / "1" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_bad_answers_are_reported_and_the_rest_is_restored(done, predictions, tmp_path) -> None:
+def test_bad_predictions_are_reported_and_the_others_restored(homogenized, predictions, tmp_path) -> None:
     labels = read_labels(predictions / "anna.nii.gz")
     moved = labels.world_from_index.copy()
     moved[0, 3] += 30.0
     write_labels(Volume(labels.array, moved), predictions / "anna.nii.gz")
     write_labels(labels, predictions / "nobody.nii.gz")
-    strange, bad, good = back(predictions, done, tmp_path / "r")
+    strange, bad, good = back(predictions, homogenized, tmp_path / "r")
     assert "nobody.nii.gz: belongs to no case" in strange.problem
     assert "does not lie on the image's grid" in bad.problem
     assert good.problem is None
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["anna_b.json", "anna_b.nii.gz"]
-    soft(done, tmp_path / "p")
+    soft(homogenized, tmp_path / "p")
     image = read_volume(tmp_path / "p" / "anna_tumor.nii.gz")
     write_image(image.with_array(image.array * 50), tmp_path / "p" / "anna_tumor.nii.gz")
-    [one] = back(tmp_path / "p", done, tmp_path / "r")
+    [one] = back(tmp_path / "p", homogenized, tmp_path / "r")
     assert "expected probabilities from 0 to 1, got values from 5 to 40" in one.problem
     assert not (tmp_path / "r" / "anna.json").exists()
 
 
-def test_nothing_is_overwritten(done, predictions, tmp_path) -> None:
+def test_existing_files_are_not_overwritten(homogenized, predictions, tmp_path) -> None:
     before = sha256(predictions / "anna.nii.gz")
     with pytest.raises(InputError, match=r"anna\.nii\.gz: would be overwritten by its result"):
-        back(predictions, done, predictions)
+        back(predictions, homogenized, predictions)
     assert sha256(predictions / "anna.nii.gz") == before
     with pytest.raises(InputError, match="would be overwritten"):
-        back(predictions, done, done / "labelsTr")
+        back(predictions, homogenized, homogenized / "labelsTr")
     labels = read_labels(predictions / "anna.nii.gz")
     write_labels(labels, predictions / "anna.nrrd")
     with pytest.raises(InputError, match="is of the same case; keep one"):
-        back(predictions, done, tmp_path / "r")
+        back(predictions, homogenized, tmp_path / "r")
 
 
-def test_what_is_no_homogenized_dataset_is_refused(source, done, predictions, tmp_path) -> None:
+def test_a_folder_without_a_homogenized_dataset_is_refused(
+    source, homogenized, predictions, tmp_path
+) -> None:
     with pytest.raises(InputError, match=r"no homogenize\.json in here"):
         back(predictions, source, tmp_path / "r")
     with pytest.raises(InputError, match="no such file or folder"):
-        back(tmp_path / "none", done, tmp_path / "r")
+        back(tmp_path / "none", homogenized, tmp_path / "r")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no label map or probabilities here"):
-        back(tmp_path / "empty", done, tmp_path / "r")
+        back(tmp_path / "empty", homogenized, tmp_path / "r")
     assert not (tmp_path / "r").exists()
     copy = tmp_path / "copy"
-    shutil.copytree(done, copy)
+    shutil.copytree(homogenized, copy)
     path = record_path(copy, "anna")
     record = json.loads(path.read_text())
     for damage, words in (
@@ -295,7 +301,7 @@ def test_what_is_no_homogenized_dataset_is_refused(source, done, predictions, tm
 
 
 @pytest.mark.slow
-def test_real_organs_keep_their_sides_there_and_back(real_ct, tmp_path) -> None:
+def test_a_round_trip_keeps_real_organs_on_their_sides(real_ct, tmp_path) -> None:
     """Right kidney 2, left kidney 3, liver 5; the stored axes run against LPS."""
     image, truth = read_volume(real_ct / "abdomen.nii.gz"), read_labels(real_ct / "abdomen-organs.nii.gz")
     values = np.unique(truth.array)[1:].tolist()
@@ -320,12 +326,12 @@ def test_real_organs_keep_their_sides_there_and_back(real_ct, tmp_path) -> None:
     assert 0 < np.median(upright.array[labels.array == written[2]]) < 300
     [restored] = back(tmp_path / "out" / "labelsTr", tmp_path / "out", tmp_path / "r")
     assert restored.problem is None
-    found = read_labels(tmp_path / "r" / "abdomen.nii.gz")
-    np.testing.assert_array_equal(found.world_from_index, image.world_from_index)
+    result = read_labels(tmp_path / "r" / "abdomen.nii.gz")
+    np.testing.assert_array_equal(result.world_from_index, image.world_from_index)
     for value in (2, 3, 5):
-        assert dice(found.array == value, truth.array == value) > 0.98
-        assert np.linalg.norm(center(found, value) - center(truth, value)) < 0.5
-    assert dice(found.array > 0, truth.array > 0) > 0.99
+        assert dice(result.array == value, truth.array == value) > 0.98
+        assert np.linalg.norm(center(result, value) - center(truth, value)) < 0.5
+    assert dice(result.array > 0, truth.array > 0) > 0.99
 
 
 def test_a_real_dicom_series_with_table_and_arms(real_ct, tmp_path) -> None:

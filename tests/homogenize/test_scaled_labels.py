@@ -8,15 +8,7 @@ from isopose.homogenize.dataset import homogenize, open_input
 from isopose.homogenize.restore import restore
 from isopose.io.images import read_labels
 from isopose.presets import homogenize_config
-from isopose.progress import Silent
-
-
-class Heard(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
+from reporters import RecordingReporter
 
 
 def scale(path):
@@ -31,28 +23,35 @@ def scale(path):
     assert 0 < np.abs(again - np.rint(again)).max() < 1e-3
 
 
-def test_there_and_back(tmp_path):
+def test_scaled_labels_are_homogenized_and_restored(tmp_path):
     plain = write_dataset(tmp_path / "plain", {"a": "Tr"})
     source = write_dataset(tmp_path / "source", {"a": "Tr"})
     scale(source / "labelsTr" / "a.nii.gz")
-    made = {}
+    homogenized = {}
     for root in (plain, source):
-        heard = Heard()
+        reporter = RecordingReporter()
         (outcome,) = homogenize(
-            open_input(root), tmp_path / f"{root.name}-same", homogenize_config(size=64), reporter=heard
+            open_input(root), tmp_path / f"{root.name}-same", homogenize_config(size=64), reporter=reporter
         )
         assert outcome.problem is None
-        assert sum("were rounded" in line for line in heard.lines) == (root == source)
-        made[root] = tmp_path / f"{root.name}-same" / "labelsTr" / "a.nii.gz"
-    np.testing.assert_array_equal(read_labels(made[source]).array, read_labels(made[plain]).array)
+        assert sum("were rounded" in line for line in reporter.lines) == (root == source)
+        homogenized[root] = tmp_path / f"{root.name}-same" / "labelsTr" / "a.nii.gz"
+    np.testing.assert_array_equal(
+        read_labels(homogenized[source]).array, read_labels(homogenized[plain]).array
+    )
 
-    scale(made[source])
+    scale(homogenized[source])
     back = {}
     for root in (plain, source):
-        heard = Heard()
-        (one,) = restore(made[root].parent, made[root].parents[1], tmp_path / root.name / "b", reporter=heard)
+        reporter = RecordingReporter()
+        (one,) = restore(
+            homogenized[root].parent,
+            homogenized[root].parents[1],
+            tmp_path / root.name / "b",
+            reporter=reporter,
+        )
         assert one.problem is None
-        assert any("were rounded" in line for line in heard.lines) == (root == source)
+        assert any("were rounded" in line for line in reporter.lines) == (root == source)
         # Of the labels that were homogenized, and of those that were predicted.
         assert sum("were rounded" in line for line in one.record["warnings"]) == (2 if root == source else 0)
         back[root] = read_labels(tmp_path / root.name / "b" / "a.nii.gz")

@@ -1,4 +1,4 @@
-"""A modality that is set against what the dataset states is used, and said."""
+"""A modality that is set against what the dataset states is used, with a warning."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def dataset(tmp_path: Path):
     return named
 
 
-def said(*options) -> str:
+def output_of(*options) -> str:
     result = CliRunner().invoke(app, [str(option) for option in options])
     assert result.exit_code == 0, result.output
     return " ".join(result.output.split())
@@ -41,9 +41,9 @@ def said(*options) -> str:
 def commands(data: Path, out: Path, *options: str) -> dict[str, str]:
     command = ("--", sys.executable, SEGMENTER, "body", "{input}", "{output}")
     return {
-        "check": said("check", data, *options),
-        "homogenize": said("homogenize", data, out / "h", "--size", "96", *options),
-        "wrap": said("wrap", data, "--output", out / "w", "--size", "96", *options, *command),
+        "check": output_of("check", data, *options),
+        "homogenize": output_of("homogenize", data, out / "h", "--size", "96", *options),
+        "wrap": output_of("wrap", data, "--output", out / "w", "--size", "96", *options, *command),
     }
 
 
@@ -63,13 +63,13 @@ def test_ct_against_a_dataset_of_mr(dataset, tmp_path: Path) -> None:
 def test_mr_against_a_dataset_of_ct(dataset, tmp_path: Path) -> None:
     expected = SAYS.format(name="CT", stated="CT", used="MR", setting="--modality")
     data = dataset("CT")
-    assert said("homogenize", data, tmp_path / "h", "--modality", "mr").count(expected) == 1
+    assert output_of("homogenize", data, tmp_path / "h", "--modality", "mr").count(expected) == 1
     store = ("--store", tmp_path / "store")
-    text = said("preprocess", data, *store, "--set", "data.modality=mr", "--set", "train.fold=all")
+    text = output_of("preprocess", data, *store, "--set", "data.modality=mr", "--set", "train.fold=all")
     assert text.count(expected.replace("--modality", "data.modality")) == 1
 
 
 def test_scans_state_nothing(dataset, tmp_path: Path) -> None:
-    assert "taken for" not in said(
+    assert "taken for" not in output_of(
         "homogenize", dataset("CT") / "imagesTr", tmp_path / "h", "--modality", "mr"
     )

@@ -1,4 +1,4 @@
-"""Size in three dimensions: distances of slices in the header are scaled as the slices are."""
+"""Scaling along z: the slice distance in the header is scaled by the factor in plane."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from patients import estimator, patient
 
-from bright import dice, scene, stored_otherwise, world_center
+from bright import dice, make_scene, stored_otherwise, world_center
 from isopose.config import HomogenizeConfig
 from isopose.files import hash_of, write_json
 from isopose.geometry.volume import Volume
@@ -29,7 +29,7 @@ flat_ways = pytest.mark.parametrize("per", ["volume", "smooth", "slice"])
 
 
 def both(one, per="volume", size=128):
-    """A patient homogenized with distances of slices scaled and as they are."""
+    """Homogenize a patient with and without scaling of the slice distance."""
     return [
         homogenize_scan(
             replace(estimator(per, size), scale_z=scale_z), one.volume, one.volume.with_array(one.classes)
@@ -39,7 +39,7 @@ def both(one, per="volume", size=128):
 
 
 @flat_ways
-def test_the_factor_is_the_one_in_plane_and_nothing_is_resampled(per) -> None:
+def test_z_spacing_is_scaled_by_the_factor_in_plane_without_resampling(per) -> None:
     one = patient(3, 20.0)
     scaled, flat = both(one, per)
     t = scaled.transform
@@ -59,7 +59,7 @@ def test_the_factor_is_the_one_in_plane_and_nothing_is_resampled(per) -> None:
 
 
 @flat_ways
-def test_switched_off_the_grid_is_as_before(per) -> None:
+def test_without_z_scaling_the_spacing_is_kept(per) -> None:
     one = patient(3, 20.0)
     flat = both(one, per)[1]
     grid = flat.transform.grid
@@ -73,8 +73,8 @@ def test_switched_off_the_grid_is_as_before(per) -> None:
 @pytest.mark.parametrize(
     ("axes", "flips"), [((0, 1, 2), (False, False, True)), ((2, 0, 1), (True, False, False))]
 )
-def test_a_place_in_the_world_goes_there_and_back(axes, flips) -> None:
-    """However the scan is stored: heights are multiplied by one factor, from one origin."""
+def test_positions_survive_a_round_trip_with_z_scaling(axes, flips) -> None:
+    """In every storage order, z positions are multiplied by one factor about one origin."""
     one = patient(3, 20.0, 96, 5)
     stored = stored_otherwise(one.volume, axes, flips)
     marked = np.zeros(one.volume.array.shape, np.uint8)
@@ -84,8 +84,8 @@ def test_a_place_in_the_world_goes_there_and_back(axes, flips) -> None:
     scan = homogenize_scan(estimator(), stored, labels)
     factor = scan.transform.grid.z_scale
     for z in (1, 4):
-        there, here = (world_center(seen, seen.array == z)[2] for seen in (scan.labels, labels))
-        assert there == pytest.approx(factor * here, abs=1e-6)
+        scaled_z, actual_z = (world_center(seen, seen.array == z)[2] for seen in (scan.labels, labels))
+        assert scaled_z == pytest.approx(factor * actual_z, abs=1e-6)
     back = restored_labels(scan.labels, scan.transform)
     assert back.same_grid(stored, 0.0)
     for z in (1, 4):
@@ -97,7 +97,7 @@ def test_a_place_in_the_world_goes_there_and_back(axes, flips) -> None:
 
 @settings(deadline=None, max_examples=10)
 @given(z_scale=st.floats(0.2, 5.0), first_mm=st.floats(-2e3, 2e3), seed=st.integers(0, 99))
-def test_no_factor_changes_what_comes_back(z_scale, first_mm, seed) -> None:
+def test_restored_labels_do_not_depend_on_z_scaling(z_scale, first_mm, seed) -> None:
     old = read_record(OLD).transform
     grid = replace(old.grid, z_scale=z_scale, first_mm=first_mm)
     new = Transform.from_text(replace(old, grid=grid).to_text())
@@ -123,8 +123,8 @@ def side_of(array, axis):
     return max(2, array.shape[axis] // 4)
 
 
-def test_records_from_before_are_restored_as_before(tmp_path) -> None:
-    """Neither the record nor the head know of a scale along z or of a reference."""
+def test_records_without_z_scaling_are_restored(tmp_path) -> None:
+    """Former records and descriptions have no entries for z scaling and reference."""
     one = patient(3, 20.0)
     source = one.volume.with_array(one.stored)
     write_image(one.volume, tmp_path / "in" / "a.nii.gz")
@@ -153,16 +153,16 @@ def test_records_from_before_are_restored_as_before(tmp_path) -> None:
 
 def test_without_an_outline_size_is_kept_along_z_too() -> None:
     """A square of soft tissue up to the edges of the field of view."""
-    here = scene(slices=5)
-    middle = here.volume.array.shape[1] // 2
+    scene = make_scene(slices=5)
+    middle = scene.volume.array.shape[1] // 2
     cut = slice(middle - 16, middle + 16)
-    array = np.ascontiguousarray(here.volume.array[:, cut, cut])
-    found = homogenize_scan(estimator(), Volume(array, here.volume.world_from_index))
-    assert any("no outline" in line for line in found.warnings), found.warnings
-    assert found.transform.grid.z_scale == pytest.approx(1.0, abs=1e-5)
+    array = np.ascontiguousarray(scene.volume.array[:, cut, cut])
+    result = homogenize_scan(estimator(), Volume(array, scene.volume.world_from_index))
+    assert any("no outline" in line for line in result.warnings), result.warnings
+    assert result.transform.grid.z_scale == pytest.approx(1.0, abs=1e-5)
 
 
-def test_tilted_scans_keep_their_length_where_that_is_asked_for() -> None:
+def test_tilted_scans_keep_their_length_without_z_scaling() -> None:
     one = patient(2, 20.0, slices=12, pitch=8.0, yaw=-5.0)
     scaled, flat = both(one, "tilted")
     assert scaled.image.spacing[2] / one.volume.spacing[2] == pytest.approx(

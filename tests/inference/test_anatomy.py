@@ -41,7 +41,7 @@ def warns_of(prediction, words: str) -> bool:
 
 
 @pytest.mark.parametrize("degrees", [0, 35, -80, 120, 180])
-def test_a_patient_at_any_angle_is_found_and_reported_where_the_header_is_wrong(models, degrees):
+def test_the_roll_is_recovered_at_any_angle_and_a_wrong_header_reported(models, degrees):
     result = predict(models["smooth"], phantom(degrees))
     off = np.degrees(result.scan_pose.pose[:, 0]) - degrees
     assert np.abs((off + 180) % 360 - 180).max() < 5
@@ -54,7 +54,7 @@ def test_a_patient_at_any_angle_is_found_and_reported_where_the_header_is_wrong(
 
 
 @pytest.mark.parametrize("per", ["smooth", "volume"])
-def test_one_bad_slice_makes_no_neighbor_jump(models, per):
+def test_one_bad_slice_does_not_change_the_pose_of_its_neighbors(models, per):
     volume = phantom(-12)
     corrupted = volume.array.copy()
     # Half of one slice is not in the file: cut off, as by a truncated field of view.
@@ -68,14 +68,14 @@ def test_one_bad_slice_makes_no_neighbor_jump(models, per):
         assert (together == together[0]).all()
 
 
-def test_a_mirrored_scan_is_reported_and_left_as_it_is(models):
+def test_a_mirrored_scan_is_reported_and_not_flipped(models):
     volume = phantom(0)
     mirrored = predict(models["smooth"], volume.with_array(volume.array[:, :, ::-1]))
     assert warns_of(mirrored, "looks like its own mirror image")
     assert not warns_of(predict(models["smooth"], volume), "mirror image")
 
 
-def test_a_scan_that_shows_nothing_is_left_as_its_header_says(models):
+def test_a_scan_without_anatomy_keeps_the_pose_of_its_header(models):
     """A disc of water: neither spine nor outline shows which side is up."""
     volume = phantom(0)
     y, x = np.indices(volume.array.shape[1:])
@@ -88,7 +88,7 @@ def test_a_scan_that_shows_nothing_is_left_as_its_header_says(models):
 
 
 @pytest.mark.parametrize("per", ["slice", "smooth", "volume"])
-def test_with_the_header_s_roll_nobody_is_turned_and_one_line_says_so(make_model, per):
+def test_roll_from_the_header_rotates_no_patient_and_gives_one_warning(make_model, per):
     model = make_model(
         {"pose": {"start": "header", "learned": False, "per": per}, "crop": {"enabled": False}}
     )

@@ -9,7 +9,7 @@ def crop(scale, x, y):
 
 
 def marks(row, column, size=8):
-    """One pixel of class 2, all else background."""
+    """Make probabilities with one pixel of class 2, else background."""
     values = torch.zeros(1, 3, size, size)
     values[:, 0] = 1.0
     values[0, :, row, column] = torch.tensor([0.1, 0.2, 0.7])
@@ -28,7 +28,7 @@ PIXEL = {"left": (4, 0), "right": (4, 7), "front": (0, 4), "back": (7, 4)}
 
 
 @pytest.mark.parametrize("side", PIXEL)
-def test_a_label_at_the_crops_edge_is_cut_unless_the_frame_ends_there(side):
+def test_a_label_at_the_crops_edge_counts_as_cut_unless_the_frame_ends_there(side):
     assert touches_border(marks(*PIXEL[side]), INSIDE, 1).tolist() == [True]
     for edge, theta2 in AT_EDGE.items():
         assert touches_border(marks(*PIXEL[side]), theta2, 1).tolist() == [edge != side]
@@ -36,7 +36,7 @@ def test_a_label_at_the_crops_edge_is_cut_unless_the_frame_ends_there(side):
 
 
 @pytest.mark.parametrize("side", PIXEL)
-def test_the_border_is_as_wide_as_said(side):
+def test_the_border_has_the_configured_width(side):
     row, column = (min(max(p, 1), 6) for p in PIXEL[side])
     assert touches_border(marks(row, column), INSIDE, 1).tolist() == [False]
     assert touches_border(marks(row, column), INSIDE, 2).tolist() == [True]

@@ -1,4 +1,4 @@
-"""Several models predict as one: their mean, what they share, what is refused, what the record says."""
+"""Ensembles: averaging, shared computation, refusals and records."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bright import FOV, bright_model, scene
+from bright import FOV, bright_model, make_scene
 from isopose.api.pipeline import Pipeline
 from isopose.errors import InputError
 from isopose.files import sha256
@@ -38,11 +38,11 @@ VOLUMES = {
 
 @pytest.fixture(scope="module")
 def supine():
-    return scene(empty=(0,))
+    return make_scene(empty=(0,))
 
 
 def alike(seed: int, **changes) -> Model:
-    """A model whose U-Net has random weights, all else as in the others."""
+    """Make a model that differs from the others only in the random weights of its U-Net."""
     model = bright_model(PLAIN | changes, real_unet=True)
     torch.manual_seed(seed)
     for weight in model.pipeline.unet.parameters():
@@ -55,7 +55,7 @@ def saved(folder: Path, seed: int) -> Path:
     return folder
 
 
-def test_probabilities_are_the_mean_and_labels_its_most_probable(supine) -> None:
+def test_probabilities_are_the_mean_and_labels_its_argmax(supine) -> None:
     models = [alike(1), alike(2), alike(3)]
     alone = [predict(model, supine.volume, probabilities=True) for model in models]
     together = predict(Ensemble(tuple(models)), supine.volume, probabilities=True)
@@ -70,7 +70,7 @@ def test_probabilities_are_the_mean_and_labels_its_most_probable(supine) -> None
     assert not np.array_equal(alone[0].labels.array, together.labels.array)
 
 
-def test_a_model_twice_is_that_model(supine) -> None:
+def test_an_ensemble_of_one_model_twice_equals_the_model(supine) -> None:
     model = bright_model({"pose": {"learned": False}}, crop_start=(0.4, 0.4, -0.2, -0.1))
     one = predict(model, supine.volume, probabilities=True)
     two = predict(Ensemble((model, model)), supine.volume, probabilities=True)
@@ -80,17 +80,17 @@ def test_a_model_twice_is_that_model(supine) -> None:
     assert np.array_equal(one.scan_pose.theta2, two.scan_pose.theta2, equal_nan=True)
 
 
-def test_models_that_mirror_take_turns() -> None:
-    """A network that sees one half of its picture: the second's view is the mirrored one, turned back."""
-    here = scene(slices=2)
+def test_members_that_mirror_alternate_between_plain_and_mirrored() -> None:
+    """The U-Net sees half of its input; the second member's input is mirrored, its output flipped back."""
+    scene = make_scene(slices=2)
     mirroring = bright_model(PLAIN | {"predict": {"mirror": True}}, sided=True, half="left")
-    shown: list[torch.Tensor] = []
-    mirroring.pipeline.unet.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0]))
-    one = predict(mirroring, here.volume, probabilities=True)
-    two = predict(Ensemble((mirroring, mirroring)), here.volume, probabilities=True)
-    assert len(shown) == 4
-    assert torch.equal(shown[2], shown[0])
-    assert torch.equal(shown[3], shown[0].flip(3))
+    network_inputs: list[torch.Tensor] = []
+    mirroring.pipeline.unet.register_forward_hook(lambda _, inputs, __: network_inputs.append(inputs[0]))
+    one = predict(mirroring, scene.volume, probabilities=True)
+    two = predict(Ensemble((mirroring, mirroring)), scene.volume, probabilities=True)
+    assert len(network_inputs) == 4
+    assert torch.equal(network_inputs[2], network_inputs[0])
+    assert torch.equal(network_inputs[3], network_inputs[0].flip(3))
     np.testing.assert_allclose(two.probabilities, one.probabilities, atol=1e-6)
     assert two.probabilities[1].sum() > 10 * two.probabilities[3].sum()
     still = bright_model(PLAIN, sided=True)
@@ -98,8 +98,8 @@ def test_models_that_mirror_take_turns() -> None:
     assert Ensemble((mirroring, still, mirroring, mirroring)).views == ((False,), (False,), (True,), (False,))
 
 
-def test_members_reach_different_parts_of_the_scan(supine) -> None:
-    """Outside of its crop each says background, wherever the others' crops lie."""
+def test_members_may_crop_different_parts_of_the_scan(supine) -> None:
+    """Outside its own crop, each member predicts background."""
     models = [
         bright_model({"pose": {"learned": False}, "predict": {"crop_border": 0}}, crop_start=start)
         for start in ((0.3, 0.3, -0.3, 0.0), (0.3, 0.3, 0.3, 0.0), (0.9, 0.9, 0.0, 0.0))
@@ -111,7 +111,7 @@ def test_members_reach_different_parts_of_the_scan(supine) -> None:
     np.testing.assert_allclose(together.probabilities, np.mean(alone, axis=0), atol=1e-6)
 
 
-def test_slices_and_volumes_together(supine) -> None:
+def test_members_of_slices_and_volumes_are_combined(supine) -> None:
     models = [bright_model(PLAIN), bright_model(VOLUMES)]
     alone = [predict(model, supine.volume, probabilities=True).probabilities for model in models]
     for order in (models, models[::-1]):
@@ -120,29 +120,29 @@ def test_slices_and_volumes_together(supine) -> None:
         assert (together.labels.array == 7).any()
 
 
-def test_what_members_share_is_done_once(supine, monkeypatch) -> None:
-    done: dict[str, int] = {"prepare": 0, "slice_poses_of": 0}
-    for name in done:
+def test_shared_preparation_and_poses_are_computed_once(supine, monkeypatch) -> None:
+    calls: dict[str, int] = {"prepare": 0, "slice_poses_of": 0}
+    for name in calls:
         real = getattr(predicting, name)
 
         def counted(*arguments, real=real, name=name, **named):
-            done[name] += 1
+            calls[name] += 1
             return real(*arguments, **named)
 
         monkeypatch.setattr(predicting, name, counted)
     predict(Ensemble((alike(1), alike(2), alike(3))), supine.volume)
-    assert done == {"prepare": 1, "slice_poses_of": 1}
+    assert calls == {"prepare": 1, "slice_poses_of": 1}
     # Another normalization, then another reference: what depends on it is done for that member.
     other = replace(alike(2), fingerprint=bright_model(PLAIN, fov_mm=FOV + 10).fingerprint)
     predict(Ensemble((alike(1), other)), supine.volume)
-    assert done == {"prepare": 3, "slice_poses_of": 3}
+    assert calls == {"prepare": 3, "slice_poses_of": 3}
     turned = alike(2)
     turned.pipeline.pose.reference_mask.copy_(turned.pipeline.pose.reference_mask.transpose(2, 3).clone())
     predict(Ensemble((alike(1), turned)), supine.volume)
-    assert done == {"prepare": 4, "slice_poses_of": 5}
+    assert calls == {"prepare": 4, "slice_poses_of": 5}
 
 
-def test_warnings_say_whose_they_are(supine) -> None:
+def test_warnings_name_their_member(supine) -> None:
     cutting = bright_model({"pose": {"learned": False}}, crop_start=(0.15, 0.15, 0.3, 0.0))
     whole = bright_model(PLAIN)
     of_one = predict(cutting, supine.volume).warnings
@@ -164,14 +164,14 @@ def test_other_labels_are_refused_in_one_line(tmp_path) -> None:
 
 @pytest.fixture
 def folded(tmp_path) -> Path:
-    """A model of two folds, with a rule."""
+    """A model folder of two folds with a postprocessing rule."""
     folder = tmp_path / "M"
     members = tuple(load_model(saved(folder / f"fold-{n}", n + 1)) for n in range(2))
     save_ensemble(folder, Ensemble(members, RULES), ["fold-0", "fold-1"], {"kidney": {"none": 0.5}})
     return folder
 
 
-def test_a_model_of_folds_is_read_whole_or_not_at_all(folded, supine) -> None:
+def test_a_model_of_folds_with_a_missing_fold_is_refused(folded, supine) -> None:
     loaded = load_ensemble([folded])
     assert [one.weights_sha256 for one in loaded.members] == [
         sha256(folded / f"fold-{n}" / "weights.safetensors") for n in range(2)
@@ -209,7 +209,7 @@ def test_a_damaged_manifest_is_one_line(folded, change) -> None:
         load_ensemble([folded])
 
 
-def test_the_record_names_all_members_and_another_member_is_another_result(folded, supine, tmp_path) -> None:
+def test_the_record_names_all_members_and_a_changed_member_predicts_again(folded, supine, tmp_path) -> None:
     write_image(supine.volume, tmp_path / "scan.nii.gz")
     scan, output = Scan("scan", tmp_path / "scan.nii.gz"), tmp_path / "out"
 
@@ -242,19 +242,19 @@ def test_the_record_names_all_members_and_another_member_is_another_result(folde
     assert "members_sha256" not in run(Ensemble(loaded.members[:1]))
 
 
-def test_the_midline_by_the_record_is_that_by_the_prediction() -> None:
+def test_the_midline_from_the_record_equals_that_of_the_prediction() -> None:
     for model in (bright_model(PLAIN), bright_model(VOLUMES)):
-        volume = scene(roll=0.3, center=(8.0, -5.0), slices=12).volume
-        found = predict(model, volume)
-        upright = found.labels.reoriented()
-        recorded = recorded_midline(prediction_record(model, found, "0" * 64), upright, 0.5)
-        prepared, scan = found.prepared, found.scan_pose
+        volume = make_scene(roll=0.3, center=(8.0, -5.0), slices=12).volume
+        result = predict(model, volume)
+        upright = result.labels.reoriented()
+        recorded = recorded_midline(prediction_record(model, result, "0" * 64), upright, 0.5)
+        prepared, scan = result.prepared, result.scan_pose
         own = Midline.of(prepared.frame, prepared.shape, prepared.spacing, scan.pose, scan.confidence >= 0.5)
         assert recorded is not None
         np.testing.assert_allclose(recorded.x_from_index, own.x_from_index, atol=1e-6)
 
 
-def test_the_python_class_takes_folds_and_several_models(folded, supine) -> None:
+def test_pipeline_accepts_folds_and_several_models(folded, supine) -> None:
     whole = Pipeline.load(folded, "cpu")
     result = whole.predict(supine.volume)
     assert sum(result.removed_ml.values()) > 0 == result.volumes_ml["kidney+tumor"]

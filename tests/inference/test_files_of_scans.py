@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from io_helpers import dicom_slice, save, write_series
 from isopose.errors import InputError
 from isopose.files import sha256
@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def series(real_ct, tmp_path_factory):
-    """A real series under a patient's name, planted in every field that holds text, and made small."""
+    """A small real series with a patient's name planted in every text element."""
     folder = tmp_path_factory.mktemp("dicom") / "scan"
     folder.mkdir()
     for number, file in enumerate(sorted((real_ct / "dicom-series").iterdir())):
@@ -76,11 +76,11 @@ def touch(path: Path) -> Path:
         (os.fsdecode(b"bad\xff.nii.gz"), "its name is not UTF-8; rename it"),
     ],
 )
-def test_a_name_that_nothing_can_be_written_by_is_one_line_and_the_others_are_done(
+def test_an_unusable_scan_name_is_reported_in_one_line_and_the_others_are_predicted(
     model, tmp_path, capsys, name, problem
 ):
-    here = scene(slices=3)
-    write_image(here.volume, tmp_path / "good.nii.gz")
+    scene = make_scene(slices=3)
+    write_image(scene.volume, tmp_path / "good.nii.gz")
     odd = tmp_path / name
     if name != "nowhere.nii.gz":
         shutil.copy(tmp_path / "good.nii.gz", odd)
@@ -95,44 +95,44 @@ def test_a_name_that_nothing_can_be_written_by_is_one_line_and_the_others_are_do
     assert problem in outcomes[0].problem
     assert outcomes[1].problem is None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.nii.gz"]
-    said = capsys.readouterr().err
-    assert "two\nlines" not in said
+    err = capsys.readouterr().err
+    assert "two\nlines" not in err
 
 
 def test_scans_that_would_get_one_name_are_one_line_each_and_the_others_are_done(model, tmp_path):
     for name in ("good.nii.gz", "twin.nii", "twin.nii.gz", "Ann.nii.gz", "ann.nii.gz"):
-        write_image(scene(slices=3).volume, tmp_path / "in" / name)
+        write_image(make_scene(slices=3).volume, tmp_path / "in" / name)
     outcomes = run(model, [tmp_path / "in"], tmp_path / "out")
     assert {one.name for one in outcomes if one.problem is None} == {"good"}
     problems = [one.problem for one in outcomes if one.problem is not None]
     assert ["two inputs would be written as" in problem for problem in problems] == [True] * 4
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.nii.gz"]
     run(model, [tmp_path / "in" / "good.nii.gz"], tmp_path / "alone")
-    found = [read_labels(tmp_path / name / "good.nii.gz").array for name in ("out", "alone")]
-    np.testing.assert_array_equal(found[0], found[1])
+    results = [read_labels(tmp_path / name / "good.nii.gz").array for name in ("out", "alone")]
+    np.testing.assert_array_equal(*results)
 
 
 def test_no_empty_folders_stay_where_no_probabilities_are_written(model, tmp_path, monkeypatch):
-    write_image(scene(slices=3).volume, tmp_path / "a.nii.gz")
+    write_image(make_scene(slices=3).volume, tmp_path / "a.nii.gz")
     run(model, [tmp_path / "a.nii.gz"], tmp_path / "out", probabilities=True)
     assert (tmp_path / "out" / "probabilities" / "a_kidney.nii.gz").is_file()
 
     def fail(*_args, **_options):
         raise InputError("no")
 
-    write_image(scene(slices=3, roll=0.2).volume, tmp_path / "a.nii.gz")
+    write_image(make_scene(slices=3, roll=0.2).volume, tmp_path / "a.nii.gz")
     monkeypatch.setattr(scans_module, "write_results", fail)
-    [one] = run(model, [tmp_path / "a.nii.gz"], tmp_path / "out", probabilities=True)
-    assert one.problem is not None
+    [outcome] = run(model, [tmp_path / "a.nii.gz"], tmp_path / "out", probabilities=True)
+    assert outcome.problem is not None
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_mask_beside_slices_is_not_predicted_in_place_of_them(model, tmp_path):
-    here = scene(slices=4)
-    stored = (here.volume.array + 1024).astype(np.uint16)
+def test_a_mask_beside_dicom_slices_is_not_taken_for_the_scan(model, tmp_path):
+    scene = make_scene(slices=4)
+    stored = (scene.volume.array + 1024).astype(np.uint16)
     for name in ("mixed", "plain"):
         write_series(tmp_path / name, stored, BitsStored=16, HighBit=15)
-    write_image(here.volume.with_array(here.truth.astype(np.uint8)), tmp_path / "mixed" / "mask.nii.gz")
+    write_image(scene.volume.with_array(scene.truth.astype(np.uint8)), tmp_path / "mixed" / "mask.nii.gz")
     mixed, plain = run(model, [tmp_path / "mixed", tmp_path / "plain"], tmp_path / "out")
     assert mixed.record is None
     assert mixed.problem.startswith(f"{tmp_path / 'mixed'}: holds both DICOM slices and mask.nii.gz; ")
@@ -143,9 +143,9 @@ def test_a_mask_beside_slices_is_not_predicted_in_place_of_them(model, tmp_path)
     assert slices.record["volumes_ml"] == plain.record["volumes_ml"]
 
 
-def test_the_record_says_what_the_result_was_made_from(model, tmp_path):
-    here = scene(roll=math.radians(20), slices=4, empty=(0,))
-    write_image(here.volume, tmp_path / "in" / "child_0000.nii.gz")
+def test_the_record_names_scan_model_and_settings(model, tmp_path):
+    scene = make_scene(roll=math.radians(20), slices=4, empty=(0,))
+    write_image(scene.volume, tmp_path / "in" / "child_0000.nii.gz")
     outcomes = run(model, [tmp_path / "in"], tmp_path / "out", probabilities=True, steps=True)
     record = json.loads((tmp_path / "out" / "child.json").read_text())
     assert outcomes[0].record == record
@@ -195,10 +195,10 @@ def test_the_record_says_what_the_result_was_made_from(model, tmp_path):
     ]
 
 
-def test_one_bad_scan_does_not_stop_the_rest(model, tmp_path, capsys):
-    write_image(scene(slices=1).volume, tmp_path / "in" / "z_good.nii.gz")
+def test_one_bad_scan_does_not_stop_the_others(model, tmp_path, capsys):
+    write_image(make_scene(slices=1).volume, tmp_path / "in" / "z_good.nii.gz")
     touch(tmp_path / "in" / "a_bad.nii.gz")
-    air = scene(slices=1, empty=(0,)).volume
+    air = make_scene(slices=1, empty=(0,)).volume
     write_image(air, tmp_path / "in" / "b_air.nii.gz")
     outcomes = run(model, [tmp_path / "in"], tmp_path / "out", reporter=Terminal())
     assert [(o.name, o.record is not None) for o in outcomes] == [
@@ -216,15 +216,15 @@ def test_one_bad_scan_does_not_stop_the_rest(model, tmp_path, capsys):
 
 
 def test_every_problem_names_its_scan(model, tmp_path):
-    write_image(scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "b_air.nii.gz")
-    write_image(scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "c_air.nii.gz")
+    write_image(make_scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "b_air.nii.gz")
+    write_image(make_scene(slices=1, empty=(0,)).volume, tmp_path / "in" / "c_air.nii.gz")
     for outcome in run(model, [tmp_path / "in"], tmp_path / "out"):
         assert outcome.name in outcome.problem
 
 
-def test_what_is_done_is_not_done_again(model, tmp_path, monkeypatch):
+def test_existing_results_are_not_computed_again(model, tmp_path, monkeypatch):
     scan, output = tmp_path / "child.nii.gz", tmp_path / "out"
-    write_image(scene(slices=2).volume, scan)
+    write_image(make_scene(slices=2).volume, scan)
     calls = []
     predict = scans_module.predict
     monkeypatch.setattr(scans_module, "predict", lambda *a, **k: calls.append(1) or predict(*a, **k))
@@ -251,14 +251,14 @@ def test_what_is_done_is_not_done_again(model, tmp_path, monkeypatch):
     settings = model.config.model_copy(update={"predict": PredictConfig(min_pose_dice=0.1)})
     other = replace(model, config=settings, weights_sha256="1" * 64)
     assert again(other) == 1
-    write_image(scene(slices=2, roll=0.1).volume, scan)
+    write_image(make_scene(slices=2, roll=0.1).volume, scan)
     assert again(other) == 1
     assert again(other) == 0
 
 
 def test_a_result_never_replaces_its_scan(model, tmp_path):
-    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
-    write_image(scene(slices=1).volume, tmp_path / "other_0000.nii.gz")
+    write_image(make_scene(slices=1).volume, tmp_path / "child.nii.gz")
+    write_image(make_scene(slices=1).volume, tmp_path / "other_0000.nii.gz")
     before = sha256(tmp_path / "child.nii.gz")
     with pytest.raises(InputError, match=r"child\.nii\.gz: would be overwritten by its result"):
         run(model, [tmp_path], tmp_path)
@@ -270,9 +270,9 @@ def test_a_result_never_replaces_its_scan(model, tmp_path):
 @pytest.mark.parametrize(
     ("key", "use"), [("images_sha256", "train"), ("validation_images_sha256", "validate")]
 )
-def test_a_training_scan_is_recognized_by_its_bytes_whatever_its_name(key, use, model, tmp_path):
-    write_image(scene(slices=1).volume, tmp_path / "in" / "renamed.nii.gz")
-    write_image(scene(slices=1, roll=0.1).volume, tmp_path / "in" / "unseen.nii.gz")
+def test_a_training_scan_is_recognized_under_another_name(key, use, model, tmp_path):
+    write_image(make_scene(slices=1).volume, tmp_path / "in" / "renamed.nii.gz")
+    write_image(make_scene(slices=1, roll=0.1).volume, tmp_path / "in" / "unseen.nii.gz")
     known = sha256(tmp_path / "in" / "renamed.nii.gz")
     trained = replace(model, info=ModelInfo(TrainingInfo(**{"images_sha256": (), key: ("0" * 64, known)})))
     renamed, unseen = run(trained, [tmp_path / "in"], tmp_path / "out")
@@ -283,8 +283,8 @@ def test_a_training_scan_is_recognized_by_its_bytes_whatever_its_name(key, use, 
     assert json.loads((tmp_path / "out" / "renamed.json").read_text())["warnings"] != []
 
 
-def test_a_training_scan_is_recognized_whichever_series_is_named(series, tmp_path):
-    """Training names no series; the hash of a result has the one that was named."""
+def test_a_training_scan_is_recognized_with_and_without_a_series_number(series, tmp_path):
+    """Training has no series number; the hash of a result covers the number that was given."""
     known = hash_of_source(series)
     small = bright_model(
         {"data": {"size": 64}, "pose": {"learned": False}, "crop": {"enabled": False}}, fov_mm=420.0
@@ -334,8 +334,8 @@ def test_no_patient_data_in_any_output(model, series, tmp_path, capsys):
         assert not any(secret in text.lower() for text in texts)
 
 
-def test_a_labels_name_never_leaves_the_folder(model, tmp_path):
-    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+def test_a_label_name_cannot_point_outside_the_folder(model, tmp_path):
+    write_image(make_scene(slices=1).volume, tmp_path / "child.nii.gz")
     odd = replace(model, labels=Labels.create({"mass/cyst": 1, "../../out": 7}))
     output = tmp_path / "a" / "b"
     assert run(odd, [tmp_path / "child.nii.gz"], output, probabilities=True)[0].problem is None
@@ -347,15 +347,15 @@ def test_a_labels_name_never_leaves_the_folder(model, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "child.nii.gz"]
 
 
-def test_what_is_there_already_is_said(model, tmp_path, capsys):
-    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
-    for there in (False, True):
+def test_existing_results_are_reported(model, tmp_path, capsys):
+    write_image(make_scene(slices=1).volume, tmp_path / "child.nii.gz")
+    for exists in (False, True):
         run(model, [tmp_path / "child.nii.gz"], tmp_path / "out", reporter=Terminal())
-        assert ("is there already" in capsys.readouterr().err) is there
+        assert ("is there already" in capsys.readouterr().err) is exists
 
 
-def test_an_output_that_is_a_file_is_refused_before_any_work(model, tmp_path, monkeypatch):
-    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+def test_an_output_that_is_a_file_is_refused_before_predicting(model, tmp_path, monkeypatch):
+    write_image(make_scene(slices=1).volume, tmp_path / "child.nii.gz")
     (tmp_path / "out").write_text("notes")
     monkeypatch.setattr(scans_module, "predict", None)
     with pytest.raises(InputError, match="out: cannot be used as a folder"):
@@ -382,8 +382,8 @@ def test_a_series_is_written_as_dicom_objects_and_only_they_name_the_patient(mod
         volume = segments.get_volume(segment_numbers=[number], combine_segments=True, relabel=True)
         index = np.argwhere(volume.array == 1)
         points = np.column_stack([index, np.ones(len(index))]) @ volume.affine.T
-        here = np.argwhere(labels.array == model.labels.values[name])[:, ::-1]
-        expected = np.column_stack([here, np.ones(len(here))]) @ labels.world_from_index.T
+        scene = np.argwhere(labels.array == model.labels.values[name])[:, ::-1]
+        expected = np.column_stack([scene, np.ones(len(scene))]) @ labels.world_from_index.T
         assert len(points) == len(expected)
         order = [np.lexsort(np.round(values[:, :3], 1).T) for values in (points, expected)]
         np.testing.assert_allclose(points[order[0], :3], expected[order[1], :3], atol=0.01)
@@ -403,7 +403,7 @@ def test_a_series_is_written_as_dicom_objects_and_only_they_name_the_patient(mod
 
 
 def test_dicom_objects_need_a_series(model, tmp_path):
-    write_image(scene(slices=1).volume, tmp_path / "child.nii.gz")
+    write_image(make_scene(slices=1).volume, tmp_path / "child.nii.gz")
     with pytest.raises(InputError, match=r"--format rtstruct .* expected a DICOM series, got \.nii\.gz"):
         run(model, [tmp_path / "child.nii.gz"], tmp_path / "out", formats=["rtstruct"])
     assert not (tmp_path / "out").exists()
@@ -412,17 +412,17 @@ def test_dicom_objects_need_a_series(model, tmp_path):
 
 
 def test_one_of_several_series_and_an_archive(model, tmp_path):
-    here = scene(roll=math.radians(5), slices=3).volume
+    volume = make_scene(roll=math.radians(5), slices=3).volume
     folder = tmp_path / "two"
     for number, (name, shift) in enumerate({"2": 0, "7": 40}.items()):
-        raw = (np.roll(here.array, shift, axis=2) + 1024).clip(0, 4095).astype(np.uint16)
+        raw = (np.roll(volume.array, shift, axis=2) + 1024).clip(0, 4095).astype(np.uint16)
         for z, pixels in enumerate(raw):
             data = dicom_slice(
                 pixels,
-                np.add(here.origin, [0, 0, z * float(here.spacing[2])]),
+                np.add(volume.origin, [0, 0, z * float(volume.spacing[2])]),
                 series=f"1.2.3.{name}",
                 SeriesNumber=int(name),
-                PixelSpacing=[float(here.spacing[1]), float(here.spacing[0])],
+                PixelSpacing=[float(volume.spacing[1]), float(volume.spacing[0])],
                 FrameOfReferenceUID="1.2.9",
             )
             save(data, folder / f"{number}{z}.dcm")
@@ -442,7 +442,7 @@ def test_one_of_several_series_and_an_archive(model, tmp_path):
     assert highdicom.seg.segread(tmp_path / "out" / "packed.seg.dcm").FrameOfReferenceUID == "1.2.9"
 
 
-def test_a_result_of_another_model_is_never_taken_for_this_one_s(model, series, tmp_path):
+def test_a_result_of_another_model_is_not_reused(model, series, tmp_path):
     output, other = tmp_path / "out", replace(model, weights_sha256="1" * 64)
     run(model, [series], output, formats=["dicom-seg", "rtstruct"])
     old = (output / "scan.seg.dcm").read_bytes()

@@ -61,22 +61,22 @@ def test_a_series_of_which_no_result_can_be_written_is_reported_before_it_is_pre
     scans_predict = scans.predict
     monkeypatch.setattr(scans, "predict", counted)
     output = tmp_path / "out"
-    refused, done = predict(model, [nameless, sound], output, ("dicom-seg", "rtstruct"))
+    refused, outcome = predict(model, [nameless, sound], output, ("dicom-seg", "rtstruct"))
     assert "expected SOPInstanceUID" in refused.problem
     assert len(predicted) == 1
-    assert any(line.endswith(": PatientSex") for line in done.record["warnings"])
+    assert any(line.endswith(": PatientSex") for line in outcome.record["warnings"])
     assert sorted(path.name for path in output.iterdir()) == [
         "sound.json",
         "sound.rtstruct.dcm",
         "sound.seg.dcm",
     ]
-    assert json.loads((output / "sound.json").read_text())["warnings"] == done.record["warnings"]
+    assert json.loads((output / "sound.json").read_text())["warnings"] == outcome.record["warnings"]
     read = pydicom.dcmread(output / "sound.seg.dcm")
     assert (str(read.PatientName), read.PatientSex) == ("Muster^Erika", "")
 
 
-def test_slices_that_share_one_uid_are_predicted_but_for_dicom_results(model, tmp_path, monkeypatch):
-    """As an anonymizer leaves them: read, but nothing can refer to one of them."""
+def test_slices_with_one_shared_uid_are_predicted_but_not_to_dicom(model, tmp_path, monkeypatch):
+    """Anonymizers may leave such slices; they can be read, but DICOM results cannot refer to them."""
     folder = series(tmp_path / "alike", SOPInstanceUID="1.2.3.4")
     predicted = []
     scans_predict = scans.predict
@@ -87,8 +87,8 @@ def test_slices_that_share_one_uid_are_predicted_but_for_dicom_results(model, tm
     assert "1.2.3.4" not in refused.problem
     assert not predicted
     assert not list((tmp_path / "out").glob("alike*"))
-    [done] = predict(model, [folder], tmp_path / "out", ("nifti",))
-    assert done.problem is None
+    [outcome] = predict(model, [folder], tmp_path / "out", ("nifti",))
+    assert outcome.problem is None
     read = read_volume(tmp_path / "out" / "alike.nii.gz")
     assert read.array.shape == (4, 48, 48)
     np.testing.assert_allclose(read.origin, read_volume(folder).origin, atol=1e-4)
@@ -97,7 +97,7 @@ def test_slices_that_share_one_uid_are_predicted_but_for_dicom_results(model, tm
 @pytest.mark.parametrize(
     "error", [KeyError("Muster"), ValueError("Muster^Erika 20090817"), RecursionError("Muster")]
 )
-def test_whatever_fails_at_the_last_object_leaves_none_and_is_not_quoted(error, tmp_path, monkeypatch):
+def test_an_error_at_the_last_object_leaves_no_object_and_is_not_quoted(error, tmp_path, monkeypatch):
     source = series(tmp_path / "series")
     labels = read_volume(source)
     labels = labels.with_array((labels.array > 150).astype(np.uint8))
@@ -107,11 +107,11 @@ def test_whatever_fails_at_the_last_object_leaves_none_and_is_not_quoted(error, 
         raise error
 
     monkeypatch.setattr("isopose.io.results.report.report", broken)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as raised:
         write_results(
             files, labels, Labels({"mass": 1}), {"mass": 1.0}, path=source, series=None, made_from=[]
         )
-    message = str(caught.value)
+    message = str(raised.value)
     assert str(source) in message
     assert type(error).__name__ in message
     assert not any(secret in message for secret in ("Muster", "20090817"))

@@ -1,4 +1,4 @@
-"""Results are named as what the user gives is named, not as what a link leads to."""
+"""Results are named after the path that the user gives, not after the target of a link."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import socket
 import numpy as np
 import pytest
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from io_helpers import raw_slices, write_series
 from isopose.data.check import check_dataset
 from isopose.evaluation.evaluate import evaluate, open_truth
@@ -26,11 +26,11 @@ def model():
 
 
 def store(tmp_path, cases=("case_1", "case_2"), target="ct.nii.gz"):
-    """A folder of links into a store, as data versioning makes it; each case turned otherwise."""
+    """Make a folder of links into a store, as data versioning tools do; each case has its own roll."""
     (tmp_path / "links").mkdir()
     for number, case in enumerate(cases):
         file = tmp_path / "store" / case / "ct.nii.gz"
-        write_image(scene(slices=3, roll=0.1 * number).volume, file)
+        write_image(make_scene(slices=3, roll=0.1 * number).volume, file)
         if target != file.name:
             file = file.rename(file.with_name(target))
         (tmp_path / "links" / f"{case}_0000.nii.gz").symlink_to(file)
@@ -42,27 +42,27 @@ def names(inputs):
 
 
 @pytest.mark.parametrize("target", ["ct.nii.gz", "SHA256E-s8181--0af31.nii.gz", "9a0364b9e99bb480"])
-def test_predict_and_homogenize_name_results_as_the_links(tmp_path, model, target):
+def test_results_are_named_after_the_links(tmp_path, model, target):
     links = store(tmp_path, target=target)
     predicted = predict_scans(
         model, find_scans([links]), tmp_path / "out", probabilities=False, reporter=Silent()
     )
     assert [outcome.problem for outcome in predicted] == [None, None]
     for number, case in enumerate(("case_1", "case_2")):
-        here = scene(slices=3, roll=0.1 * number)
-        labels = read_labels(tmp_path / "out" / f"{case}.nii.gz", like=here.volume)
-        assert np.mean(labels.array == here.truth) > 0.97
+        scene = make_scene(slices=3, roll=0.1 * number)
+        labels = read_labels(tmp_path / "out" / f"{case}.nii.gz", like=scene.volume)
+        assert np.mean(labels.array == scene.truth) > 0.97
     brought = homogenize(open_input(links), tmp_path / "same", homogenize_config(size=64), reporter=Silent())
     assert [(outcome.name, outcome.problem) for outcome in brought] == [("case_1", None), ("case_2", None)]
     assert (tmp_path / "same" / "imagesTs" / "case_2_0000.nii.gz").is_file()
 
 
-def test_datasets_and_evaluations_of_links(tmp_path):
+def test_datasets_and_evaluations_accept_links(tmp_path):
     links = store(tmp_path)
     (tmp_path / "found").mkdir()
     for number, case in enumerate(("case_1", "case_2")):
-        here = scene(slices=3, roll=0.1 * number)
-        write_labels(here.volume.with_array(here.truth), tmp_path / "store" / case / "seg.nii.gz")
+        scene = make_scene(slices=3, roll=0.1 * number)
+        write_labels(scene.volume.with_array(scene.truth), tmp_path / "store" / case / "seg.nii.gz")
         (links / f"{case}_seg.nii.gz").symlink_to(tmp_path / "store" / case / "seg.nii.gz")
         (tmp_path / "found" / f"{case}.nii.gz").symlink_to(tmp_path / "store" / case / "seg.nii.gz")
     (links / "list.csv").write_text(
@@ -75,7 +75,7 @@ def test_datasets_and_evaluations_of_links(tmp_path):
     assert [case.case for case in evaluation.cases] == ["case_1", "case_2"]
 
 
-def test_a_link_that_leads_nowhere_is_one_line_and_the_others_are_done(tmp_path, model):
+def test_a_broken_link_is_reported_in_one_line_and_the_others_are_processed(tmp_path, model):
     links = store(tmp_path)
     os.unlink(tmp_path / "store" / "case_1" / "ct.nii.gz")
     (links / "case_3.nii.gz").symlink_to(links / "case_3.nii.gz")
@@ -90,12 +90,12 @@ def test_a_link_that_leads_nowhere_is_one_line_and_the_others_are_done(tmp_path,
     assert [p.case for p in problems if p.severity == "error"] == ["case_1_0000"]
 
 
-def test_whatever_is_named_as_a_volume_is_a_scan_of_a_folder(tmp_path, model):
+def test_every_file_with_a_volume_suffix_is_a_scan(tmp_path, model):
     links = store(tmp_path, ("good",))
     os.mkfifo(links / "pipe.nii.gz")
     (links / "empty.nii.gz").mkdir()
-    here = scene(slices=3)
-    stored = (here.volume.array + 1024).astype(np.uint16)
+    scene = make_scene(slices=3)
+    stored = (scene.volume.array + 1024).astype(np.uint16)
     write_series(links / "series.nii.gz", stored, BitsStored=16, HighBit=15)
     server = socket.socket(socket.AF_UNIX)
     with contextlib.chdir(links):  # the system limits the length of a socket's path
@@ -120,8 +120,8 @@ def test_whatever_is_named_as_a_volume_is_a_scan_of_a_folder(tmp_path, model):
         errors = [p.message for p in checked if p.case == name and p.severity == "error"]
         assert len(errors) == 1
         assert why in errors[0]
-    for found in (outcomes, homogenized):
-        assert [outcome.name for outcome in found if outcome.problem is None] == ["good", "series"]
+    for results in (outcomes, homogenized):
+        assert [outcome.name for outcome in results if outcome.problem is None] == ["good", "series"]
     server.close()
 
 

@@ -1,4 +1,4 @@
-"""Cleaning up: a planted false part goes, a true second kidney stays, whatever the pose."""
+"""Postprocessing removes a false component and keeps a true second kidney in any pose."""
 
 import math
 
@@ -23,7 +23,7 @@ def blob(center: tuple[int, int, int], half: tuple[int, int, int] = (1, 3, 4)) -
 
 
 def turned(x_mm: float, y_mm: float, degrees: float) -> tuple[int, int]:
-    """``(y, x)`` of a point of an upright patient, in mm from the middle, in a patient who is turned."""
+    """Return ``(y, x)`` in a rotated patient of a point in mm from the center of the upright patient."""
     angle = math.radians(degrees)
     x = x_mm * math.cos(angle) - y_mm * math.sin(angle)
     y = x_mm * math.sin(angle) + y_mm * math.cos(angle)
@@ -47,7 +47,7 @@ def test_the_largest_part_is_kept_and_other_labels_are_left_alone() -> None:
     assert removed == {"kidney": pytest.approx(9 * VOXEL_ML)}
 
 
-def test_parts_from_a_volume_on_are_kept() -> None:
+def test_components_above_a_volume_are_kept() -> None:
     values = np.zeros(SHAPE, np.uint8)
     large, small, speck = blob((3, 20, 20)), blob((3, 40, 70), (1, 1, 1)), blob((0, 5, 5), (0, 0, 0))
     values[large | small | speck] = 7
@@ -58,7 +58,7 @@ def test_parts_from_a_volume_on_are_kept() -> None:
 
 
 @pytest.mark.parametrize("degrees", [0.0, 35.0, 90.0, -120.0, 180.0])
-def test_a_true_second_kidney_stays_on_its_side_of_a_turned_body(degrees: float) -> None:
+def test_the_second_kidney_of_a_rotated_body_is_kept(degrees: float) -> None:
     values = np.zeros(SHAPE, np.uint8)
     left, right = (blob((3, *turned(x, 15.0, degrees))) for x in (45.0, -45.0))
     # On the left too, in front: what a spleen may be taken for.
@@ -70,7 +70,7 @@ def test_a_true_second_kidney_stays_on_its_side_of_a_turned_body(degrees: float)
     assert removed == {"kidney": pytest.approx(np.count_nonzero(false) * VOXEL_ML)}
 
 
-def test_the_midline_is_where_the_body_is_and_not_the_middle_of_the_scan() -> None:
+def test_the_midline_follows_the_body() -> None:
     pose = np.zeros((SHAPE[0], 5), np.float32)
     # By a quarter of the frame's side to +x, so that all parts lie to the right of the body's midline.
     pose[:, 3] = 0.8
@@ -92,7 +92,7 @@ def test_in_a_volume_the_pose_is_one_for_all_slices() -> None:
     assert 0 < whole.left(centers).sum() < 50
 
 
-def test_without_a_sure_pose_no_side_is_cleaned_up() -> None:
+def test_side_rules_need_a_confident_pose() -> None:
     values = np.zeros(SHAPE, np.uint8)
     values[blob((3, 20, 20)) | blob((3, 40, 20))] = 1
     before = values.copy()
@@ -102,13 +102,13 @@ def test_without_a_sure_pose_no_side_is_cleaned_up() -> None:
     assert removed == {"kidney": 0.0}
 
 
-def test_a_label_that_is_not_there_is_no_error() -> None:
+def test_rules_for_an_absent_label_change_nothing() -> None:
     values = np.zeros(SHAPE, np.uint8)
     rules = [Rule("kidney", "largest on each side"), Rule("tumor", "volume", 1.0)]
     assert clean_up(values, rules, LABELS, SPACING, midline()) == {"kidney": 0.0, "tumor": 0.0}
 
 
-def test_rules_go_through_json() -> None:
+def test_json_round_trip_keeps_the_rules() -> None:
     rules = (Rule("kidney", "largest on each side"), Rule("tumor", "volume", 0.3))
     assert rules_from_json([rule.to_json() for rule in rules]) == rules
     for damaged in ([{"label": "kidney"}], [{"label": "kidney", "keep": "all"}], {"keep": 1}, None):

@@ -1,4 +1,4 @@
-"""Prediction with several channels: of a mass that the channel of the pose does not show."""
+"""Prediction with several channels, of which the pose channel does not show the mass."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bright import BODY, FOV, INTENSITY, LABELS, Brightness, Scene, bright_model, dice, ellipse, scene
+from bright import BODY, FOV, INTENSITY, LABELS, Brightness, Scene, bright_model, dice, ellipse, make_scene
 from isopose.api import Pipeline
 from isopose.data.normalization import Channel
 from isopose.errors import InputError
@@ -27,7 +27,7 @@ from isopose.report.steps import write_steps
 
 
 class OfChannel(Brightness):
-    """Sees one channel of its input; keeps what it was shown."""
+    """Segment one channel of the input by brightness; keep all inputs."""
 
     def __init__(self, channel: int) -> None:
         super().__init__()
@@ -40,48 +40,48 @@ class OfChannel(Brightness):
 
 def two_channels(names: tuple[str, ...], channel: int, changes: dict[str, Any] | None = None) -> Model:
     """A model of two channels of HU, whose U-Net looks at one channel of its input."""
-    made = bright_model({"predict": {"mirror": False, "precision": "32-true"}, **(changes or {})})
+    model = bright_model({"predict": {"mirror": False, "precision": "32-true"}, **(changes or {})})
     mask = ellipse(64, (2 * BODY[0] / FOV, 2 * BODY[1] / FOV))
     airs = (INTENSITY.air, INTENSITY.air)
-    networks = Networks(made.config, LABELS.classes, mask, INTENSITY.air, INTENSITY.top, airs)
+    networks = Networks(model.config, LABELS.classes, mask, INTENSITY.air, INTENSITY.top, airs)
     networks.unet = OfChannel(channel)  # type: ignore[assignment]
-    fingerprint = replace(made.fingerprint, channels=tuple(Channel(name, INTENSITY) for name in names))
-    return replace(made, pipeline=networks.eval().requires_grad_(False), fingerprint=fingerprint)
+    fingerprint = replace(model.fingerprint, channels=tuple(Channel(name, INTENSITY) for name in names))
+    return replace(model, pipeline=networks.eval().requires_grad_(False), fingerprint=fingerprint)
 
 
-def split(found: Scene) -> tuple[Volume, Volume]:
-    """The scene without its mass, and the mass without the body that shows the pose."""
-    array = found.volume.array
+def split(scene: Scene) -> tuple[Volume, Volume]:
+    """Split a scene into the body without the mass, and the mass without the body."""
+    array = scene.volume.array
     body = np.where(array > 100, 40, array).astype(np.int16)
-    return found.volume.with_array(body), found.volume.with_array(np.where(array > 100, array, -1000))
+    return scene.volume.with_array(body), scene.volume.with_array(np.where(array > 100, array, -1000))
 
 
 @pytest.fixture(scope="module")
 def turned() -> Scene:
-    return scene(roll=0.3, scale=0.85, center=(10.0, -6.0))
+    return make_scene(roll=0.3, scale=0.85, center=(10.0, -6.0))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_the_pose_is_of_one_channel_and_the_mass_of_the_other(turned: Scene, dims: int) -> None:
+def test_pose_and_segmentation_may_use_different_channels(turned: Scene, dims: int) -> None:
     changes: dict[str, Any] = {"pose": {"start": "moments", "learned": False, "per": "volume"}, "dims": dims}
     if dims == 3:
         changes |= {"crop": {"enabled": False}, "unet": {"input": "full", "base_features": 2, "depth": 32}}
     body, mass = split(turned)
-    found = predict(two_channels(("CT", "PET"), 1, changes), [body, mass])
-    assert found.labels.same_grid(turned.volume)
-    assert dice(found.labels.array > 0, turned.truth > 0) > (0.95 if dims == 2 else 0.9)
+    result = predict(two_channels(("CT", "PET"), 1, changes), [body, mass])
+    assert result.labels.same_grid(turned.volume)
+    assert dice(result.labels.array > 0, turned.truth > 0) > (0.95 if dims == 2 else 0.9)
     # The other way round, with the pose channel named.
     pose = {"data": {"size": 128, "pose_channel": "CT"}}
     other = predict(two_channels(("PET", "CT"), 0, {**changes, **pose}), [mass, body])
-    np.testing.assert_array_equal(other.labels.array, found.labels.array)
-    np.testing.assert_array_equal(other.scan_pose.pose, found.scan_pose.pose)
+    np.testing.assert_array_equal(other.labels.array, result.labels.array)
+    np.testing.assert_array_equal(other.scan_pose.pose, result.scan_pose.pose)
     if dims == 2:
         alone = predict(bright_model(changes), body)
-        np.testing.assert_array_equal(alone.scan_pose.pose, found.scan_pose.pose)
+        np.testing.assert_array_equal(alone.scan_pose.pose, result.scan_pose.pose)
         assert not alone.labels.array.any()
 
 
-def test_channels_and_neighbors_lie_over_each_other(turned: Scene) -> None:
+def test_channels_and_neighboring_slices_are_aligned(turned: Scene) -> None:
     model = two_channels(("CT", "PET"), 0, {"unet": {"input": "full", "base_features": 2, "context": 1}})
     predict(model, [turned.volume, turned.volume])
     (seen,) = model.pipeline.unet.seen
@@ -89,10 +89,10 @@ def test_channels_and_neighbors_lie_over_each_other(turned: Scene) -> None:
     torch.testing.assert_close(seen[:, :3], seen[:, 3:])
     alone = bright_model({"predict": {"mirror": False, "precision": "32-true"}})
     expected = predict(alone, turned.volume, crops=True)
-    found = predict(
+    result = predict(
         two_channels(("CT", "PET"), 4, model.config.model_dump()), [turned.volume] * 2, crops=True
     )
-    np.testing.assert_array_equal(found.labels.array, expected.labels.array)
+    np.testing.assert_array_equal(result.labels.array, expected.labels.array)
 
 
 def test_scans_of_files_are_predicted_with_all_channels(turned: Scene, tmp_path: Path) -> None:
@@ -108,14 +108,14 @@ def test_scans_of_files_are_predicted_with_all_channels(turned: Scene, tmp_path:
 
     def run() -> dict[str, Any]:
         scans = find_scans([tmp_path / "in"])
-        done = predict_scans(model, scans, out, probabilities=False, reporter=Silent(), steps=write_steps)
-        return {one.name: one for one in done}
+        finished = predict_scans(model, scans, out, probabilities=False, reporter=Silent(), steps=write_steps)
+        return {one.name: one for one in finished}
 
     outcomes = run()
     assert outcomes["whole"].problem is None
-    found = read_labels(out / "whole.nii.gz")
-    assert dice(found.array > 0, turned.truth > 0) > 0.95
-    np.testing.assert_array_equal(found.array, predict(model, [body, mass]).labels.array)
+    result = read_labels(out / "whole.nii.gz")
+    assert dice(result.array > 0, turned.truth > 0) > 0.95
+    np.testing.assert_array_equal(result.array, predict(model, [body, mass]).labels.array)
     assert "expected 2 channels (CT, PET), got 1 image" in outcomes["lonely"].problem
     assert "expected 2 channels (CT, PET), got 3 images" in outcomes["third"].problem
     assert "channel PET: " in outcomes["moved"].problem
@@ -134,23 +134,23 @@ def test_scans_of_files_are_predicted_with_all_channels(turned: Scene, tmp_path:
     assert again["volumes_ml"]["kidney"] == 0.0
 
 
-def test_python_takes_a_list_of_channels(turned: Scene) -> None:
+def test_pipeline_accepts_a_list_of_channels(turned: Scene) -> None:
     pipeline = Pipeline(two_channels(("CT", "PET"), 1))
     body, mass = split(turned)
     assert pipeline.channels == ("CT", "PET")
-    found = pipeline.predict([body, mass])
-    assert dice(found.labels.array > 0, turned.truth > 0) > 0.95
+    result = pipeline.predict([body, mass])
+    assert dice(result.labels.array > 0, turned.truth > 0) > 0.95
     from monai.data.meta_tensor import MetaTensor
 
     ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ body.world_from_index
     stacked = torch.from_numpy(np.stack([one.array.transpose(2, 1, 0) for one in (body, mass)]))
-    answer = pipeline.predict(MetaTensor(stacked, affine=torch.from_numpy(ras)))
-    np.testing.assert_array_equal(answer.labels[0].numpy().transpose(2, 1, 0), found.labels.array)
+    labels = pipeline.predict(MetaTensor(stacked, affine=torch.from_numpy(ras)))
+    np.testing.assert_array_equal(labels.labels[0].numpy().transpose(2, 1, 0), result.labels.array)
     with pytest.raises(InputError, match=r"expected 2 channels \(CT, PET\), got 1 image"):
         pipeline.predict(body)
 
 
-def test_models_of_other_channels_do_not_predict_together() -> None:
+def test_models_with_different_channels_cannot_be_combined() -> None:
     first = two_channels(("CT", "PET"), 1)
     assert Ensemble((first, first)).channels == ("CT", "PET")
     with pytest.raises(InputError, match=r"sees PET, CT, and member 1 CT, PET; .* the same channels"):

@@ -36,7 +36,7 @@ def tilted(
     spacing: tuple[float, float, float] = (2.1, 2.9, 5.0),
     slices: int = 26,
 ) -> tuple[Volume, np.ndarray]:
-    """A long elliptic body, an L on its left and in front, toward the head, its corner a tumor; degrees."""
+    """Make a long elliptic body, tilted by degrees, with an L-shaped mass left in front and a tumor."""
     width, height = (round(250.0 / step) for step in spacing[:2])
     index = np.stack(np.meshgrid(*(np.arange(n) for n in (slices, height, width)), indexing="ij")[::-1], -1)
     middle = (np.array([width, height, slices]) - 1) / 2 * spacing + [*center, 0.0]
@@ -58,10 +58,10 @@ def tilted(
 
 @pytest.fixture(scope="module")
 def model():
-    made = bright_model(VOLUMES)
+    built = bright_model(VOLUMES)
     # The scans below are 130 mm deep in a frame of 230 mm.
-    made.pipeline.reach.fill_(0.75)
-    return made
+    built.pipeline.reach.fill_(0.75)
+    return built
 
 
 def assert_finds(result, truth: np.ndarray, volume: Volume) -> None:
@@ -69,15 +69,15 @@ def assert_finds(result, truth: np.ndarray, volume: Volume) -> None:
     assert dice(result.labels.array > 0, truth > 0) > 0.88
     assert dice(result.labels.array == 7, truth == 7) > 0.8
     for least in (1, 7):
-        found, there = (world_center(volume, array >= least) for array in (result.labels.array, truth))
-        assert np.linalg.norm(found - there) < 1.5
+        actual, expected = (world_center(volume, array >= least) for array in (result.labels.array, truth))
+        assert np.linalg.norm(actual - expected) < 1.5
 
 
 @pytest.mark.parametrize(
     ("roll", "pitch", "yaw", "scale"),
     [(0, 0, 0, 1), (15, 0, 0, 1), (0, 8, 0, 1), (0, 0, -8, 1), (-20, 6, 7, 0.7), (12, -7, 5, 0.55)],
 )
-def test_a_tilted_patient_is_laid_straight_and_labels_come_back(roll, pitch, yaw, scale, model):
+def test_a_tilted_patient_is_straightened_and_labels_are_restored(roll, pitch, yaw, scale, model):
     volume, truth = tilted(roll, pitch, yaw, scale)
     result = predict(model, volume)
     angles = np.degrees(result.scan_pose.pose[0][[ROLL, PITCH, YAW]])
@@ -86,7 +86,7 @@ def test_a_tilted_patient_is_laid_straight_and_labels_come_back(roll, pitch, yaw
     assert_finds(result, truth, volume)
 
 
-def test_the_shift_is_where_the_line_passes_the_middle(model):
+def test_the_shift_is_where_the_body_axis_crosses_the_middle_slice(model):
     volume, truth = tilted(roll=10, pitch=5, yaw=-6, center=(9.0, -7.0))
     result = predict(model, volume)
     frame = result.prepared.frame
@@ -97,11 +97,11 @@ def test_the_shift_is_where_the_line_passes_the_middle(model):
 
 
 def test_restored_to_within_half_a_voxel(model):
-    """The tumor's ball, pitched, rolled and scaled: where it was in the scan, in voxels of each axis."""
+    """The center of a tumor in a pitched, rolled and scaled patient, in voxels of each axis."""
     volume, truth = tilted(12, -7, 5, 0.8)
-    found = predict(model, volume).labels.array == 7
+    result = predict(model, volume).labels.array == 7
     for axis in range(3):
-        a, b = (np.argwhere(mask)[:, axis].mean() for mask in (found, truth == 7))
+        a, b = (np.argwhere(mask)[:, axis].mean() for mask in (result, truth == 7))
         assert abs(a - b) < 0.5
 
 
@@ -114,13 +114,13 @@ def test_restored_to_within_half_a_voxel(model):
         ((0, 2, 1), (False, False, True)),
     ],
 )
-def test_every_storage_gives_the_same_labels_in_the_world(axes, flips, model):
+def test_every_storage_order_gives_the_same_labels_in_world_space(axes, flips, model):
     volume, _ = tilted(10, 4, -5)
     expected = predict(model, volume).labels
-    found = predict(model, stored_otherwise(volume, axes, flips)).labels
-    np.testing.assert_array_equal(found.array, stored_otherwise(expected, axes, flips).array)
+    result = predict(model, stored_otherwise(volume, axes, flips)).labels
+    np.testing.assert_array_equal(result.array, stored_otherwise(expected, axes, flips).array)
     # LPS: the mass is on the patient's left (+x) and in front (-y), toward the head (+z).
-    kidney = world_center(found, found.array > 0)
+    kidney = world_center(result, result.array > 0)
     body = world_center(volume, volume.array > -500)
     assert kidney[0] > body[0] + 25
     assert kidney[2] > body[2] + 5
@@ -140,8 +140,8 @@ def test_slices_without_a_body_are_background(model):
 
 
 @pytest.mark.parametrize("slices", [1, 3])
-def test_few_slices(slices, model):
-    """A slice alone is an end of the scan on both sides, and fades: its labels are not asked for."""
+def test_scans_of_few_slices(slices, model):
+    """A single slice fades at both ends of the scan, so its labels are not compared."""
     volume, truth = tilted(slices=slices, spacing=(2.1, 2.9, 15.0))
     result = predict(model, volume)
     assert result.labels.same_grid(volume)
@@ -152,9 +152,9 @@ def test_few_slices(slices, model):
 
 def cropping(box: tuple[float, ...], **changes: Any):
     crop = {"enabled": True, "learned": False, "depth": 16}
-    made = bright_model({**VOLUMES, "crop": crop, **changes}, crop_start=box)
-    made.pipeline.reach.fill_(0.75)
-    return made
+    model = bright_model({**VOLUMES, "crop": crop, **changes}, crop_start=box)
+    model.pipeline.reach.fill_(0.75)
+    return model
 
 
 def test_a_crop_that_cuts_is_widened_and_reported():
@@ -170,7 +170,7 @@ def test_a_crop_that_cuts_is_widened_and_reported():
     assert dice(result.labels.array > 0, truth > 0) > 0.88
 
 
-def test_a_crop_that_holds_all_is_left_alone():
+def test_a_crop_that_cuts_nothing_is_not_changed():
     volume, truth = tilted()
     box = (-0.1, -0.5, -0.4, 0.8, 0.4, 0.6)
     result = predict(cropping(box), volume)
@@ -180,7 +180,7 @@ def test_a_crop_that_holds_all_is_left_alone():
     assert dice(result.labels.array > 0, truth > 0) > 0.9
 
 
-def test_which_faces_cut():
+def test_faces_of_the_crop_that_cut_labels():
     logits = torch.zeros(1, 2, 4, 6, 6)
     logits[:, 0] = 0.5
     logits[0, 1, 3, 2, 2] = 1.0
@@ -202,7 +202,7 @@ def test_a_longer_scan_than_those_of_the_training_is_reported(model):
     assert any("mm longer than those the model was trained on" in line for line in result.warnings)
 
 
-def test_from_the_identity_nothing_is_posed_and_unlike_the_reference_is_reported(model):
+def test_an_identity_start_applies_no_pose_and_reports_low_agreement(model):
     volume, truth = tilted(roll=90)
     as_it_lies = bright_model({**VOLUMES, "pose": {**VOLUMES["pose"], "start": "identity"}})
     result = predict(as_it_lies, volume)
@@ -213,7 +213,7 @@ def test_from_the_identity_nothing_is_posed_and_unlike_the_reference_is_reported
     assert "low agreement: the outline does not match the reference" in predict(low, volume).warnings
 
 
-def test_slabs_are_what_the_whole_is():
+def test_prediction_in_slabs_equals_the_whole_volume():
     random = torch.Generator().manual_seed(0)
     probabilities = torch.rand(1, 3, 8, 12, 12, generator=random).softmax(dim=1)
     a = math.radians(20)
@@ -228,14 +228,14 @@ def test_slabs_are_what_the_whole_is():
     assert torch.allclose(whole.sum(dim=0), torch.ones(shape), atol=1e-5)
 
 
-def test_the_answer_is_averaged_with_that_to_the_mirrored_crop(model):
-    """What is bright is as bright in the mirror: the same labels, on the same side."""
+def test_predictions_are_averaged_with_those_of_the_mirrored_crop(model):
+    """Segmentation by brightness is symmetric, so averaging keeps the labels and their side."""
     volume, _ = tilted(10, 4, -5)
     both = predict(bright_model({**VOLUMES, "predict": {"mirror": True}}), volume, probabilities=True)
     once = predict(bright_model(VOLUMES), volume, probabilities=True)
     np.testing.assert_allclose(both.probabilities, once.probabilities, atol=1e-4)
     crop = torch.rand(1, 1, 4, 8, 8)
-    made = bright_model({**VOLUMES, "predict": {"mirror": True}})
-    made.pipeline.unet.forward = lambda image, deep=False: [torch.cat([image, 0 * image, 0 * image], dim=1)]
-    answer = crop_probabilities(made, crop, (False, True))
-    assert torch.allclose(answer[:, 1], (1 / (crop.exp() + 2))[:, 0], atol=1e-5)
+    built = bright_model({**VOLUMES, "predict": {"mirror": True}})
+    built.pipeline.unet.forward = lambda image, deep=False: [torch.cat([image, 0 * image, 0 * image], dim=1)]
+    probabilities = crop_probabilities(built, crop, (False, True))
+    assert torch.allclose(probabilities[:, 1], (1 / (crop.exp() + 2))[:, 0], atol=1e-5)

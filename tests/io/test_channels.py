@@ -1,4 +1,4 @@
-"""The images of several channels: which belong together, on which grid they lie, what their hash is of."""
+"""Images of several channels: grouping by name, common grid, and hash."""
 
 import json
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_channels_are_read_together_or_not_at_all(tmp_path: Path) -> None:
         read_channels([one, two], ("CT",))
 
 
-def test_the_hash_is_of_all_channels_in_order(tmp_path: Path) -> None:
+def test_the_hash_covers_all_channels_in_order(tmp_path: Path) -> None:
     one, two = image(tmp_path / "a_0000.nii.gz", 7), image(tmp_path / "a_0001.nii.gz", 9)
     assert hash_of_channels([one]) == hash_of_source(one)
     before = hash_of_channels([one, two])
@@ -107,8 +107,8 @@ def test_images_that_differ_in_the_channel_alone_are_one_scan(tmp_path: Path) ->
     names = ("b_0001", "b_0000", "a_0000", "c", "d_0001", "e_0000", "e_0002", "f_0000")
     paths = {name: image(tmp_path / f"{name}.nii.gz") for name in names}
     elsewhere = image(tmp_path / "more" / "f_0001.nii.gz")
-    found = find_scans([tmp_path, elsewhere])
-    assert found == [
+    result = find_scans([tmp_path, elsewhere])
+    assert result == [
         Scan("a", paths["a_0000"]),
         Scan("b", paths["b_0000"], further=(paths["b_0001"],)),
         Scan("c", paths["c"]),

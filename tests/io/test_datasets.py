@@ -33,15 +33,15 @@ def v2(root, **changes):
 
 
 def refused(path, *words, labels=None):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         open_dataset(path, labels)
-    text = str(caught.value)
+    text = str(error.value)
     assert "\n" not in text
     for word in words:
         assert word in text, text
 
 
-def test_nnunet_v2(tmp_path):
+def test_nnunet_v2_layout_is_read(tmp_path):
     v2(tmp_path)
     touch(tmp_path, "imagesTr/b_0000.nii.gz", "imagesTr/a_1_0000.nii.gz", "imagesTr/._b_0000.nii.gz")
     touch(tmp_path, "labelsTr/b.nii.gz", "labelsTr/lonely.nii.gz")
@@ -77,7 +77,7 @@ def test_nnunet_v2(tmp_path):
     assert dict(open_dataset(tmp_path, {"mass": 7}).labels.values) == {"mass": 7}
 
 
-def test_nnunet_regions(tmp_path):
+def test_regions_of_nnunet_are_read(tmp_path):
     touch(tmp_path, "imagesTr/b_0000.nii.gz")
     labels = open_dataset(
         v2(
@@ -102,7 +102,7 @@ def test_nnunet_regions(tmp_path):
     assert dict(labels.unions) == {"both": ("kidney", "tumor")}
 
 
-def test_nnunet_explicit_paths(tmp_path):
+def test_explicit_paths_of_nnunet_are_read(tmp_path):
     entry = {"images": ["scans/x.nii.gz"], "label": "truth/x.nii.gz"}
     case = open_dataset(v2(tmp_path, dataset={"x": entry})).cases[0]
     assert (case.image, case.label) == (tmp_path / "scans/x.nii.gz", tmp_path / "truth/x.nii.gz")
@@ -149,12 +149,12 @@ def test_nnunet_explicit_paths(tmp_path):
         ({"labels": ["kidney"]}, "object of names"),
     ],
 )
-def test_nnunet_refusals(tmp_path, changes, word):
+def test_invalid_nnunet_datasets_are_refused(tmp_path, changes, word):
     touch(tmp_path, "imagesTr/b_0000.nii.gz")
     refused(v2(tmp_path, **changes), "dataset.json", word)
 
 
-def test_nnunet_names(tmp_path):
+def test_case_names_of_nnunet(tmp_path):
     v2(tmp_path)
     refused(tmp_path, "no cases")
     touch(tmp_path, "imagesTr/b_0000.nii.gz", "imagesTr/b_0001.nii.gz")
@@ -179,7 +179,7 @@ def decathlon(root, **changes):
     return described(root, **{k: v for k, v in content.items() if v is not None})
 
 
-def test_decathlon(tmp_path):
+def test_decathlon_layout_is_read(tmp_path):
     fork = {"image": "./imagesTr/._k_1.nii.gz", "label": "./labelsTr/._k_1.nii.gz"}
     pair = {"image": "./imagesTr/k_1.nii.gz", "label": "./labelsTr/k_1.nii.gz"}
     dataset = open_dataset(decathlon(tmp_path, training=[fork, pair]))
@@ -215,11 +215,11 @@ def test_nnunet_v1_numbers_its_files(tmp_path):
         ({"test": ["./imagesTr/k_1.nii.gz"]}, "must be unique"),
     ],
 )
-def test_decathlon_refusals(tmp_path, changes, word):
+def test_invalid_decathlon_datasets_are_refused(tmp_path, changes, word):
     refused(decathlon(tmp_path, **changes), word)
 
 
-def test_kits19(tmp_path):
+def test_kits19_layout_is_read(tmp_path):
     for name in ("case_00001", "case_00209", "case_00210"):
         touch(tmp_path, f"data/{name}/imaging.nii.gz")
     touch(tmp_path, "data/case_00001/segmentation.nii.gz")
@@ -249,7 +249,7 @@ def test_kits19(tmp_path):
         ("kits23.json", "segmentation.nii.gz"),
     ],
 )
-def test_kits21_and_23(tmp_path, extra, label):
+def test_kits21_and_kits23_layouts_are_read(tmp_path, extra, label):
     touch(tmp_path, "case_00001/imaging.nii.gz", "case_00001/segmentation.nii.gz", extra)
     if extra.endswith("json"):
         (tmp_path / extra).write_text('[{"case_id": "case_00001", "age_at_nephrectomy": 7}]')
@@ -272,7 +272,7 @@ def test_only_kits19_has_cases_without_label(tmp_path):
     )
 
 
-def test_manifest(tmp_path):
+def test_manifest_is_read(tmp_path):
     path = tmp_path / "cohort.csv"
     path.write_bytes(
         b"\xef\xbb\xbfImage;Label;patient;age;split;remark\r\n"
@@ -308,25 +308,25 @@ def test_manifest(tmp_path):
         ('image,label\n"x.nii,', ("cannot be read",)),
     ],
 )
-def test_manifest_refusals(tmp_path, text, words):
+def test_invalid_manifests_are_refused(tmp_path, text, words):
     path = tmp_path / "m.csv"
     path.write_text(text)
     refused(path, *words)
 
 
-def test_manifest_in_another_encoding(tmp_path):
+def test_a_manifest_in_another_encoding_is_refused(tmp_path):
     path = tmp_path / "m.csv"
     path.write_bytes("image,label\nübung.nii,".encode("latin-1"))
     refused(path, "UTF-8")
 
 
-def test_patients(tmp_path):
+def test_patients_and_ages_come_from_the_table(tmp_path):
     touch(tmp_path, *(f"imagesTr/{name}_0000.nii.gz" for name in "abc"))
     v2(tmp_path)
     table = tmp_path / "patients.csv"
     table.write_text("case,patient,age_years\na,P1,2.5\nb,P1,\nelsewhere,P2,1\n")
-    found = [(c.id, c.patient, c.age_years) for c in open_dataset(tmp_path).cases]
-    assert found == [("a", "P1", 2.5), ("b", "P1", None), ("c", "c", None)]
+    result = [(c.id, c.patient, c.age_years) for c in open_dataset(tmp_path).cases]
+    assert result == [("a", "P1", 2.5), ("b", "P1", None), ("c", "c", None)]
     for text, word in (
         ("case,patient\na,P1\na,P2\n", "line 3 lists case 'a' again"),
         ("case,patient\na,\n", "line 2 needs both"),
@@ -338,7 +338,7 @@ def test_patients(tmp_path):
         refused(tmp_path, "patients.csv", word)
 
 
-def test_not_a_dataset(tmp_path):
+def test_a_folder_without_a_dataset_is_refused(tmp_path):
     refused(tmp_path / "none", "no such dataset")
     refused(tmp_path, "not a known dataset")
     touch(tmp_path, "scan.nii.gz")
@@ -353,12 +353,12 @@ def test_not_a_dataset(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["-x", "x.", "a:b", "x" * 151])
-def test_the_message_about_a_case_id_tells_what_it_may_be(tmp_path, name):
-    found = dataset_of("d", "scans", tmp_path, Labels({}), [Case(name, tmp_path, None, name)])
-    with pytest.raises(InputError) as caught:
-        check_all_usable(found)
-    assert [(one.name, one.problem) for one in found.unusable] == [(name, str(caught.value))]
-    assert str(caught.value) == (
+def test_the_message_about_an_invalid_case_id_names_allowed_characters(tmp_path, name):
+    dataset = dataset_of("d", "scans", tmp_path, Labels({}), [Case(name, tmp_path, None, name)])
+    with pytest.raises(InputError) as error:
+        check_all_usable(dataset)
+    assert [(one.name, one.problem) for one in dataset.unusable] == [(name, str(error.value))]
+    assert str(error.value) == (
         f"{tmp_path}: case id {name!r} cannot be a file name; rename it: letters, digits, dots, dashes and "
         "underscores, the first and the last a letter or digit, at most 150 of them"
     )
@@ -380,7 +380,7 @@ def test_case_ids_are_safe_file_names(tmp_path_factory, name):
     assert "\\" not in name
 
 
-def test_a_value_to_ignore_in_every_layout(tmp_path):
+def test_an_ignore_value_is_read_in_every_layout(tmp_path):
     touch(tmp_path, "imagesTr/b_0000.nii.gz")
     labels = open_dataset(v2(tmp_path, labels={"background": 0, "kidney": 1, "ignore": 2})).labels
     assert (dict(labels.values), labels.ignore) == ({"kidney": 1}, 2)
@@ -390,7 +390,7 @@ def test_a_value_to_ignore_in_every_layout(tmp_path):
     assert (dict(labels.values), labels.ignore) == ({"kidney": 1}, 200)
 
 
-def test_a_dataset_knows_its_channels_by_name(tmp_path):
+def test_channels_of_a_dataset_have_names(tmp_path):
     v2(tmp_path / "v2", channel_names={"0": "T2 fs"})
     touch(tmp_path / "v2", "imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz")
     assert open_dataset(tmp_path / "v2").channels == ("T2 fs",)

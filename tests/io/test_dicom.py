@@ -14,10 +14,10 @@ real = pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/real-ct is n
 
 
 def refused(path, *words, series=None):
-    """The one line by which a path is refused; it holds the words and nothing of the patient."""
-    with pytest.raises(InputError) as caught:
+    """Assert that a path is refused in one line that contains the words and names no patient."""
+    with pytest.raises(InputError) as error:
         read_volume(path, series)
-    text = str(caught.value)
+    text = str(error.value)
     assert "\n" not in text
     assert str(path) in text
     for word in words:
@@ -25,7 +25,7 @@ def refused(path, *words, series=None):
     # The folder's own name may hold anything; what we add must not.
     for secret in SECRETS:
         assert secret not in text
-    assert caught.value.__cause__ is None
+    assert error.value.__cause__ is None
     return text
 
 
@@ -59,7 +59,7 @@ def test_real_series_with_gap_and_shuffled_names(tmp_path):
     refused(tmp_path, "slices are missing (about 1)", "4.00 mm", "2.00 mm is usual")
 
 
-def test_order_is_by_position_and_hu_by_rescale(tmp_path):
+def test_slices_are_sorted_by_position_and_rescaled_to_hu(tmp_path):
     raw = raw_slices()
     volume = read_volume(write_series(tmp_path, raw))
     np.testing.assert_array_equal(volume.array, raw.astype(int) - 1024)
@@ -68,7 +68,7 @@ def test_order_is_by_position_and_hu_by_rescale(tmp_path):
     np.testing.assert_allclose(volume.world_from_index, expected, atol=1e-12)
 
 
-def test_a_file_stands_for_its_series(tmp_path):
+def test_a_file_of_a_series_reads_the_whole_series(tmp_path):
     raw = raw_slices()
     write_series(tmp_path, raw)
     write_series(tmp_path / "other", raw_slices(seed=1), series="1.2.9")
@@ -78,7 +78,7 @@ def test_a_file_stands_for_its_series(tmp_path):
     np.testing.assert_array_equal(volume.array, raw.astype(int) - 1024)
 
 
-def test_file_without_suffix_and_subfolder(tmp_path):
+def test_files_without_suffix_and_in_subfolders_are_read(tmp_path):
     raw = raw_slices()
     for path in write_series(tmp_path / "DICOM" / "A", raw).iterdir():
         path.rename(path.with_suffix(""))
@@ -109,7 +109,7 @@ def test_any_patient_position_keeps_left_and_right(tmp_path, orientation, step):
     assert np.linalg.det(volume.direction) == pytest.approx(1)
 
 
-def test_oblique_series(tmp_path):
+def test_oblique_series_are_read(tmp_path):
     turn = rotation([10, -7, 25])
     raw = raw_slices()
     orientation = [*turn[:, 0], *turn[:, 1]]
@@ -118,7 +118,7 @@ def test_oblique_series(tmp_path):
     np.testing.assert_allclose(volume.direction, turn, atol=1e-9)
 
 
-def test_gaps_doubles_and_uneven_slices(tmp_path):
+def test_gaps_duplicates_and_uneven_slices_are_refused(tmp_path):
     raw = raw_slices(8)
     refused(write_series(tmp_path / "gap", raw, skip=(3, 4)), "slices are missing (about 2)", "6.00 mm")
     write_series(tmp_path / "double", raw)
@@ -129,14 +129,14 @@ def test_gaps_doubles_and_uneven_slices(tmp_path):
     refused(tmp_path / "uneven", "unevenly spaced", "1.70 mm")
 
 
-def test_rounded_positions_are_even(tmp_path):
+def test_rounded_positions_count_as_even(tmp_path):
     raw = raw_slices(9)
     for i, pixels in enumerate(raw):
         save(dicom_slice(pixels, (-10, 20, round(-300 + 0.625 * i, 2))), tmp_path / f"{i}.dcm")
     assert read_volume(tmp_path).spacing[2] == pytest.approx(0.625, abs=1e-3)
 
 
-def test_tilt_and_shifts(tmp_path):
+def test_gantry_tilt_and_shifted_slices_are_refused(tmp_path):
     raw = raw_slices()
     angle = np.radians(12)
     tilted = write_series(tmp_path / "tilt", raw, orientation=(1, 0, 0, 0, np.cos(angle), np.sin(angle)))
@@ -146,7 +146,7 @@ def test_tilt_and_shifts(tmp_path):
     refused(tmp_path / "shift", "shifted against each other by up to 2.00 mm")
 
 
-def test_several_series(tmp_path):
+def test_one_of_several_series_must_be_chosen(tmp_path):
     raw, more = raw_slices(), raw_slices(3, seed=2)
     write_series(tmp_path, raw)
     for path in write_series(tmp_path / "x", more, series="1.2.9", SeriesNumber=7).iterdir():
@@ -157,7 +157,7 @@ def test_several_series(tmp_path):
     refused(tmp_path, "no series '9'", "series 4", series="9")
 
 
-def test_two_series_with_one_number_are_not_guessed(tmp_path):
+def test_two_series_with_the_same_number_are_refused(tmp_path):
     write_series(tmp_path, raw_slices())
     for path in write_series(tmp_path / "x", raw_slices(3), series="1.2.9").iterdir():
         path.rename(tmp_path / f"x{path.name}")
@@ -176,7 +176,7 @@ def test_two_series_with_one_number_are_not_guessed(tmp_path):
         ({"Modality": "MR"}, "modality (CT, MR)"),
     ],
 )
-def test_one_odd_slice_is_refused(tmp_path, fields, word):
+def test_a_slice_unlike_the_others_is_refused(tmp_path, fields, word):
     raw = raw_slices()
     write_series(tmp_path, raw)
     save(dicom_slice(raw[2], (-10, 20, -296), **fields), tmp_path / "017.dcm")
@@ -203,14 +203,14 @@ def test_scouts_and_other_objects_are_left_out(tmp_path):
 def test_multi_frame_in_any_order(tmp_path):
     raw = raw_slices()
     path = save(enhanced(raw, (3, 0, 4, 2, 1)), tmp_path / "enhanced.dcm")
-    for place in (path, tmp_path):
-        volume = read_volume(place)
+    for source in (path, tmp_path):
+        volume = read_volume(source)
         np.testing.assert_array_equal(volume.array, raw.astype(int) - 1024)
         np.testing.assert_allclose(volume.origin, (-10, 20, -300))
         np.testing.assert_allclose(volume.spacing, (0.75, 0.5, 2))
 
 
-def test_multi_frame_without_places_is_refused(tmp_path):
+def test_multi_frame_without_positions_is_refused(tmp_path):
     data = enhanced(raw_slices(), range(5))
     del data.PerFrameFunctionalGroupsSequence
     save(data, tmp_path / "a.dcm")
@@ -218,7 +218,7 @@ def test_multi_frame_without_places_is_refused(tmp_path):
     refused(tmp_path / "a.dcm", "position, orientation and pixel size")
 
 
-def test_slope_and_own_intercepts(tmp_path):
+def test_slope_and_intercept_of_each_slice_are_applied(tmp_path):
     raw = raw_slices(3)
     for i, (slope, intercept) in enumerate([(1, -1024), (0.5, -500), (2, -1000)]):
         data = dicom_slice(raw[i], (0, 0, 2 * i), RescaleSlope=slope, RescaleIntercept=intercept)
@@ -249,13 +249,13 @@ def test_damaged_file_is_refused_without_noise(tmp_path, capfd, kept, suffix):
     if not suffix and kept == 100:
         assert read_volume(tmp_path).array.shape[0] == 3  # nothing is left that says DICOM
         return
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         read_volume(tmp_path)
-    assert not any(secret in str(caught.value) for secret in SECRETS)
+    assert not any(secret in str(error.value) for secret in SECRETS)
     assert capfd.readouterr().err == ""
 
 
-def test_folder_without_dicom(tmp_path):
+def test_a_folder_without_dicom_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("hello")
     refused(tmp_path, "no DICOM image series")
     assert not is_dicom(tmp_path / "a.txt")
@@ -263,7 +263,7 @@ def test_folder_without_dicom(tmp_path):
     assert not is_dicom(tmp_path / "b.dcm")
 
 
-def test_one_slice_takes_its_thickness(tmp_path):
+def test_a_single_slice_has_its_thickness_as_spacing(tmp_path):
     volume = read_volume(write_series(tmp_path, raw_slices(1)))
     assert volume.array.shape == (1, 6, 7)
     assert volume.spacing[2] == 3

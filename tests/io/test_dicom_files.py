@@ -1,4 +1,4 @@
-"""Which files are DICOM, and which of a folder are read: without a preamble, copies, objects beside them."""
+"""Recognition of DICOM files, and which files of a folder are read: copies, other objects, other files."""
 
 import gzip
 import json
@@ -32,9 +32,9 @@ ENCODINGS = ["implicit", "explicit", "big endian", "with the file's own group"]
 
 def refused(path, *words):
     text = ""
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         read_volume(path)
-    text = str(caught.value)
+    text = str(error.value)
     assert "\n" not in text
     for word in words:
         assert word in text, text
@@ -43,7 +43,7 @@ def refused(path, *words):
 
 
 def without_preamble(path, encoding):
-    """Write a file anew as old scanners and some archives do."""
+    """Rewrite a file without preamble and file meta information, as old scanners do."""
     data = pydicom.dcmread(path)
     meta = data.file_meta
     bare = Dataset()
@@ -81,15 +81,15 @@ def test_files_without_a_preamble_are_read(tmp_path, encoding, ending, some):
     np.testing.assert_array_equal(read_volume(tmp_path / archive).array, whole.array)
 
 
-def test_a_file_of_several_frames_without_a_preamble(tmp_path):
+def test_a_multi_frame_file_without_a_preamble_is_read(tmp_path):
     raw = raw_slices()
     path = save(enhanced(raw, (3, 0, 4, 2, 1)), tmp_path / "enhanced")
     without_preamble(path, "implicit")
-    for place in (path, tmp_path):
-        np.testing.assert_array_equal(read_volume(place).array, raw.astype(int) - 1024)
+    for source in (path, tmp_path):
+        np.testing.assert_array_equal(read_volume(source).array, raw.astype(int) - 1024)
 
 
-def test_padding_without_a_preamble_has_the_signedness_of_the_pixels(tmp_path):
+def test_padding_value_of_a_file_without_a_preamble_has_the_sign_of_the_pixels(tmp_path):
     raw = raw_slices(3)
     raw[:, 0] = 63536
     for i, pixels in enumerate(raw):
@@ -108,9 +108,9 @@ def test_a_damaged_file_without_a_preamble_is_named(tmp_path, encoding, kept):
         without_preamble(file.rename(file.with_suffix("")), encoding)
     first = folder / "003"
     first.write_bytes(first.read_bytes()[:kept])
-    with pytest.raises(InputError, match="003: ") as caught:
+    with pytest.raises(InputError, match="003: ") as error:
         read_volume(folder)
-    assert not any(secret in str(caught.value) for secret in SECRETS)
+    assert not any(secret in str(error.value) for secret in SECRETS)
 
 
 def written_in_parts(path, *parts):
@@ -125,7 +125,7 @@ def written_in_parts(path, *parts):
 
 
 def lasting(folder, count):
-    """The files of the last slices, by their position."""
+    """Return the files of the last slices by position."""
     files = sorted(folder.iterdir(), key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
     return files[-count:]
 
@@ -146,7 +146,7 @@ def test_elements_out_of_order_without_a_preamble_are_read(tmp_path, first):
 
 @pytest.mark.parametrize("ending", ["", ".7", ".img"])
 @pytest.mark.parametrize("kind", ["group 0010 first", "zeros", "random", "link", "pipe"])
-def test_slices_that_cannot_be_recognized_are_not_left_out(tmp_path, kind, ending):
+def test_unrecognizable_slices_are_reported_and_not_skipped(tmp_path, kind, ending):
     raw = np.random.default_rng(0).integers(0, 4096, (6, 64, 64)).astype(np.uint16)
     folder = write_series(tmp_path / "series", raw)
     for file in list(folder.iterdir()):
@@ -165,11 +165,11 @@ def test_slices_that_cannot_be_recognized_are_not_left_out(tmp_path, kind, endin
             file.write_bytes(bytes(size) if kind == "zeros" else np.random.default_rng(0).bytes(size))
     lost = "broken links, pipes or devices lie beside them (2,", "by place and size are not DICOM (2,"
     what = lost[kind not in ("link", "pipe")]
-    for place in (folder, tmp_path, next(folder.glob("003*"))):
-        refused(place, "series 4 has 4 images, but ", what)
+    for path in (folder, tmp_path, next(folder.glob("003*"))):
+        refused(path, "series 4 has 4 images, but ", what)
 
 
-def test_what_lies_beside_slices_and_cannot_be_one_does_not_matter(tmp_path):
+def test_files_that_cannot_be_slices_are_ignored(tmp_path):
     raw = raw_slices()
     folder = write_series(tmp_path / "series", raw)
     size = next(folder.iterdir()).stat().st_size
@@ -189,7 +189,7 @@ def test_pixels_that_are_neither_signed_nor_unsigned_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["last slices", "the same slices", "another series", "itself"])
-def test_a_linked_folder_is_not_followed_and_its_slices_are_not_left_out(tmp_path, kind):
+def test_linked_folders_are_not_followed_and_missing_slices_are_reported(tmp_path, kind):
     raw = raw_slices(6)
     folder = write_series(tmp_path / "scan" / "part1", raw)
     store = tmp_path / "store"
@@ -207,7 +207,7 @@ def test_a_linked_folder_is_not_followed_and_its_slices_are_not_left_out(tmp_pat
         np.testing.assert_array_equal(read_volume(tmp_path / "scan").array, raw.astype(int) - 1024)
 
 
-def test_a_slice_that_states_no_modality_of_slices_is_not_left_out(tmp_path):
+def test_a_slice_with_an_unknown_modality_is_reported(tmp_path):
     raw = raw_slices(6)
     folder = write_series(tmp_path, raw)
     (last,) = lasting(folder, 1)
@@ -217,7 +217,7 @@ def test_a_slice_that_states_no_modality_of_slices_is_not_left_out(tmp_path):
     np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
 
 
-def test_an_empty_file_among_slices_is_not_left_out(tmp_path):
+def test_an_empty_file_among_slices_is_reported(tmp_path):
     folder = write_series(tmp_path, raw_slices(6))
     for file in list(folder.iterdir()):
         file.rename(file.with_suffix(""))
@@ -225,14 +225,14 @@ def test_an_empty_file_among_slices_is_not_left_out(tmp_path):
     refused(folder, "series 4 has 5 images, but files", "by place and size are not DICOM (1, ")
 
 
-def test_links_alone_that_lead_nowhere_are_said(tmp_path):
+def test_broken_links_are_reported(tmp_path):
     for number in range(3):
         (tmp_path / f"IM{number}").symlink_to(tmp_path / "store" / str(number))
     refused(tmp_path, "no DICOM image series here", "(broken links, pipes or devices: 3)")
 
 
 def junk(folder):
-    """Files that are no DICOM, whatever their first bytes look like."""
+    """Write files that are not DICOM although their first bytes may look like it."""
     draw = np.random.default_rng(0)
     files = {
         "notes.txt": b"\x08 CT of the abdomen\n" * 40,
@@ -267,31 +267,31 @@ def test_other_files_are_not_taken_for_dicom(tmp_path):
         read_volume(tmp_path)
 
 
-def test_volumes_in_folders_below_are_pointed_out(tmp_path):
+def test_volumes_in_subfolders_are_mentioned(tmp_path):
     folder = junk(tmp_path / "dataset")
     (folder / "imagesTs").mkdir()
     (folder / "imagesTs" / "one_0000.nii.gz").write_bytes(b"")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         read_volume(folder)
-    assert str(caught.value).endswith(f"; for volumes give their own folder, e.g. {folder / 'imagesTs'}")
+    assert str(error.value).endswith(f"; for volumes give their own folder, e.g. {folder / 'imagesTs'}")
 
 
-def test_other_files_beside_slices_do_not_matter(tmp_path):
+def test_other_files_beside_slices_are_ignored(tmp_path):
     raw = raw_slices()
     junk(write_series(tmp_path / "series", raw))
     np.testing.assert_array_equal(read_volume(tmp_path / "series").array, raw.astype(int) - 1024)
     np.testing.assert_array_equal(read_volume(tmp_path).array, raw.astype(int) - 1024)
 
 
-@pytest.mark.parametrize("place", ["{}(1).dcm", "{} copy.dcm", "copy of {}.dcm", "a/{}.dcm", "{}"])
+@pytest.mark.parametrize("path", ["{}(1).dcm", "{} copy.dcm", "copy of {}.dcm", "a/{}.dcm", "{}"])
 @pytest.mark.parametrize("some", [True, False])
-def test_copies_of_files_are_taken_once(tmp_path, place, some):
+def test_copies_of_files_are_read_once(tmp_path, path, some):
     raw = raw_slices()
     folder = write_series(tmp_path / "series" / "b", raw)
-    base = folder.parent if place.startswith("a/") else folder
+    base = folder.parent if path.startswith("a/") else folder
     for number, file in enumerate(sorted(folder.iterdir())):
         if number < 2 or not some:
-            copy = base / place.format(file.stem)
+            copy = base / path.format(file.stem)
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(file, copy)
     before = hash_of_source(folder.parent)
@@ -306,14 +306,14 @@ def test_copies_of_files_are_taken_once(tmp_path, place, some):
 
 
 def again(path, **fields):
-    """The same instance once more, written otherwise."""
+    """Write the same instance again in another encoding."""
     data = pydicom.dcmread(path)
     for name, value in fields.items():
         setattr(data, name, value)
     return save(data, path.with_stem(f"{path.stem}x"))
 
 
-def test_copies_that_are_encoded_otherwise_are_taken_once(tmp_path):
+def test_copies_in_another_encoding_are_read_once(tmp_path):
     raw = raw_slices()
     folder = write_series(tmp_path, raw)
     one = again(folder / "003.dcm", SeriesDescription="exported again")
@@ -345,7 +345,7 @@ def test_one_instance_with_two_contents_is_refused(tmp_path, fields):
 @pytest.mark.parametrize("uids", [["1.2.3.4"], ["1.2.3.4", "1.2.3.5"]])
 @pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize("copies", [True, False])
-def test_slices_to_which_an_anonymizer_gave_one_uid_are_all_read(tmp_path, uids, alike, copies):
+def test_slices_with_one_shared_uid_are_all_read(tmp_path, uids, alike, copies):
     """Also where their pixels are the same, and beside copies of them."""
     raw = raw_slices(6)
     if alike:
@@ -358,8 +358,8 @@ def test_slices_to_which_an_anonymizer_gave_one_uid_are_all_read(tmp_path, uids,
         if copies:
             shutil.copy(file, file.with_stem(f"{file.stem}(1)"))
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
-    for place in (folder, folder / "003.dcm", tmp_path / archive):
-        volume = read_volume(place)
+    for path in (folder, folder / "003.dcm", tmp_path / archive):
+        volume = read_volume(path)
         np.testing.assert_array_equal(volume.array, raw.astype(int) - 1024)
         np.testing.assert_allclose(volume.spacing, (0.75, 0.5, 2))
         np.testing.assert_allclose(volume.origin, (-10, 20, -300))
@@ -367,14 +367,14 @@ def test_slices_to_which_an_anonymizer_gave_one_uid_are_all_read(tmp_path, uids,
     refused(folder, "003.dcm and 003x.dcm have one SOP instance UID", "differ")
 
 
-def test_one_instance_at_a_second_place_is_a_slice_like_any_other(tmp_path):
+def test_one_uid_at_two_positions_gives_two_slices(tmp_path):
     folder = write_series(tmp_path, raw_slices())
     again(folder / "003.dcm", ImagePositionPatient=[-10, 20, -301])
     refused(folder, "unevenly spaced", "1.00 mm")
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_copies_without_a_uid(tmp_path, same):
+def test_copies_without_a_uid_are_read_once(tmp_path, same):
     raw = raw_slices()
     folder = write_series(tmp_path, raw)
     for file in list(folder.iterdir()):
@@ -397,7 +397,7 @@ def test_another_instance_at_one_position_is_no_copy(tmp_path):
     refused(folder, "several slices at one position", "003.dcm and 003x.dcm")
 
 
-def test_a_copy_of_a_file_of_several_frames(tmp_path):
+def test_a_copy_of_a_multi_frame_file_is_read_once(tmp_path):
     raw = raw_slices()
     save(enhanced(raw, (3, 0, 4, 2, 1)), tmp_path / "a.dcm")
     shutil.copy(tmp_path / "a.dcm", tmp_path / "a(1).dcm")
@@ -406,25 +406,25 @@ def test_a_copy_of_a_file_of_several_frames(tmp_path):
 
 @pytest.mark.parametrize("name", ["mask.nii.gz", "mask.nii", "mask.nrrd", "mask.mha", "mask.mhd", "SEG.NRRD"])
 @pytest.mark.parametrize("where", ["beside", "above", "without endings"])
-def test_a_volume_beside_slices_is_not_guessed_at(tmp_path, name, where):
+def test_a_volume_beside_slices_is_refused(tmp_path, name, where):
     raw = raw_slices()
-    place = tmp_path / "scan"
-    folder = write_series(place / "IMAGES" if where == "above" else place, raw)
+    path = tmp_path / "scan"
+    folder = write_series(path / "IMAGES" if where == "above" else path, raw)
     series = read_volume(folder)
     if where == "without endings":
         for file in sorted(folder.iterdir()):
             file.rename(file.with_suffix(""))
     write_image(series.with_array((series.array > 0).astype(np.uint8)), tmp_path / "mask.nrrd")
-    shutil.copy(tmp_path / "mask.nrrd", place / name)
-    refused(place, "holds both DICOM slices and", name, "give one of the slices' files")
+    shutil.copy(tmp_path / "mask.nrrd", path / name)
+    refused(path, "holds both DICOM slices and", name, "give one of the slices' files")
     # As one scan, so that others beside it are done and a dataset's case may name the folder.
-    assert [scan.path for scan in find_scans([place])] == [place]
+    assert [scan.path for scan in find_scans([path])] == [path]
     # What the line says to do helps.
     slice_ = next(file for file in sorted(folder.iterdir()) if file.name.startswith("003"))
     np.testing.assert_array_equal(read_volume(slice_).array, raw.astype(int) - 1024)
 
 
-def test_folders_of_volumes_alone_are_scans_as_before(tmp_path):
+def test_folders_of_volumes_alone_are_read(tmp_path):
     volume = Volume(np.zeros((3, 4, 5), np.int16))
     for name in ("a.nii.gz", "b.nrrd"):
         write_image(volume, tmp_path / name)
@@ -447,7 +447,7 @@ def test_folders_of_volumes_alone_are_scans_as_before(tmp_path):
         ),
     ],
 )
-def test_what_images_lack_is_reported(tmp_path, missing, words):
+def test_missing_elements_are_reported(tmp_path, missing, words):
     folder = write_series(tmp_path, raw_slices(), **dict.fromkeys(missing))
     refused(folder, "no DICOM image series here", words)
     refused(folder / "003.dcm", "1 CT Image, which lacks")
@@ -462,7 +462,7 @@ def test_what_images_lack_is_reported(tmp_path, missing, words):
         ({"ImagePositionPatient": [1, 2]}, "lack a valid ImagePositionPatient"),
     ],
 )
-def test_what_images_have_in_an_unusable_form_is_reported(tmp_path, fields, words):
+def test_invalid_elements_are_reported(tmp_path, fields, words):
     refused(write_series(tmp_path, raw_slices(), **fields), words)
 
 
@@ -473,8 +473,8 @@ def test_the_detectors_pixel_size_is_not_that_of_the_patient(tmp_path):
 
 @pytest.mark.parametrize("name", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
 @pytest.mark.parametrize("end", ["003.dcm", "031.dcm"])
-def test_a_slice_that_does_not_say_where_it_lies_is_not_left_out(tmp_path, name, end):
-    """At an end of the stack no gap would show that it is gone."""
+def test_a_slice_without_a_position_is_reported(tmp_path, name, end):
+    """Without an end slice there is no gap that would reveal it."""
     folder = write_series(tmp_path, raw_slices())
     data = pydicom.dcmread(folder / end)
     delattr(data, name)
@@ -482,7 +482,7 @@ def test_a_slice_that_does_not_say_where_it_lies_is_not_left_out(tmp_path, name,
     refused(folder, f"series 4 has images that lack {name} (1 of 5, e.g. {end})")
 
 
-def test_a_picture_of_the_doses_in_the_series_is_left_out(tmp_path):
+def test_a_dose_report_in_the_series_is_ignored(tmp_path):
     raw = raw_slices()
     folder = write_series(tmp_path, raw)
     fields = {"ImagePositionPatient": None, "SOPClassUID": SecondaryCaptureImageStorage}
@@ -490,7 +490,7 @@ def test_a_picture_of_the_doses_in_the_series_is_left_out(tmp_path):
     np.testing.assert_array_equal(read_volume(folder).array, raw.astype(int) - 1024)
 
 
-def test_other_objects_are_called_what_they_are(tmp_path):
+def test_other_dicom_objects_are_named_in_the_message(tmp_path):
     for number, uid in enumerate((BasicTextSRStorage, BasicTextSRStorage, SegmentationStorage)):
         data = dicom_slice(raw_slices()[0], (0, 0, 0), SOPClassUID=uid)
         data.Modality = "SR" if uid == BasicTextSRStorage else "SEG"
@@ -502,7 +502,7 @@ def test_other_objects_are_called_what_they_are(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_nothing_of_a_patient_in_what_is_found(tmp_path):
+def test_messages_name_no_patient(tmp_path):
     data = dicom_slice(raw_slices()[0], (0, 0, 0), ImagePositionPatient=None)
     data.SOPClassUID = "1.2.3"
     data.file_meta.MediaStorageSOPClassUID = "1.2.3"
@@ -518,7 +518,7 @@ SPREAD = ["{0}.dcm", "more/{0}.dcm", "a/b/{0}"]
 @pytest.mark.parametrize("others", [SPREAD[1:2], SPREAD[2:], SPREAD, ["1/{0}", "2/{0}"]])
 @pytest.mark.parametrize("first", [True, False])
 def test_one_series_spread_over_folders_is_read_whole(tmp_path, others, first):
-    """In whichever folder its first slice lies."""
+    """The first slice may lie in any of the folders."""
     raw = raw_slices(8)
     folder = write_series(tmp_path / "series", raw)
     whole = read_volume(folder)
@@ -528,14 +528,14 @@ def test_one_series_spread_over_folders_is_read_whole(tmp_path, others, first):
         file.rename(target)
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
     at_the_top = [file for file in folder.iterdir() if file.is_file()]
-    for place in (folder, tmp_path / archive, *at_the_top):
-        volume = read_volume(place)
+    for path in (folder, tmp_path / archive, *at_the_top):
+        volume = read_volume(path)
         np.testing.assert_array_equal(volume.array, whole.array)
         np.testing.assert_array_equal(volume.world_from_index, whole.world_from_index)
 
 
 @pytest.mark.parametrize("places", [("", "b"), ("a", "b"), ("a", "a/b"), ("a/b/c", "")])
-def test_two_series_in_different_folders_are_listed_and_not_guessed(tmp_path, places):
+def test_two_series_in_different_folders_are_listed_in_the_refusal(tmp_path, places):
     raw, more = raw_slices(), raw_slices(3, seed=2)
     scan = tmp_path / "scan"
     write_series(scan / places[0], raw)
@@ -545,10 +545,10 @@ def test_two_series_in_different_folders_are_listed_and_not_guessed(tmp_path, pl
         target.parent.mkdir(parents=True, exist_ok=True)
         file.rename(target)
     archive = tmp_path / shutil.make_archive(str(tmp_path / "packed"), "zip", scan)
-    for place in (scan, archive):
-        refused(place, "got 2", "series 4 (CT, 5 images)", "series 7 (CT, 3 images)", "choose one")
-        np.testing.assert_array_equal(read_volume(place, "7").array, more.astype(int) - 1024)
-        np.testing.assert_array_equal(read_volume(place, "4").array, raw.astype(int) - 1024)
+    for path in (scan, archive):
+        refused(path, "got 2", "series 4 (CT, 5 images)", "series 7 (CT, 3 images)", "choose one")
+        np.testing.assert_array_equal(read_volume(path, "7").array, more.astype(int) - 1024)
+        np.testing.assert_array_equal(read_volume(path, "4").array, raw.astype(int) - 1024)
     np.testing.assert_array_equal(read_volume(scan / places[0] / "003.dcm").array, raw.astype(int) - 1024)
 
 
@@ -561,12 +561,12 @@ def test_results_and_scouts_below_a_series_are_left_out(tmp_path):
     marks = {"series": "1.2.7", "SOPClassUID": SegmentationStorage, "Modality": "SEG"}
     save(dicom_slice(raw[0], (0, 0, 0), **marks), folder / "results" / "scan.seg.dcm")
     write_image(volume.with_array((volume.array > 0).astype(np.uint8)), folder / "results" / "scan.nii.gz")
-    for place in (folder, folder / "003.dcm"):
-        np.testing.assert_array_equal(read_volume(place).array, volume.array)
+    for path in (folder, folder / "003.dcm"):
+        np.testing.assert_array_equal(read_volume(path).array, volume.array)
 
 
 @pytest.mark.parametrize("given", ["a.dcm", "b.dcm"])
-def test_one_of_several_files_of_many_frames_stands_for_its_series(tmp_path, given):
+def test_one_of_several_multi_frame_files_reads_the_whole_series(tmp_path, given):
     raw = raw_slices(8)
     parts = {"a.dcm": (6, 0, 3), "b.dcm": (5, 1, 2, 7, 4)}
     for name, order in parts.items():
@@ -582,7 +582,7 @@ def test_one_of_several_files_of_many_frames_stands_for_its_series(tmp_path, giv
     assert hash_of_source(tmp_path / "a.dcm") == hash_of_source(tmp_path / "b.dcm")
 
 
-def test_an_object_that_is_no_image_does_not_hide_what_is_below(tmp_path):
+def test_a_non_image_object_does_not_hide_the_series_below(tmp_path):
     raw = raw_slices()
     write_series(tmp_path / "below", raw)
     report = dicom_slice(raw[0], (0, 0, 0), SOPClassUID=BasicTextSRStorage, Modality="SR")
@@ -592,7 +592,7 @@ def test_an_object_that_is_no_image_does_not_hide_what_is_below(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [(4,), (0, 1, 2, 3, 4)])
-def test_slices_packed_by_gzip_are_refused_and_not_left_out(tmp_path, packed):
+def test_gzipped_slices_are_refused(tmp_path, packed):
     folder = write_series(tmp_path, raw_slices())
     files = sorted(folder.iterdir(), key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
     for number, file in enumerate(files):
@@ -603,7 +603,7 @@ def test_slices_packed_by_gzip_are_refused_and_not_left_out(tmp_path, packed):
         read_volume(folder)
 
 
-def test_a_photometric_interpretation_in_small_letters_is_read(tmp_path):
+def test_a_lower_case_photometric_interpretation_is_read(tmp_path):
     expected = read_volume(write_series(tmp_path / "a", raw_slices()))
-    found = read_volume(write_series(tmp_path / "b", raw_slices(), PhotometricInterpretation="monochrome2"))
-    np.testing.assert_array_equal(found.array, expected.array)
+    result = read_volume(write_series(tmp_path / "b", raw_slices(), PhotometricInterpretation="monochrome2"))
+    np.testing.assert_array_equal(result.array, expected.array)

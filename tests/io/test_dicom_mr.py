@@ -1,4 +1,4 @@
-"""MR series: read without a unit, at their place, and refused where CT is expected."""
+"""MR series are read without a unit, with their positions, and refused where CT is expected."""
 
 import numpy as np
 import pydicom
@@ -16,14 +16,14 @@ from isopose.labels import Labels
 MR = {"SOPClassUID": MRImageStorage, "Modality": "MR", "RescaleSlope": None, "RescaleIntercept": None}
 
 
-def test_an_mr_series_is_read_as_stored_at_its_place(tmp_path):
+def test_an_mr_series_keeps_stored_values_and_positions(tmp_path):
     raw = raw_slices()
     scan = read_volume(write_series(tmp_path, raw, **MR), modality="mr")
     np.testing.assert_array_equal(scan.array, raw)
     np.testing.assert_allclose(scan.world_from_index @ [2, 1, 3, 1], [-10 + 2 * 0.75, 20 + 0.5, -294, 1])
 
 
-def test_the_storage_class_decides_where_the_modality_is_missing(tmp_path):
+def test_a_missing_modality_is_taken_from_the_storage_class(tmp_path):
     folder = write_series(tmp_path, raw_slices(), **(MR | {"Modality": None}))
     assert read_volume(folder, modality="mr").array.min() >= 0
     with pytest.raises(InputError, match="a DICOM series of MR, expected CT"):
@@ -43,9 +43,9 @@ def test_results_refer_to_the_mr_series(tmp_path):
     study, series, frame = generate_uid(), generate_uid(), generate_uid()
     uids = []
     for i, pixels in enumerate(raw):
-        place = np.array([-10.0, 20.0, -300.0]) + axes[:, 2] * 2.0 * i
+        path = np.array([-10.0, 20.0, -300.0]) + axes[:, 2] * 2.0 * i
         orientation = (*axes[:, 0], *axes[:, 1])
-        data = dicom_slice(pixels, place, orientation, series, **MR,
+        data = dicom_slice(pixels, path, orientation, series, **MR,
                            StudyInstanceUID=study, FrameOfReferenceUID=frame)  # fmt: skip
         uids.append(data.SOPInstanceUID)
         save(data, tmp_path / "mr" / f"{i}.dcm")
@@ -68,13 +68,13 @@ def test_results_refer_to_the_mr_series(tmp_path):
         assert referenced.ReferencedSOPClassUID == MRImageStorage
         assert referenced.ReferencedSOPInstanceUID in uids
     assert segments.ReferencedSeriesSequence[0].SeriesInstanceUID == series
-    shown = {
+    referenced_uids = {
         image.ReferencedSOPInstanceUID
         for item in segments.PerFrameFunctionalGroupsSequence
         for derived in item.DerivationImageSequence
         for image in derived.SourceImageSequence
     }
-    assert shown == set(uids[1:3])
+    assert referenced_uids == set(uids[1:3])
     contour = structures.ROIContourSequence[0].ContourSequence[0]
     assert contour.ContourImageSequence[0].ReferencedSOPClassUID == MRImageStorage
     points = np.array(contour.ContourData, float).reshape(-1, 3)

@@ -21,14 +21,14 @@ from isopose.io.images import read_volume
 
 
 def by_gdcm(folder):
-    """The series as SimpleITK's own series reader has it."""
+    """Read the series by SimpleITK's series reader."""
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
     return reader.Execute()
 
 
 def by_pydicom(folder):
-    """Rescaled slices in the order of their positions, as pydicom has them."""
+    """Read rescaled slices in order of position by pydicom."""
     slices = sorted(
         map(pydicom.dcmread, folder.iterdir()), key=lambda one: float(one.ImagePositionPatient[2])
     )
@@ -36,26 +36,26 @@ def by_pydicom(folder):
 
 
 def signed(raw):
-    """Stored 12-bit values as signed ones, in two bytes."""
+    """Return stored 12-bit values as signed values of two bytes."""
     return (raw.astype(np.int16) - 2048).view(np.uint16)
 
 
-def compressed_by_gdcm(data, name, place):
-    """A slice whose pixels GDCM compressed."""
+def compressed_by_gdcm(data, name, path):
+    """Compress the pixels of a slice by GDCM."""
     kind = np.int16 if data.PixelRepresentation else np.uint16
     pixels = np.frombuffer(data.PixelData, kind).reshape(data.Rows, data.Columns)
     writer = sitk.ImageFileWriter()
     writer.SetImageIO("GDCMImageIO")
-    writer.SetFileName(str(place / "pixels.dcm"))
+    writer.SetFileName(str(path / "pixels.dcm"))
     writer.SetUseCompression(True)
     writer.SetCompressor(name)
     writer.Execute(sitk.GetImageFromArray(pixels[None]))
-    made = pydicom.dcmread(place / "pixels.dcm")
-    assert made.file_meta.TransferSyntaxUID.is_compressed
-    data.file_meta.TransferSyntaxUID = made.file_meta.TransferSyntaxUID
+    dataset = pydicom.dcmread(path / "pixels.dcm")
+    assert dataset.file_meta.TransferSyntaxUID.is_compressed
+    data.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     for field in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
-        setattr(data, field, made.get(field))
-    data["PixelData"] = made["PixelData"]
+        setattr(data, field, dataset.get(field))
+    data["PixelData"] = dataset["PixelData"]
     return data
 
 
@@ -67,7 +67,7 @@ def compressed_by_gdcm(data, name, place):
     ],
 )
 @pytest.mark.parametrize("representation", [0, 1])
-def test_every_transfer_syntax_has_the_same_values(tmp_path, syntax, representation):
+def test_every_transfer_syntax_gives_the_same_values(tmp_path, syntax, representation):
     # GDCM's compressors want more than a few pixels.
     raw = np.random.default_rng(0).integers(0, 4096, (3, 40, 48)).astype(np.uint16)
     stored = signed(raw) if representation else raw
@@ -90,7 +90,7 @@ def test_every_transfer_syntax_has_the_same_values(tmp_path, syntax, representat
     np.testing.assert_array_equal(sitk.GetArrayFromImage(by_gdcm(tmp_path / "series")), expected)
 
 
-def test_a_compressed_file_of_several_frames(tmp_path):
+def test_a_compressed_multi_frame_file_is_read(tmp_path):
     raw = raw_slices()
     data = enhanced(raw, (3, 0, 4, 2, 1))
     data.compress(RLELossless, generate_instance_uid=False)
@@ -100,7 +100,7 @@ def test_a_compressed_file_of_several_frames(tmp_path):
 
 @pytest.mark.parametrize("representation", [0, 1])
 @pytest.mark.parametrize("garbage", ["zeros", "sign", "overlay"])
-def test_bits_that_are_not_stored_do_not_count(tmp_path, representation, garbage):
+def test_unused_bits_are_ignored(tmp_path, representation, garbage):
     raw = raw_slices()
     stored = (signed(raw) if representation else raw) & 0x0FFF
     if garbage == "overlay":
@@ -115,13 +115,13 @@ def test_bits_that_are_not_stored_do_not_count(tmp_path, representation, garbage
     np.testing.assert_array_equal(sitk.GetArrayFromImage(by_gdcm(folder)), volume.array)
 
 
-def test_bits_that_are_stored_higher_up(tmp_path):
+def test_a_high_bit_above_the_stored_bits_is_read(tmp_path):
     raw = raw_slices()
     volume = read_volume(write_series(tmp_path, (raw << 4) | 0x5, HighBit=15))
     np.testing.assert_array_equal(volume.array, raw.astype(int) - 1024)
 
 
-def test_every_file_has_a_form_of_its_own(tmp_path):
+def test_files_of_a_series_may_differ_in_encoding(tmp_path):
     raw = raw_slices(4)
     forms = [
         (raw[0], {}),
@@ -135,7 +135,7 @@ def test_every_file_has_a_form_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("allocated", [8, 32])
-def test_other_widths(tmp_path, allocated):
+def test_pixels_of_8_and_32_bits_are_read(tmp_path, allocated):
     raw = raw_slices() % 256 if allocated == 8 else raw_slices()
     for i, pixels in enumerate(raw):
         data = dicom_slice(pixels, (0, 0, 2 * i))
@@ -147,7 +147,7 @@ def test_other_widths(tmp_path, allocated):
 
 
 @pytest.mark.parametrize(("name", "kind"), [("FloatPixelData", "<f4"), ("DoubleFloatPixelData", "<f8")])
-def test_float_pixels(tmp_path, name, kind):
+def test_float_pixels_are_read(tmp_path, name, kind):
     raw = raw_slices()
     for i, pixels in enumerate(raw):
         data = dicom_slice(pixels, (0, 0, 2 * i), RescaleSlope=2, RescaleIntercept=-1000)
@@ -165,7 +165,7 @@ def test_float_pixels(tmp_path, name, kind):
 
 
 def padded_series(folder, declared, *, value=None, representation=0, syntax=None, **fields):
-    """A series whose first row is padding, declared by elements ``(tag, VR, value)``; the values below it."""
+    """Write a series whose first row is padding, declared by ``(tag, VR, value)``; return the other rows."""
     raw = raw_slices(3)
     stored = (raw.astype(int) - 2048) if representation else raw.astype(int)
     stored[:, 0] = value
@@ -221,7 +221,7 @@ def test_declared_padding_is_air(tmp_path, representation, value, declared, synt
         (0, 63536, [(PADDING, "UT", "none")], 62512),
     ],
 )
-def test_what_is_air_already_or_not_declared_stays(tmp_path, representation, value, declared, hu):
+def test_undeclared_padding_and_air_are_kept(tmp_path, representation, value, declared, hu):
     rest = padded_series(tmp_path, declared, value=value, representation=representation)
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array[:, 0], hu)
@@ -229,7 +229,7 @@ def test_what_is_air_already_or_not_declared_stays(tmp_path, representation, val
 
 
 @pytest.mark.parametrize("declared", [[(PADDING, "SS", -2000)], [(PADDING, "US", 63536)]])
-def test_padding_below_air_is_air_too(tmp_path, declared):
+def test_padding_below_air_becomes_air(tmp_path, declared):
     rest = padded_series(tmp_path, declared, value=-2000, representation=1)
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array[:, 0], AIR_HU)
@@ -237,7 +237,7 @@ def test_padding_below_air_is_air_too(tmp_path, declared):
 
 
 def test_padding_beyond_the_stored_bits(tmp_path):
-    """Twelve bits are stored, and the padding is written in all sixteen; by twelve it would be tissue."""
+    """Of 16 bits 12 are stored; the padding value uses all 16 and would look like tissue if cut to 12."""
     raw = raw_slices(3)
     written = raw.copy()
     written[:, 0] = 63536
@@ -261,22 +261,22 @@ def test_every_file_has_its_own_padding(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path).array[:, 0], AIR_HU)
 
 
-def test_padding_of_several_frames_and_of_compressed_ones(tmp_path):
+def test_padding_of_multi_frame_and_compressed_files(tmp_path):
     raw = raw_slices()
     raw[:, 0] = 63536
-    for place in ("plain", "packed"):
+    for path in ("plain", "packed"):
         data = enhanced(raw, (3, 0, 4, 2, 1))
         data.BitsStored, data.HighBit = 16, 15
         data.add_new(PADDING, "US", 63536)
-        if place == "packed":
+        if path == "packed":
             data.compress(RLELossless, generate_instance_uid=False)
-        save(data, tmp_path / place / "enhanced.dcm")
-        volume = read_volume(tmp_path / place)
+        save(data, tmp_path / path / "enhanced.dcm")
+        volume = read_volume(tmp_path / path)
         np.testing.assert_array_equal(volume.array[:, 0], AIR_HU)
         np.testing.assert_array_equal(volume.array[:, 1:], raw[:, 1:].astype(int) - 1024)
 
 
-def test_padding_of_another_modality_is_nothing(tmp_path):
+def test_padding_of_other_modalities_is_kept(tmp_path):
     raw = raw_slices(3)
     raw[:, 0] = 4095
     for i, pixels in enumerate(raw):
@@ -287,15 +287,15 @@ def test_padding_of_another_modality_is_nothing(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path).array, expected)
 
 
-def test_values_and_places_are_those_of_other_readers(tmp_path):
+def test_values_and_positions_agree_with_other_readers(tmp_path):
     raw = raw_slices()
     folder = write_series(tmp_path, raw)
     volume, image = read_volume(folder), by_gdcm(folder)
     np.testing.assert_array_equal(volume.array, sitk.GetArrayFromImage(image))
     np.testing.assert_array_equal(volume.array, by_pydicom(folder))
     for index in ((0, 0, 0), (6, 5, 4), (2, 3, 1)):
-        there = volume.world_from_index @ [*index, 1]
-        np.testing.assert_allclose(there[:3], image.TransformIndexToPhysicalPoint(index), atol=1e-9)
+        position = volume.world_from_index @ [*index, 1]
+        np.testing.assert_allclose(position[:3], image.TransformIndexToPhysicalPoint(index), atol=1e-9)
 
 
 @pytest.mark.parametrize("kept", [0, 2, 50, 82])
@@ -308,7 +308,7 @@ def test_missing_pixels_are_refused(tmp_path, kept):
         read_volume(folder)
 
 
-def test_more_frames_than_places_are_refused(tmp_path):
+def test_more_frames_than_positions_are_refused(tmp_path):
     data = enhanced(raw_slices(), range(5))
     data.PerFrameFunctionalGroupsSequence = data.PerFrameFunctionalGroupsSequence[:4]
     save(data, tmp_path / "a.dcm")

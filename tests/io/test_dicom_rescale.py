@@ -1,4 +1,4 @@
-"""Every frame by its own slope and intercept, wherever they stand."""
+"""Rescale slope and intercept of each frame, at every level where they may be stored."""
 
 import numpy as np
 import pydicom
@@ -14,7 +14,7 @@ HU = np.random.default_rng(1).integers(-1000, 1500, (6, 6, 7))
 
 
 def pair_item(slope=None, intercept=None, kind="HU"):
-    """An item of the pixel value transformation, without what is None."""
+    """Make an item of the pixel value transformation sequence; None leaves an element out."""
     item = Dataset()
     for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept), ("RescaleType", kind)):
         if value is not None:
@@ -23,12 +23,12 @@ def pair_item(slope=None, intercept=None, kind="HU"):
 
 
 def stored(pairs):
-    """The values that give :data:`HU` by a pair for each slice."""
+    """Return the stored values that give :data:`HU` by the slope and intercept of each slice."""
     return np.stack([(hu - pair[1]) / pair[0] for hu, pair in zip(HU, pairs, strict=True)]).astype(np.uint16)
 
 
 def set_pairs(data, order, *, frames=None, shared=None, file=None):
-    """Write pairs into an enhanced file; ``frames`` is by slice, None where a frame has none of its own."""
+    """Write slopes and intercepts into an enhanced file; ``frames`` is by slice, None for frames without."""
     for number, i in enumerate(order):
         if frames is not None and frames[i] is not None:
             group = data.PerFrameFunctionalGroupsSequence[number]
@@ -66,7 +66,7 @@ OWN = [(1, -1000), (2, -1000), (1, -2000), (0.5, -1500), (0.25, -1024), (1, -100
         ([(-1, 1500)] * 6, {"shared": (-1, 1500)}),
     ],
 )
-def test_enhanced_files_have_pairs_in_three_places(tmp_path, pairs, places):
+def test_rescaling_of_enhanced_files_is_read_from_all_three_levels(tmp_path, pairs, places):
     raw, order = stored(pairs), (3, 0, 4, 2, 1, 5)
     save(set_pairs(enhanced(raw, order), order, **places), tmp_path / "enhanced.dcm")
     expected = np.stack([r * float(s) + i for r, (s, i) in zip(raw, pairs, strict=True)])
@@ -79,7 +79,7 @@ def test_enhanced_files_have_pairs_in_three_places(tmp_path, pairs, places):
     assert read_volume(tmp_path / "plain").grid_distance(volume) < 1e-9
 
 
-def test_every_file_has_its_own_pair_as_in_pet(tmp_path):
+def test_each_slice_may_have_its_own_rescaling_as_in_pet(tmp_path):
     raw = raw_slices(6)
     expected = []
     for i, pixels in enumerate(raw):
@@ -104,9 +104,9 @@ def test_any_slope_and_intercept(tmp_path, slope, intercept):
 
 
 def refused(path, word):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         read_volume(path)
-    text = str(caught.value)
+    text = str(error.value)
     assert word in text, text
     assert "\n" not in text
     assert not any(secret in text for secret in SECRETS)
@@ -122,14 +122,14 @@ def refused(path, word):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_half_a_pair_is_never_applied(tmp_path, fields, modality):
+def test_an_unusable_rescaling_of_one_slice_is_refused(tmp_path, fields, modality):
     for i, pixels in enumerate(raw_slices(3)):
         odd = fields if i == 1 else {}
         save(dicom_slice(pixels, (0, 0, 2 * i), Modality=modality, **odd), tmp_path / f"{i}.dcm")
     refused(tmp_path, "without rescale slope and intercept that can be used")
 
 
-def test_ct_without_any_pair_is_refused_and_mr_is_not(tmp_path):
+def test_ct_without_rescaling_is_refused_and_mr_is_read(tmp_path):
     raw = raw_slices(3)
     for modality in ("CT", "MR"):
         for i, pixels in enumerate(raw):
@@ -153,7 +153,7 @@ def test_the_storage_class_says_that_values_must_be_hu(tmp_path, modality):
 
 
 @pytest.mark.parametrize("frames", [[(1, None)], [(None, -1024)], [(0, -1024)]])
-def test_half_a_frames_pair_is_not_filled_up_from_the_shared_one(tmp_path, frames):
+def test_an_incomplete_rescaling_of_a_frame_is_not_completed_from_the_shared_one(tmp_path, frames):
     order = range(6)
     data = set_pairs(enhanced(raw_slices(6), order), order, frames=[*frames, *[None] * 5], shared=(1, -1024))
     save(data, tmp_path / "a.dcm")
@@ -177,7 +177,7 @@ def test_a_lookup_table_is_refused(tmp_path, both, modality):
 
 
 @pytest.mark.parametrize("kind", ["HU", "hu ", "", None, "Hounsfield Units"])
-def test_types_that_are_hu(tmp_path, kind):
+def test_rescale_types_that_mean_hu(tmp_path, kind):
     raw = raw_slices(3)
     for i, pixels in enumerate(raw):
         data = dicom_slice(pixels, (0, 0, 2 * i))
@@ -188,7 +188,7 @@ def test_types_that_are_hu(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["OD", "US", "Z_EFF", "ED", "HU_MOD", "Muster"])
-def test_other_quantities_are_refused(tmp_path, kind):
+def test_rescale_types_of_other_quantities_are_refused(tmp_path, kind):
     for i, pixels in enumerate(raw_slices(3)):
         data = dicom_slice(pixels, (0, 0, 2 * i))
         data.RescaleType = kind

@@ -9,7 +9,7 @@ from isopose.io.images import read_volume
 
 
 def series(folder, heights, orientation=None):
-    """A series at these heights in mm, as numbers or as text; ``orientation`` gives that of slice ``i``."""
+    """Write a series at z positions in mm (numbers or text); ``orientation(i)`` is that of slice ``i``."""
     raw = raw_slices(len(heights))
     for i, (pixels, height) in enumerate(zip(raw, heights, strict=True)):
         data = dicom_slice(pixels, (-10, 20, 0))
@@ -27,36 +27,36 @@ def refused(path, word):
 
 @pytest.mark.parametrize("count", [3, 4, 20])
 @pytest.mark.parametrize("spacing", [0.3, 0.4, 0.5, 0.625, 0.75, 1.25, 3.33, 6.25])
-def test_positions_rounded_to_a_tenth(tmp_path, spacing, count):
+def test_positions_rounded_to_a_tenth_are_fitted(tmp_path, spacing, count):
     true = -100 + spacing * np.arange(count)
     values = series(tmp_path, [f"{height:.1f}" for height in true])
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, values)
     np.testing.assert_allclose(volume.spacing[2], spacing, atol=0.1 / (count - 1) + 1e-9)
     # No slice lies further from where it is than its position was rounded, the fit's own error included.
-    there = volume.origin[2] + volume.spacing[2] * np.arange(count)
-    assert np.abs(there - true).max() <= 0.1
+    expected = volume.origin[2] + volume.spacing[2] * np.arange(count)
+    assert np.abs(expected - true).max() <= 0.1
     np.testing.assert_allclose(volume.origin[:2], (-10, 20), atol=1e-9)
 
 
-def test_the_fit_is_nearer_than_both_ends(tmp_path):
+def test_the_fit_is_more_accurate_than_the_end_positions(tmp_path):
     true = 6.25 * np.arange(61)
     series(tmp_path, [f"{height:.1f}" for height in true])
     assert read_volume(tmp_path).spacing[2] == pytest.approx(6.25, abs=2e-4)
 
 
 @pytest.mark.parametrize("spacing", [0.5, 0.625, 1.0, 5.0])
-def test_positions_that_jitter(tmp_path, spacing):
+def test_jittered_positions_are_fitted(tmp_path, spacing):
     true = -300 + spacing * np.arange(30)
     jitter = np.random.default_rng(0).uniform(-0.03, 0.03, 30)
     values = series(tmp_path, (true + jitter).round(4).tolist())
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, values)
-    there = volume.origin[2] + volume.spacing[2] * np.arange(30)
-    assert np.abs(there - true).max() <= 0.03
+    expected = volume.origin[2] + volume.spacing[2] * np.arange(30)
+    assert np.abs(expected - true).max() <= 0.03
 
 
-def test_exact_positions_stay_exactly_what_they_are(tmp_path):
+def test_exact_positions_are_not_changed(tmp_path):
     series(tmp_path, (-300 + 0.625 * np.arange(20)).tolist())
     expected = np.diag([0.75, 0.5, 0.625, 1.0])
     expected[:3, 3] = (-10, 20, -300)
@@ -65,7 +65,7 @@ def test_exact_positions_stay_exactly_what_they_are(tmp_path):
 
 @pytest.mark.parametrize("at", [1, 9, 18])
 @pytest.mark.parametrize("spacing", [0.3, 0.4, 0.625, 1.25, 3.33, 6.25])
-def test_a_slice_that_is_missing_among_rounded_ones(tmp_path, spacing, at):
+def test_a_missing_slice_among_rounded_positions_is_refused(tmp_path, spacing, at):
     heights = [f"{-100 + spacing * i:.1f}" for i in range(20) if i != at]
     series(tmp_path, heights)
     refused(tmp_path, r"slices are missing \(about 1\)")
@@ -86,28 +86,28 @@ def test_uneven_slices_are_refused(tmp_path, steps):
     refused(tmp_path, r"unevenly spaced|slices are missing")
 
 
-def test_slices_that_nearly_coincide_are_doubled(tmp_path):
+def test_slices_that_nearly_coincide_are_refused(tmp_path):
     heights = [0, 2, 4, 4.03, 6, 8]
     series(tmp_path, heights)
     refused(tmp_path, "several slices at one position")
 
 
-def test_rounded_positions_of_oblique_slices(tmp_path):
+def test_rounded_positions_of_oblique_slices_are_fitted(tmp_path):
     turn = rotation([12, -7, 25])
     raw = raw_slices(12)
     for i, pixels in enumerate(raw):
-        place = np.round(np.array([-10, 20, -300]) + 1.25 * i * turn[:, 2], 1)
-        data = dicom_slice(pixels, place, orientation=[*turn[:, 0], *turn[:, 1]])
+        path = np.round(np.array([-10, 20, -300]) + 1.25 * i * turn[:, 2], 1)
+        data = dicom_slice(pixels, path, orientation=[*turn[:, 0], *turn[:, 1]])
         save(data, tmp_path / f"{i}.dcm")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, raw.astype(int) - 1024)
     true = np.array([-10, 20, -300]) + 1.25 * np.arange(12)[:, None] * turn[:, 2]
-    there = volume.origin + np.arange(12)[:, None] * volume.world_from_index[:3, 2]
-    assert np.linalg.norm(there - true, axis=1).max() < 0.1
+    expected = volume.origin + np.arange(12)[:, None] * volume.world_from_index[:3, 2]
+    assert np.linalg.norm(expected - true, axis=1).max() < 0.1
 
 
 @pytest.mark.parametrize("jitter", [1e-6, 1e-4, 1e-3])
-def test_orientations_that_jitter(tmp_path, jitter):
+def test_jittered_orientations_are_averaged(tmp_path, jitter):
     heights = (-300 + 2.0 * np.arange(20)).tolist()
     values = series(tmp_path, heights, lambda i: [1, (-1) ** i * jitter, 0, 0, 1, (-1) ** i * -jitter])
     volume = read_volume(tmp_path)
@@ -118,7 +118,7 @@ def test_orientations_that_jitter(tmp_path, jitter):
     np.testing.assert_allclose(volume.spacing, (0.75, 0.5, 2), atol=1e-6)
 
 
-def test_the_mean_of_random_orientations(tmp_path):
+def test_the_mean_of_random_orientations_is_a_rotation(tmp_path):
     draw = np.random.default_rng(0)
     turns = [rotation(np.degrees(draw.normal(0, 3e-4, 3))) for _ in range(20)]
     axes = [turn[:, :2].T.ravel().round(6).tolist() for turn in turns]

@@ -32,9 +32,9 @@ ENDINGS = [".nii.gz", ".nii", ".nrrd", ".mha"]
 
 
 def refused(path, *words, call=read_volume):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         call(path)
-    text = str(caught.value)
+    text = str(error.value)
     assert "\n" not in text
     assert path.name in text
     for word in words:
@@ -107,7 +107,7 @@ def test_oblique_grids_there_and_back(tmp_path, angles, spacing, origin, mirrore
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64, bool])
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
-def test_types(tmp_path, ending, dtype):
+def test_every_voxel_type_is_read(tmp_path, ending, dtype):
     array = (upright().array % 2).astype(dtype)
     path = tmp_path / f"scan{ending}"
     write_image(Volume(array), path)
@@ -119,7 +119,7 @@ def test_types(tmp_path, ending, dtype):
 
 
 @pytest.mark.parametrize("ending", [".nhdr", ".mhd"])
-def test_headers_with_data_beside_them(tmp_path, ending):
+def test_headers_with_detached_data_are_read(tmp_path, ending):
     image = sitk.GetImageFromArray(upright().array)
     image.SetSpacing((0.75, 0.5, 2.5))
     image.SetOrigin((-101.25, 33.5, -640))
@@ -145,7 +145,7 @@ def test_cut_off_files_are_refused_without_noise(tmp_path, capfd, ending, kept):
     assert capfd.readouterr().err == ""
 
 
-def test_flipped_bit_in_a_packed_file_is_noticed(tmp_path):
+def test_a_flipped_bit_in_a_compressed_file_is_refused(tmp_path):
     path = tmp_path / "scan.nii.gz"
     write_image(upright((6, 30, 30)), path)
     data = bytearray(path.read_bytes())
@@ -154,7 +154,7 @@ def test_flipped_bit_in_a_packed_file_is_noticed(tmp_path):
     refused(path, "truncated or corrupt")
 
 
-def test_metaimage_that_does_not_unpack_is_noticed(tmp_path, capfd):
+def test_a_damaged_compressed_metaimage_is_refused(tmp_path, capfd):
     # ITK returns a volume of garbage here, and tells standard error only.
     path = tmp_path / "scan.mha"
     write_image(upright((6, 30, 30)), path)
@@ -166,7 +166,7 @@ def test_metaimage_that_does_not_unpack_is_noticed(tmp_path, capfd):
 
 
 def outcome(path):
-    """Empty where a file was read, else the one line by which it was refused; nothing else may happen."""
+    """Return "" if a file can be read, else its one-line refusal; any other outcome fails."""
     try:
         read_volume(path)
     except InputError as error:
@@ -185,8 +185,8 @@ def test_damaged_bytes_never_end_in_a_traceback(tmp_path, capfd, ending):
     outcomes = []
     for _ in range(60):
         data = bytearray(original)
-        for place in random.integers(0, min(len(data), 1000), random.integers(1, 4)):
-            data[place] = random.choice([0, 255, random.integers(256)])
+        for offset in random.integers(0, min(len(data), 1000), random.integers(1, 4)):
+            data[offset] = random.choice([0, 255, random.integers(256)])
         path.write_bytes(data)
         outcomes.append(outcome(folder if ending == ".dcm" else path))
     refusals = [text for text in outcomes if text]
@@ -195,7 +195,7 @@ def test_damaged_bytes_never_end_in_a_traceback(tmp_path, capfd, ending):
     assert capfd.readouterr().err == ""
 
 
-def test_quiet_reading_in_threads_gives_standard_error_back(tmp_path, capfd):
+def test_reading_in_threads_restores_standard_error(tmp_path, capfd):
     path = tmp_path / "scan.mha"
     write_image(upright(), path)
     with ThreadPoolExecutor(4) as pool:
@@ -205,7 +205,7 @@ def test_quiet_reading_in_threads_gives_standard_error_back(tmp_path, capfd):
     assert capfd.readouterr().err == "still here"
 
 
-def test_foreign_and_missing_files(tmp_path, capfd):
+def test_unknown_formats_and_missing_files_are_refused(tmp_path, capfd):
     refused(tmp_path / "none.nii.gz", "no such file")
     for name in ("a.nii.gz", "a.nii", "a.nrrd", "a.mha", "a.mhd", "a.nhdr", "a.png", "a"):
         (tmp_path / name).write_text("hello world " * 100)
@@ -216,7 +216,7 @@ def test_foreign_and_missing_files(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
-def test_other_ranks_and_vectors(tmp_path, ending):
+def test_other_dimensions_and_vectors_are_refused(tmp_path, ending):
     image = sitk.GetImageFromArray(upright().array)
     path = tmp_path / f"scan{ending}"
     sitk.WriteImage(image[:, :, 0], str(path))
@@ -234,7 +234,7 @@ def test_other_ranks_and_vectors(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_non_finite_values(tmp_path, ending, value):
+def test_non_finite_values_are_refused(tmp_path, ending, value):
     array = np.ones((3, 4, 5), np.float32)
     array[1, 2, 3] = value
     path = tmp_path / f"scan{ending}"
@@ -242,13 +242,13 @@ def test_non_finite_values(tmp_path, ending, value):
     refused(path, "not finite")
 
 
-def test_float64_beyond_float32_is_not_finite(tmp_path):
+def test_float64_values_beyond_float32_are_refused(tmp_path):
     path = tmp_path / "scan.nrrd"
     sitk.WriteImage(sitk.GetImageFromArray(np.full((3, 4, 5), 1e300)), str(path))
     refused(path, "not finite")
 
 
-def test_shear_and_lost_orientation(tmp_path):
+def test_shear_and_missing_orientation_are_refused(tmp_path):
     text = (
         "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 5 4 3\n"
         "space directions: (1,0,0) (0.2,1,0) (0,0,2)\nkinds: domain domain domain\nendian: little\n"
@@ -265,7 +265,7 @@ def test_shear_and_lost_orientation(tmp_path):
     refused(path, "left and right are unknown")
 
 
-def test_label_values(tmp_path):
+def test_label_values_must_be_whole_numbers_up_to_255(tmp_path):
     path = tmp_path / "labels.nii.gz"
     array = np.zeros((3, 4, 5), np.float32)
     array[1, 2, 3], array[0, 0, 1] = 255, 2
@@ -279,7 +279,7 @@ def test_label_values(tmp_path):
         refused(path, word, call=read_labels)
 
 
-def test_labels_follow_the_image(tmp_path):
+def test_labels_are_read_on_the_grid_of_the_image(tmp_path):
     image = stored(upright(), (2, 0, 1), (True, False, True))
     path = tmp_path / "labels.nrrd"
     marked = upright((4, 5, 6), np.uint8)
@@ -305,7 +305,7 @@ def test_labels_follow_the_image(tmp_path):
         read_labels(path, like=image)
 
 
-def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
     path = tmp_path / "new" / "labels.nii.gz"
     write_labels(Volume(np.ones((3, 4, 5), np.int64)), path)
     before = path.read_bytes()
@@ -328,7 +328,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["u1", "i1", "i2", "u2", "i4", "f4", "f8", "i8"])
-def test_nifti_is_written_as_itk_writes_it(tmp_path, kind):
+def test_nifti_files_equal_those_of_itk(tmp_path, kind):
     turn = Rotation.from_euler("zyx", (10, -20, 200), degrees=True).as_matrix()
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = turn * (0.7, 0.8, 2.5), (-101.5, 33.25, 1200.0)
@@ -352,8 +352,8 @@ def test_nifti_is_written_as_itk_writes_it(tmp_path, kind):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_labels_of_a_slightly_sheared_scan_lie_on_it(tmp_path, ending):
-    """ITK would write NIfTI axes at right angles."""
+def test_labels_of_a_slightly_sheared_scan_keep_its_grid(tmp_path, ending):
+    """ITK would write orthogonal axes."""
     affine = np.eye(4)
     affine[:3, :3] = rotation([10, 20, 30]) * [0.7, 0.8, 2.5]
     affine[:3, 0] += 9e-4 * 0.7 * affine[:3, 1] / 0.8
@@ -373,7 +373,7 @@ def test_labels_of_a_slightly_sheared_scan_lie_on_it(tmp_path, ending):
 
 
 @pytest.mark.parametrize("name", ["A.NII.GZ", "a.Nii", "ä b.nii.gz"])
-def test_names_are_as_the_user_has_them(tmp_path, name):
+def test_file_names_keep_their_spelling(tmp_path, name):
     volume = Volume(np.arange(60, dtype=np.int16).reshape(3, 4, 5))
     write_image(volume, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -389,14 +389,14 @@ def test_more_slices_than_nifti_holds_are_refused(tmp_path):
     assert read_volume(tmp_path / "a.nrrd").array.shape == volume.array.shape
 
 
-def test_written_files_are_packed(tmp_path):
+def test_written_files_are_compressed(tmp_path):
     volume = Volume(np.zeros((40, 50, 60), np.uint8))
     for ending in (".nii.gz", ".nrrd", ".mha"):
         write_labels(volume, tmp_path / f"a{ending}")
         assert (tmp_path / f"a{ending}").stat().st_size < 5000
 
 
-def test_quiet_drops_what_failed_and_what_itk_says(capfd):
+def test_quiet_suppresses_messages_of_itk(capfd):
     with quiet_itk():
         os.write(2, b"a progress bar")
     assert capfd.readouterr().err == "a progress bar"
@@ -421,7 +421,7 @@ def test_quiet_drops_what_failed_and_what_itk_says(capfd):
 
 @pytest.mark.skipif(not (SHARED / "kits19-masks").is_dir(), reason="../shared/data/kits19-masks is not there")
 @pytest.mark.parametrize(("case", "thick"), [("case_00004", 4.0), ("case_00012", 5.0), ("case_00037", 5.0)])
-def test_kits19_masks_stand_upright(case, thick):
+def test_kits19_masks_are_upright(case, thick):
     labels = read_labels(SHARED / "kits19-masks" / case / "segmentation.nii.gz")
     assert labels.array.shape[:2] == (512, 512)  # the axial axis is stored first in the file: last here
     back = labels.reoriented()
@@ -464,7 +464,7 @@ def test_real_organs_are_on_their_sides():
 
 @pytest.mark.parametrize("name", [b"\xff.mha", b"\xff.nrrd", b"\xff.dcm", b"\xff.nii.gz"])
 def test_names_that_are_not_utf8_are_reported(tmp_path, name):
-    """SimpleITK ends the process at such a name; a NIfTI file is read and written without it."""
+    """SimpleITK crashes on such names; NIfTI files are read and written without it."""
     volume = upright()
     path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
     if name.endswith(b".dcm"):
@@ -487,7 +487,7 @@ def test_names_that_are_not_utf8_are_reported(tmp_path, name):
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd", ".dcm", ".zip", ""])
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path, ending):
+def test_a_named_pipe_is_refused_without_waiting(tmp_path, ending):
     path = tmp_path / f"scan{ending}"
     os.mkfifo(path)
     for read in (read_volume, read_labels):

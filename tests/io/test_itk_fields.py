@@ -1,4 +1,4 @@
-"""What ITK and Slicer write into MetaImage and NRRD headers, and what ITK itself gets wrong there."""
+"""Header fields of MetaImage and NRRD as ITK and Slicer write them, and fields that ITK misreads."""
 
 import bz2
 import gzip
@@ -21,9 +21,9 @@ MHA = ("a.mha", "a.mhd")
 
 
 def refused(path, *words):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         read_volume(path)
-    text = str(caught.value)
+    text = str(error.value)
     assert text.startswith(f"{path}: ")
     assert not any(secret in text for secret in SECRETS), text
     for word in words:
@@ -31,14 +31,14 @@ def refused(path, *words):
 
 
 def same(path, volume=HERE):
-    found = read_volume(path)
-    np.testing.assert_array_equal(found.array, volume.array)
-    np.testing.assert_allclose(found.world_from_index, volume.world_from_index, atol=1e-5)
+    result = read_volume(path)
+    np.testing.assert_array_equal(result.array, volume.array)
+    np.testing.assert_allclose(result.world_from_index, volume.world_from_index, atol=1e-5)
 
 
 @pytest.fixture
 def from_nifti(tmp_path):
-    """An ITK image that was read from NIfTI, whose header ITK keeps as its dictionary."""
+    """An ITK image read from NIfTI, with the NIfTI header in its metadata dictionary."""
     nib.save(
         nib.Nifti1Image(HERE.array.T, np.diag([-1, -1, 1, 1]) @ HERE.world_from_index), tmp_path / "from.nii"
     )
@@ -47,7 +47,7 @@ def from_nifti(tmp_path):
 
 @pytest.mark.parametrize("name", MHA)
 @pytest.mark.parametrize("packed", [False, True])
-def test_what_itk_writes_of_a_nifti_file(tmp_path, from_nifti, name, packed):
+def test_headers_that_itk_writes_of_a_nifti_file_are_read(tmp_path, from_nifti, name, packed):
     sitk.WriteImage(from_nifti, str(tmp_path / name), packed)
     assert b"dim[0] = 3" in (tmp_path / name).read_bytes()
     same(tmp_path / name)
@@ -59,7 +59,7 @@ def test_what_itk_writes_of_a_nifti_file(tmp_path, from_nifti, name, packed):
 
 
 @pytest.mark.parametrize("name", MHA)
-def test_what_itk_writes_of_dicom(tmp_path, name):
+def test_headers_that_itk_writes_of_dicom_are_read(tmp_path, name):
     folder = write_series(tmp_path / "series", raw_slices(4))
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
     reader = sitk.ImageSeriesReader()
@@ -103,15 +103,15 @@ TEXTS = [
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", MHA)
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_text_of_several_lines_is_read_as_itk_reads_it(tmp_path, name, text, packed):
+def test_multi_line_fields_are_read_as_itk_reads_them(tmp_path, name, text, packed):
     image = to_sitk(HERE)
     for key, value in {"0010|4000": text, "0020|000d": "1.2.3"}.items():
         image.SetMetaData(key, value)
     sitk.WriteImage(image, str(tmp_path / name), packed)
     same(tmp_path / name)
-    found = sitk.ReadImage(str(tmp_path / name))
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), HERE.array)
-    assert np.allclose(found.GetOrigin(), HERE.origin)
+    result = sitk.ReadImage(str(tmp_path / name))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(result), HERE.array)
+    assert np.allclose(result.GetOrigin(), HERE.origin)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_text_that_changes_the_voxels_or_their_place_is_refused(tmp_path, befo
     refused(meta(tmp_path / "a.mha", (field, f"0010|4000 = {text}\n".encode() + field)))
 
 
-def test_as_images_and_labels_of_a_dataset(tmp_path):
+def test_images_and_labels_of_a_dataset_in_itk_formats(tmp_path):
     root, array = tmp_path / "Dataset001_mha", np.full((6, 96, 96), -1000, np.int16)
     for part in ("imagesTr", "labelsTr"):
         (root / part).mkdir(parents=True)
@@ -195,11 +195,11 @@ MATRIX = b"TransformMatrix = 1 0 0 0 1 0 0 0 1\n"
         (b"DimSize", b"ElementToIntensityFunctionSlope = 1.0\nElementToIntensityFunctionOffset = 0\nDimSize"),
     ],
 )
-def test_fields_of_metaimage(tmp_path, change):
+def test_fields_of_metaimage_are_read(tmp_path, change):
     same(meta(tmp_path / "a.mha", change))
 
 
-def test_the_matrix_of_metaimage_is_believed(tmp_path):
+def test_the_transform_matrix_of_metaimage_is_used(tmp_path):
     turned = b"TransformMatrix = -1 0 0 0 -1 0 0 0 1\n"
     path = meta(tmp_path / "a.mha", (MATRIX, turned))
     for before in (b"AnatomicalOrientation = RAI", b"CenterOfRotation = 0 0 0"):
@@ -225,12 +225,12 @@ def test_the_matrix_of_metaimage_is_believed(tmp_path):
         ([(b"DimSize", b"0010|4000 = a\nOffset = 1 2 3\nDimSize")], "field Offset twice"),
     ],
 )
-def test_what_itk_passes_over_in_metaimage_is_refused(tmp_path, changes, word):
+def test_metaimage_fields_that_itk_ignores_are_refused(tmp_path, changes, word):
     refused(meta(tmp_path / "a.mha", *changes), word)
 
 
 def in_files(path, data_file, names=("s1.raw", "s2.raw", "s3.raw", "s4.raw")):
-    """A header whose slices are a file each."""
+    """Write a header that refers to one file per slice."""
     for name, plane in zip(names, HERE.array, strict=True):
         (path.parent / name).write_bytes(plane.tobytes())
     if path.suffix == ".mhd":
@@ -256,7 +256,7 @@ NAMES = "s1.raw\ns2.raw\ns3.raw\ns4.raw\n"
         ("a.nhdr", "s%d.raw 1 4 1 2\n"),
     ],
 )
-def test_a_file_for_each_slice(tmp_path, name, data_file):
+def test_metaimage_with_one_file_per_slice_is_read(tmp_path, name, data_file):
     path = in_files(tmp_path / name, data_file)
     same(path)
     before = hash_of_source(path)
@@ -280,7 +280,7 @@ def test_a_file_for_each_slice(tmp_path, name, data_file):
         *(("a.nhdr", text) for text in ("LIST\ns1.raw\n", "s%99999d.raw 1 4 1 2\n", "s%n.raw 1 4 1 2\n")),
     ],
 )
-def test_files_that_are_not_one_for_each_slice(tmp_path, name, data_file):
+def test_invalid_lists_of_slice_files_are_refused(tmp_path, name, data_file):
     with pytest.raises(InputError, match=rf"{name}: "):
         read_volume(in_files(tmp_path / name, data_file))
 
@@ -315,7 +315,7 @@ TURNED = {
 
 @pytest.mark.parametrize(("signs", "name"), [(s, n) for s, names in TURNED.items() for n in names])
 @pytest.mark.parametrize("case", [str, str.lower, str.upper, str.title])
-def test_the_patients_spaces(tmp_path, signs, name, case):
+def test_anatomical_spaces_of_nrrd_are_read(tmp_path, signs, name, case):
     volume = read_volume(nrrd(tmp_path / "a.nrrd", space=case(name)))
     np.testing.assert_allclose(volume.world_from_index, np.diag([*signs, 1]) @ HERE.world_from_index)
 
@@ -335,7 +335,7 @@ def test_the_patients_spaces(tmp_path, signs, name, case):
         *("left-posterior-superior-time", "LPST", "RAST", "LAST", "3D-right-handed-time", "Erika Muster", ""),
     ],
 )
-def test_other_spaces_are_refused(tmp_path, space):
+def test_other_spaces_of_nrrd_are_refused(tmp_path, space):
     refused(nrrd(tmp_path / "a.nrrd", space=space))
     refused(nrrd(tmp_path / "b.nrrd", without=("space",), space_dimension="3"))
 
@@ -355,7 +355,7 @@ def test_other_spaces_are_refused(tmp_path, space):
         | {"kinds": "domain domain domain list"},
     ],
 )
-def test_fields_of_nrrd(tmp_path, fields):
+def test_fields_of_nrrd_are_read(tmp_path, fields):
     same(nrrd(tmp_path / "a.nrrd", **fields))
 
 
@@ -371,7 +371,7 @@ def test_fields_of_nrrd(tmp_path, fields):
         (HERE.array.astype(">i2").tobytes(), {"endian": "big"}),
     ],
 )
-def test_encodings_of_nrrd_in_one_file_and_beside_it(tmp_path, data, fields):
+def test_attached_and_detached_encodings_of_nrrd_are_read(tmp_path, data, fields):
     same(nrrd(tmp_path / "a.nrrd", data=data, **fields))
     (tmp_path / "b.bin").write_bytes(data)
     (tmp_path / "b.nhdr").write_text(nrrd_header(**fields, **{"data file": "b.bin"}))
@@ -395,17 +395,17 @@ def test_encodings_of_nrrd_in_one_file_and_beside_it(tmp_path, data, fields):
         ({"encoding": "ID-4711"}, ""),
     ],
 )
-def test_what_itk_passes_over_in_nrrd_is_refused(tmp_path, fields, word):
+def test_nrrd_fields_that_itk_ignores_are_refused(tmp_path, fields, word):
     refused(nrrd(tmp_path / "a.nrrd", **fields), word)
 
 
-def test_what_cannot_be_unpacked_is_refused(tmp_path):
+def test_data_that_cannot_be_decompressed_are_refused(tmp_path):
     path = nrrd(tmp_path / "a.nrrd", data=bz2.compress(HERE.array.tobytes()), encoding="bzip2")
     with pytest.raises(InputError, match=r"a\.nrrd: "):
         read_volume(path)
 
 
-def test_a_header_that_is_a_link_into_a_store(tmp_path):
+def test_a_header_that_is_a_symbolic_link_is_read(tmp_path):
     (tmp_path / "store").mkdir()
     sitk.WriteImage(to_sitk(HERE), str(tmp_path / "store" / "a.mha"))
     shutil.move(tmp_path / "store" / "a.mha", tmp_path / "store" / "d41d8cd98f00")

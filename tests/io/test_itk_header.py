@@ -17,7 +17,7 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nrrd", "a.nhdr"])
-def test_sound_headers_pass(write, name):
+def test_valid_headers_are_accepted(write, name):
     path = write(name)
     assert read_volume(path).array.ravel().tolist() == list(range(60))
     if path.suffix in (".nrrd", ".nhdr"):
@@ -40,7 +40,7 @@ def test_sound_headers_pass(write, name):
         ("a.mha", b"DimSize", b"\x00imSize"),
     ],
 )
-def test_lines_that_no_header_has_are_refused(write, name, before, after):
+def test_invalid_header_lines_are_refused(write, name, before, after):
     path = write(name)
     data = path.read_bytes()
     assert before in data

@@ -1,4 +1,4 @@
-"""Labels that went through a scale factor are whole numbers to within a thousandth, and nothing else is."""
+"""Labels stored with a scale factor are rounded if within a thousandth of whole numbers, else refused."""
 
 import json
 
@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bright import scene
+from bright import make_scene
 from isopose.data.check import check_dataset
 from isopose.data.fingerprint import fingerprint_of
 from isopose.data.store import write_store
@@ -15,12 +15,12 @@ from isopose.io.datasets import open_dataset
 from isopose.io.images import read_labels, write_image, write_labels
 from isopose.settings import DataConfig
 
-HERE = scene(slices=4)
+HERE = make_scene(slices=4)
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0]) @ HERE.volume.world_from_index
 
 
 def scaled(path):
-    """Labels as nibabel writes floating-point ones as uint16: with a slope that does not give 1 back."""
+    """Write labels as nibabel writes floats to uint16, with a slope that does not restore 1 exactly."""
     header = nib.Nifti1Header()
     header.set_data_dtype("uint16")
     nib.save(nib.Nifti1Image(HERE.truth.T.astype(float), RAS, header), path)
@@ -36,7 +36,7 @@ def dataset(tmp_path):
     return tmp_path / "list.csv"
 
 
-def test_they_are_rounded_and_it_is_said(tmp_path):
+def test_label_values_are_rounded_with_a_warning(tmp_path):
     notes = []
     labels = read_labels(scaled(tmp_path / "a.nii.gz"), note=notes.append)
     assert labels.array.dtype == np.uint8
@@ -47,7 +47,7 @@ def test_they_are_rounded_and_it_is_said(tmp_path):
 
 @pytest.mark.parametrize("kind", ["f4", "f8"])
 @pytest.mark.parametrize(("value", "label"), [(1.0009, 1), (254.9995, 255), (255.0004, 255), (-0.0001, 0)])
-def test_within_a_thousandth(tmp_path, kind, value, label):
+def test_values_within_a_thousandth_of_an_integer_are_rounded(tmp_path, kind, value, label):
     array = np.zeros((3, 4, 5), kind)
     array[1, 2, 3] = value
     nib.save(nib.Nifti1Image(array.T, np.eye(4)), tmp_path / "a.nii.gz")
@@ -59,7 +59,7 @@ def test_within_a_thousandth(tmp_path, kind, value, label):
 
 
 @pytest.mark.parametrize("value", [0.4, 1.5, 0.002, 254.99, -0.4, -0.01])
-def test_other_fractions_are_refused_with_the_right_reason(tmp_path, value):
+def test_other_fractions_are_refused_with_a_reason(tmp_path, value):
     array = np.zeros((3, 4, 5), np.float32)
     array[1, 2, 3] = value
     nib.save(nib.Nifti1Image(array.T, np.eye(4)), tmp_path / "a.nii.gz")
@@ -68,7 +68,7 @@ def test_other_fractions_are_refused_with_the_right_reason(tmp_path, value):
 
 
 @pytest.mark.parametrize(("value", "word"), [(255.6, "0 to 255"), (-1.0, "0 to 255"), (np.nan, "not finite")])
-def test_what_no_label_is(tmp_path, value, word):
+def test_label_values_out_of_range_or_not_finite_are_refused(tmp_path, value, word):
     array = np.zeros((3, 4, 5), np.float32)
     array[1, 2, 3] = value
     nib.save(nib.Nifti1Image(array.T, np.eye(4)), tmp_path / "a.nii.gz")
@@ -76,7 +76,7 @@ def test_what_no_label_is(tmp_path, value, word):
         read_labels(tmp_path / "a.nii.gz")
 
 
-def test_whole_numbers_are_not_spoken_of(tmp_path):
+def test_integer_labels_give_no_warning(tmp_path):
     notes = []
     for kind in ("u1", "f4", "f8", "i8"):
         nib.save(nib.Nifti1Image(HERE.truth.T.astype(kind), RAS, dtype=np.dtype(kind)), tmp_path / "a.nii.gz")
@@ -100,7 +100,7 @@ def test_preprocessing_rounds_and_keeps_the_warning(dataset, tmp_path):
     assert sum("were rounded" in line for line in stored.record.warnings) == 1
 
 
-def test_evaluate_scores_them_as_what_they_are(dataset, tmp_path, isopose):
+def test_evaluate_scores_rounded_labels(dataset, tmp_path, isopose):
     for name in ("truth", "found"):
         (tmp_path / name).mkdir()
     scaled(tmp_path / "truth" / "a.nii.gz")

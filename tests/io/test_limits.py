@@ -34,8 +34,8 @@ def test_a_scan_larger_than_the_limit_is_refused_by_its_header(tmp_path, monkeyp
         read_volume(path)
 
 
-def test_what_follows_the_voxels_is_not_read_for_ever(tmp_path, monkeypatch):
-    """A small file that unpacks to a thousand times its size, of which the first few bytes are a scan."""
+def test_bytes_after_the_voxels_are_not_decompressed(tmp_path, monkeypatch):
+    """The file unpacks to a thousand times its size; only its first bytes are voxels."""
     path = tmp_path / "a.nii"
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 30, 30), np.int16)), path)
     bomb = tmp_path / "bomb.nii.gz"

@@ -12,7 +12,7 @@ from isopose.io.masks import mask_path, read_mask, with_masks
 from isopose.labels import Labels
 
 
-def test_a_mask_stored_in_another_order_lies_on_the_scan(tmp_path):
+def test_a_mask_in_another_storage_order_is_aligned_with_the_scan(tmp_path):
     scan = upright()
     marked = np.zeros(scan.array.shape, np.uint8)
     marked[1, 2, 3], marked[2, 0, 5] = 1, 7
@@ -25,7 +25,7 @@ def test_a_mask_stored_in_another_order_lies_on_the_scan(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "a.nrrd", scan), marked > 0)
 
 
-def test_missing_misfitting_and_empty_masks_are_one_line(tmp_path):
+def test_missing_mismatched_and_empty_masks_are_refused_in_one_line(tmp_path):
     scan = upright()
     write_labels(Volume(np.ones((2, 5, 6), np.uint8), scan.world_from_index), tmp_path / "short.nii.gz")
     write_labels(scan.with_array(np.zeros(scan.array.shape, np.uint8)), tmp_path / "empty.nii.gz")
@@ -39,7 +39,7 @@ def test_missing_misfitting_and_empty_masks_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_cases_get_their_masks_by_name(tmp_path):
+def test_masks_are_matched_to_cases_by_name(tmp_path):
     dataset = dataset_of("d", "scans", tmp_path, Labels({}), [Case("a", tmp_path / "a.nii", None, "a")])
     assert with_masks(dataset, None) is dataset
     assert with_masks(dataset, tmp_path).cases[0].mask == tmp_path / "a.nii.gz"

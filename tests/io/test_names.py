@@ -1,11 +1,11 @@
-"""Names with accents meet however they are stored; texts are read as spreadsheets and Windows save them."""
+"""Names with accents match in NFC and NFD; texts with a byte order mark are read."""
 
 import json
 import unicodedata
 
 import pytest
 
-from bright import scene
+from bright import make_scene
 from isopose.data.check import check_dataset
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import evaluate, open_truth
@@ -16,11 +16,11 @@ from isopose.io.scans import find_scans
 from isopose.presets import load_config
 
 NFC, NFD = (unicodedata.normalize(form, "Käthe_Ñ") for form in ("NFC", "NFD"))
-HERE = scene(slices=4)
+HERE = make_scene(slices=4)
 LABELS = {"kidney": 1, "tumor": 7}
 
 
-def test_they_are_not_the_same_to_begin_with():
+def test_nfc_and_nfd_spellings_differ():
     assert NFC != NFD
     assert composed(NFD) == composed(NFC) == NFC
 
@@ -34,7 +34,7 @@ def labels(path):
 
 
 @pytest.mark.parametrize(("one", "other"), [(NFC, NFD), (NFD, NFC)])
-def test_nnunets_folders(tmp_path, one, other):
+def test_nnunet_folders_match_names_in_either_normalization(tmp_path, one, other):
     image(tmp_path / "imagesTr" / f"{one}_0000.nii.gz")
     labels(tmp_path / "labelsTr" / f"{other}.nii.gz")
     content = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz"}
@@ -51,7 +51,7 @@ def test_nnunets_folders(tmp_path, one, other):
 
 @pytest.mark.parametrize(("one", "other"), [(NFC, NFD), (NFD, NFC)])
 @pytest.mark.parametrize("layout", ["manifest", "decathlon", "nnunet"])
-def test_files_that_are_listed(tmp_path, one, other, layout):
+def test_listed_files_match_names_in_either_normalization(tmp_path, one, other, layout):
     image(tmp_path / one / f"{one}.nii.gz")
     labels(tmp_path / one / f"{other}_l.nii.gz")
     image_path, label_path = f"{other}/{other}.nii.gz", f"{one}/{one}_l.nii.gz"
@@ -71,7 +71,7 @@ def test_files_that_are_listed(tmp_path, one, other, layout):
     assert check_dataset(dataset) == []
 
 
-def test_only_what_is_stored_otherwise_is_looked_for(tmp_path):
+def test_an_exact_name_is_preferred(tmp_path):
     (tmp_path / NFD).mkdir()
     (tmp_path / NFD / "a").write_text("")
     assert as_stored(tmp_path / NFC / "a") == tmp_path / NFD / "a"
@@ -81,7 +81,7 @@ def test_only_what_is_stored_otherwise_is_looked_for(tmp_path):
 
 
 @pytest.mark.parametrize(("one", "other"), [(NFC, NFD), (NFD, NFC)])
-def test_scans_and_evaluations(tmp_path, one, other):
+def test_scans_and_evaluations_match_names_in_either_normalization(tmp_path, one, other):
     image(tmp_path / "in" / f"{one}_0000.nii.gz")
     assert [scan.name for scan in find_scans([tmp_path / "in"])] == [NFC]
     labels(tmp_path / "found" / f"{one}.nii.gz")
@@ -92,7 +92,7 @@ def test_scans_and_evaluations(tmp_path, one, other):
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path, mark):
+def test_a_byte_order_mark_is_ignored(tmp_path, mark):
     (tmp_path / "a.json").write_text(mark + '{"a": 1}', encoding="utf-8")
     assert read_json(tmp_path / "a.json") == {"a": 1}
     for name, text in (("c.toml", "[train]\nseed = 7\n"), ("c.json", '{"train": {"seed": 7}}')):

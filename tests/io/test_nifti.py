@@ -1,4 +1,4 @@
-"""NIfTI headers made by hand: the pitfalls that readers disagree on."""
+"""Hand-made NIfTI headers on which readers disagree."""
 
 import gzip
 import struct
@@ -18,7 +18,7 @@ TURN = rotation([10, 20, 30])
 
 @pytest.fixture
 def header(tmp_path):
-    """A NIfTI-1 file of an oblique grid, and a way to overwrite bytes of its header."""
+    """Function that writes a NIfTI-1 file of an oblique grid with changed bytes of its header."""
     matrix = np.eye(4)
     matrix[:3, :3] = TURN * [0.7, 0.8, 2.5]
     matrix[:3, 3] = (-10.5, 20.25, -300)
@@ -42,23 +42,23 @@ SFORM_ONLY, QFORM_ONLY, NEITHER = (CODES, "2h", 0, 2), (CODES, "2h", 1, 0), (COD
 
 
 def refused(path, *words):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         read_volume(path)
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(error.value).startswith(f"{path}: ")
     for word in words:
-        assert word in str(caught.value)
+        assert word in str(error.value)
 
 
 @pytest.mark.parametrize("code", [SFORM_ONLY, QFORM_ONLY])
-def test_either_form_gives_the_grid(header, code):
+def test_sform_and_qform_each_give_the_grid(header, code):
     np.testing.assert_allclose(read_volume(header(code)).world_from_index, header.matrix, atol=1e-4)
 
 
-def test_no_orientation_is_not_guessed(header):
+def test_a_missing_orientation_is_refused(header):
     refused(header(NEITHER), "left and right are unknown")
 
 
-def test_sform_is_believed_over_pixdim(header):
+def test_sform_takes_precedence_over_pixdim(header):
     # SimpleITK takes the voxel size from pixdim here and puts the scan at a wrong size.
     for size in ((1, 1, 1), (0, 0, 0)):
         volume = read_volume(header(SFORM_ONLY, (PIXDIM, "3f", *size)))
@@ -69,7 +69,7 @@ def test_qform_needs_a_voxel_size(header):
     refused(header(QFORM_ONLY, (PIXDIM, "3f", 0, 0.8, 2.5)), "not plausible")
 
 
-def test_forms_that_contradict_each_other(header):
+def test_contradicting_sform_and_qform_are_refused(header):
     mirrored = (SROW, "12f", 0.7, 0, 0, 5, 0, 0.8, 0, 5, 0, 0, 2.5, 5)
     refused(header(mirrored), "sform and qform", "mm apart")
     np.testing.assert_allclose(
@@ -79,14 +79,14 @@ def test_forms_that_contradict_each_other(header):
     )
 
 
-def test_forms_that_differ_by_rounding(header):
+def test_sform_and_qform_may_differ_by_rounding(header):
     data = header()
     x = struct.unpack_from("<f", data.read_bytes(), SROW + 12)[0]
     volume = read_volume(header((SROW + 12, "f", x + 0.3)))
     assert volume.origin[0] == pytest.approx(-x - 0.3, abs=1e-5)  # the sform's word
 
 
-def test_mirrored_qform(header, tmp_path):
+def test_a_mirrored_qform_is_read(header, tmp_path):
     matrix = header.matrix.copy()
     matrix[:, 2] *= -1
     write_image(Volume(ARRAY, matrix), tmp_path / "m.nii")
@@ -97,7 +97,7 @@ def test_mirrored_qform(header, tmp_path):
     np.testing.assert_allclose(read_volume(tmp_path / "m.nii").world_from_index, matrix, atol=1e-4)
 
 
-def test_shear_units_and_damage(header):
+def test_shear_other_units_and_damage_are_refused(header):
     refused(header(SFORM_ONLY, (SROW, "12f", -0.7, 0.3, 0, 5, 0, -0.8, 0, 5, 0, 0, 2.5, 5)), "right angles")
     refused(header((UNITS, "B", 1)), "meters")
     refused(header((UNITS, "B", 3)), "micrometers")
@@ -112,12 +112,12 @@ def test_shear_units_and_damage(header):
         read_volume(header((DIM, "8h", 3, 30000, 30000, 30000, 1, 1, 1, 1)))
 
 
-def test_units_may_be_unknown_or_carry_time(header):
+def test_unknown_spatial_units_and_time_units_are_accepted(header):
     for unit in (0, 2, 10, 8):
         np.testing.assert_array_equal(read_volume(header((UNITS, "B", unit))).array, ARRAY)
 
 
-def test_slope_and_intercept(header):
+def test_slope_and_intercept_are_applied(header):
     volume = read_volume(header((SCALE, "2f", 1, -1024)))
     assert volume.array.dtype == np.float32
     np.testing.assert_array_equal(volume.array, ARRAY - 1024.0)
@@ -128,7 +128,7 @@ def test_slope_and_intercept(header):
         np.testing.assert_array_equal(volume.array, ARRAY)
 
 
-def test_against_simpleitk_where_the_header_is_sound(header):
+def test_valid_headers_are_read_as_by_simpleitk(header):
     for scale in ((1, 0), (2, -1000)):
         path = header((SCALE, "2f", *scale))
         image, volume = sitk.ReadImage(str(path)), read_volume(path)
@@ -138,7 +138,7 @@ def test_against_simpleitk_where_the_header_is_sound(header):
         np.testing.assert_allclose(volume.direction.ravel(), image.GetDirection(), atol=1e-6)
 
 
-def test_trailing_bytes_and_late_voxels(header):
+def test_trailing_bytes_and_large_voxel_offsets_are_read(header):
     path = header((108, "f", 400))
     data = bytearray(path.read_bytes())
     data[352:352] = bytes(48)  # an extension
@@ -150,24 +150,24 @@ def test_trailing_bytes_and_late_voxels(header):
 
 
 @pytest.mark.parametrize("junk", [b"Muster^Erika", b"\x01", b"PK\x03\x04" + bytes(50), bytes(3) + b"x"])
-def test_bytes_behind_a_packed_volume_are_refused_and_not_quoted(header, junk):
-    """Zeros, to which disks and tapes fill up, are read over, as gzip does."""
+def test_bytes_after_a_compressed_volume_are_refused_and_not_quoted(header, junk):
+    """Trailing zeros, as padding of disks and tapes, are ignored, as gzip does."""
     data = header().read_bytes()
     packed = header().with_suffix(".nii.gz")
     packed.write_bytes(gzip.compress(data) + bytes(20))
     np.testing.assert_array_equal(read_volume(packed).array, ARRAY)
     for first in (data, data[:200], data[:400]):
         packed.write_bytes(gzip.compress(first) + junk)
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError) as error:
             read_volume(packed)
-        assert str(caught.value) == (
+        assert str(error.value) == (
             f"{packed}: truncated or corrupt (bytes that are not gzip's follow its compressed data); "
             "copy or download it again"
         )
 
 
 def swapped(data):
-    """The same NIfTI-1 file as a big-endian machine writes it."""
+    """Return the bytes of a NIfTI-1 file in big-endian order."""
     data = bytearray(data)
     fields = [
         (0, "i", 1),
@@ -186,7 +186,7 @@ def swapped(data):
     return bytes(data[:352]) + voxels
 
 
-def test_big_endian(header):
+def test_big_endian_files_are_read(header):
     path = header()
     path.write_bytes(swapped(path.read_bytes()))
     volume = read_volume(path)
@@ -195,7 +195,7 @@ def test_big_endian(header):
     np.testing.assert_allclose(volume.world_from_index, header.matrix, atol=1e-4)
 
 
-def test_nifti_2(tmp_path, header):
+def test_nifti_2_files_are_read(tmp_path, header):
     matrix = np.diag([-1, -1, 1, 1]) @ header.matrix
     data = bytearray(544)
     struct.pack_into("<i8sh", data, 0, 540, b"n+2\0\r\n\x1a\n", 4)

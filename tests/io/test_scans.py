@@ -20,7 +20,7 @@ def names(inputs):
     return [scan.name for scan in find_scans(inputs)]
 
 
-def test_files_and_folders_of_files_and_dicom_folders(tmp_path):
+def test_files_folders_of_files_and_dicom_folders_are_found(tmp_path):
     scan = touch(tmp_path / "one" / "child_0000.nii.gz")
     for name in ("b_0000.nii.gz", "a.nrrd", "c.MHA", "notes.txt", ".hidden.nii.gz", "d.json"):
         touch(tmp_path / "many" / name)
@@ -28,8 +28,8 @@ def test_files_and_folders_of_files_and_dicom_folders(tmp_path):
     touch(tmp_path / "CT series" / "0001.dcm")
     single = touch(tmp_path / "multi.DCM")
     odd = touch(tmp_path / "CT.1.2.840")
-    found = find_scans([scan, tmp_path / "many", tmp_path / "CT series", single, odd])
-    assert found == [
+    result = find_scans([scan, tmp_path / "many", tmp_path / "CT series", single, odd])
+    assert result == [
         Scan("child", scan),
         Scan("a", tmp_path / "many" / "a.nrrd"),
         Scan("b", tmp_path / "many" / "b_0000.nii.gz"),
@@ -40,14 +40,14 @@ def test_files_and_folders_of_files_and_dicom_folders(tmp_path):
     ]
 
 
-def test_scans_whose_results_would_meet_have_a_problem_and_no_others(tmp_path):
+def test_scans_with_the_same_result_name_have_a_problem_and_the_others_none(tmp_path):
     one = touch(tmp_path / "a" / "child_0000.nii.gz")
     two = touch(tmp_path / "b" / "child.nrrd")
     upper, lower = touch(tmp_path / "b" / "Ann.nii"), touch(tmp_path / "b" / "ann.nii.gz")
     nameless, other = touch(tmp_path / "b" / "_0000.nii.gz"), touch(tmp_path / "b" / "other.nii.gz")
-    found = {scan.path: scan.problem for scan in find_scans([tmp_path / "a", tmp_path / "b"])}
+    problems = {scan.path: scan.problem for scan in find_scans([tmp_path / "a", tmp_path / "b"])}
     tail = "rename one, or give each its own run and output folder"
-    assert found == {
+    assert problems == {
         **{path: f"{path}: two inputs would be written as child; {tail}" for path in (one, two)},
         **{
             path: f"{path}: two inputs would be written as Ann and ann, one name on some file systems; {tail}"
@@ -75,7 +75,7 @@ def test_a_series_with_an_archive_beside_it_stays_a_series(tmp_path):
     assert names([tmp_path / "packed"]) == ["a", "b"]
 
 
-def test_links_to_series_and_their_directories(tmp_path):
+def test_links_to_series_and_to_dicomdirs_are_followed(tmp_path):
     write_series(tmp_path / "store" / "1.2.840", raw_slices(3))
     (tmp_path / "anna").symlink_to(tmp_path / "store" / "1.2.840")
     save(dicom_slice(raw_slices(1)[0], (0, 0, 0)), tmp_path / "store" / "9f86d081")
@@ -83,30 +83,30 @@ def test_links_to_series_and_their_directories(tmp_path):
     (tmp_path / "store" / "medium").mkdir()
     pydicom.dcmwrite(tmp_path / "store" / "medium" / "DICOMDIR", dicom_slice(raw_slices(1)[0], (0, 0, 0)))
     (tmp_path / "cleo").symlink_to(tmp_path / "store" / "medium")
-    given = [tmp_path / "anna", tmp_path / "bert.dcm", tmp_path / "cleo" / "DICOMDIR"]
-    assert names(given) == ["anna", "bert", "cleo"]
+    path = [tmp_path / "anna", tmp_path / "bert.dcm", tmp_path / "cleo" / "DICOMDIR"]
+    assert names(path) == ["anna", "bert", "cleo"]
     np.testing.assert_array_equal(
         read_volume(tmp_path / "anna").array, read_volume(tmp_path / "store" / "1.2.840").array
     )
 
 
-def test_the_folder_here_and_the_one_above_have_their_names(tmp_path, monkeypatch):
+def test_relative_folders_give_the_real_folder_name(tmp_path, monkeypatch):
     write_series(tmp_path / "anna" / "series", raw_slices(1))
     (tmp_path / "link").symlink_to(tmp_path / "anna")
     monkeypatch.chdir(tmp_path / "anna" / "series")
-    for given, name in ((".", "series"), ("..", "anna"), ("../series", "series"), ("../../link", "link")):
-        assert names([type(tmp_path)(given)]) == [name]
+    for path, name in ((".", "series"), ("..", "anna"), ("../series", "series"), ("../../link", "link")):
+        assert names([type(tmp_path)(path)]) == [name]
     (tmp_path / "anna" / "series" / "DICOMDIR").write_bytes(b"x")
     assert names([type(tmp_path)("DICOMDIR")]) == ["series"]
     assert names([type(tmp_path)("../series/DICOMDIR")]) == ["series"]
 
 
-def test_a_series_is_chosen_of_dicom_alone(tmp_path):
+def test_a_series_number_is_refused_for_other_formats(tmp_path):
     with pytest.raises(InputError, match="--series chooses a DICOM series"):
         find_scans([touch(tmp_path / "a.nii.gz")], "2")
 
 
-def test_results_are_kept_apart_from_scans(tmp_path):
+def test_an_output_folder_with_scans_is_refused(tmp_path):
     volumes = touch(tmp_path / "volumes" / "a.nii.gz").parent
     series = touch(tmp_path / "series" / "0001.dcm").parent
     for inputs, output in (([volumes], volumes), ([volumes, series], series / "out")):

@@ -1,4 +1,4 @@
-"""A scan is known again by all of its files."""
+"""The hash of a scan covers all of its files."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from io_helpers import write_series
 from isopose.errors import InputError
 from isopose.files import sha256
@@ -20,14 +20,14 @@ from isopose.io.sources import hash_of_source
 from isopose.progress import Silent
 
 
-def test_a_file_by_itself_is_its_own_bytes_whatever_its_name(tmp_path):
-    write_image(scene(slices=3).volume, tmp_path / "a.nii.gz")
+def test_the_hash_of_a_file_is_of_its_bytes_alone(tmp_path):
+    write_image(make_scene(slices=3).volume, tmp_path / "a.nii.gz")
     shutil.copy(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
     assert hash_of_source(tmp_path / "a.nii.gz") == sha256(tmp_path / "a.nii.gz")
     assert hash_of_source(tmp_path / "b.nii.gz") == hash_of_source(tmp_path / "a.nii.gz")
 
 
-def test_of_a_folder_every_file_counts_also_in_subfolders(tmp_path):
+def test_the_hash_of_a_folder_covers_files_in_subfolders(tmp_path):
     (tmp_path / "below").mkdir()
     for name in ("b", "a", "below/c"):
         (tmp_path / name).write_text(name)
@@ -39,8 +39,8 @@ def test_of_a_folder_every_file_counts_also_in_subfolders(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
-def test_a_file_with_its_own_voxels_is_its_own_bytes(ending, tmp_path):
-    image = sitk.GetImageFromArray(scene(slices=3).volume.array)
+def test_the_hash_of_a_file_with_attached_voxels_is_of_its_bytes(ending, tmp_path):
+    image = sitk.GetImageFromArray(make_scene(slices=3).volume.array)
     sitk.WriteImage(image, str(tmp_path / f"scan{ending}"))
     (tmp_path / "other.raw").write_bytes(b"1")
     with open(tmp_path / f"scan{ending}", "ab") as file:
@@ -49,8 +49,8 @@ def test_a_file_with_its_own_voxels_is_its_own_bytes(ending, tmp_path):
 
 
 @pytest.mark.parametrize("header", ["scan.mhd", "scan.nhdr", "scan.mha", "scan.nrrd"])
-def test_the_voxels_beside_a_header_count(header, tmp_path):
-    image = sitk.GetImageFromArray(scene(slices=3).volume.array)
+def test_the_hash_covers_detached_voxels(header, tmp_path):
+    image = sitk.GetImageFromArray(make_scene(slices=3).volume.array)
     apart = {".mha": ".mhd", ".nrrd": ".nhdr"}.get(header[4:], header[4:])
     sitk.WriteImage(image, str(tmp_path / f"scan{apart}"))
     # A header may name another file under either ending.
@@ -73,22 +73,22 @@ def test_the_voxels_beside_a_header_count(header, tmp_path):
         ("scan.nhdr", "NRRD0004\ndimension: 3\ndata file: LIST 2\none.raw\ntwo.raw\n"),
     ],
 )
-def test_the_files_of_a_list_count(header, text, tmp_path):
+def test_the_hash_covers_listed_files(header, text, tmp_path):
     (tmp_path / header).write_text(text, newline="")
     for name in ("one.raw", "two.raw"):
         (tmp_path / name).write_bytes(b"1")
-    found = {hash_of_source(tmp_path / header)}
+    result = {hash_of_source(tmp_path / header)}
     for name in ("one.raw", "two.raw"):
         (tmp_path / name).write_bytes(b"2")
-        found.add(hash_of_source(tmp_path / header))
-    assert len(found) == 3
+        result.add(hash_of_source(tmp_path / header))
+    assert len(result) == 3
 
 
 @pytest.mark.parametrize(
     ("header", "line"),
     [("s.mhd", "ElementDataFile = cut%03d.raw 1 5 2"), ("s.nhdr", "data file: cut%03d.raw 1 5 2 2")],
 )
-def test_the_files_of_a_pattern_count(header, line, tmp_path):
+def test_the_hash_covers_files_of_a_pattern(header, line, tmp_path):
     (tmp_path / header).write_text(f"NRRD0004\n{line}\n" if header == "s.nhdr" else f"NDims = 3\n{line}\n")
     for number in range(1, 6):
         (tmp_path / f"cut{number:03d}.raw").write_bytes(b"1")
@@ -116,13 +116,13 @@ def test_the_files_of_a_pattern_count(header, line, tmp_path):
         "NDims = 3",
     ],
 )
-def test_whatever_a_header_says_the_hash_has_an_end(line, tmp_path):
+def test_hashing_ends_for_any_header(line, tmp_path):
     (tmp_path / "scan.mhd").write_text(f"{line}\n")
     assert hash_of_source(tmp_path / "scan.mhd") == sha256(tmp_path / "scan.mhd")
 
 
-def test_one_file_of_a_series_stands_for_all_of_them(tmp_path):
-    write_series(tmp_path / "series", scene(slices=4).volume.array)
+def test_the_hash_of_one_dicom_file_is_that_of_its_series(tmp_path):
+    write_series(tmp_path / "series", make_scene(slices=4).volume.array)
     first, second, *_, last = sorted((tmp_path / "series").iterdir())
     before = hash_of_source(first)
     assert hash_of_source(second) == before
@@ -143,8 +143,8 @@ def test_a_missing_file_is_reported(tmp_path):
             hash_of_source(tmp_path / name)
 
 
-def test_a_scan_whose_voxels_changed_beside_their_header_is_predicted_again(tmp_path):
-    """By the header's bytes alone the result of the other voxels would have counted as this scan's."""
+def test_a_scan_with_changed_detached_voxels_is_predicted_again(tmp_path):
+    """A hash of the header alone would reuse the result of the former voxels."""
 
     def write(volume: Volume) -> None:
         image = sitk.GetImageFromArray(volume.array)
@@ -163,9 +163,9 @@ def test_a_scan_whose_voxels_changed_beside_their_header_is_predicted_again(tmp_
         )
         return outcome.record["volumes_ml"]
 
-    shown = scene(slices=4)
-    write(shown.volume)
+    scene = make_scene(slices=4)
+    write(scene.volume)
     header, before = sha256(tmp_path / "scan.mhd"), volumes()
-    write(shown.volume.with_array(np.where(shown.truth == 7, 40, shown.volume.array).astype(np.int16)))
+    write(scene.volume.with_array(np.where(scene.truth == 7, 40, scene.volume.array).astype(np.int16)))
     assert sha256(tmp_path / "scan.mhd") == header
     assert volumes() != before

@@ -1,4 +1,4 @@
-"""What a model's card says is what the model is."""
+"""The model card agrees with the model."""
 
 from dataclasses import replace
 
@@ -23,12 +23,14 @@ HISTORY = (
 
 @pytest.fixture
 def model() -> Model:
-    made = bright_model({"pose": {"reference": "Mustermann"}, "unet": {"base_features": 4}}, real_unet=True)
+    card_model = bright_model(
+        {"pose": {"reference": "Mustermann"}, "unet": {"base_features": 4}}, real_unet=True
+    )
     info = ModelInfo(TRAINING, stages={"unet": StageInfo(2, best_epoch=1, best=0.4)}, history=HISTORY)
-    return replace(made, info=info, weights_sha256="cd" * 32)
+    return replace(card_model, info=info, weights_sha256="cd" * 32)
 
 
-def test_the_card_names_what_the_model_is_and_nobody(model: Model) -> None:
+def test_the_card_describes_the_model_and_names_no_patient(model: Model) -> None:
     card = model_card(model)
     assert f"Segments {', '.join(model.labels.names)} in CT" in card
     assert f"`{'cd' * 32}`" in card
@@ -48,8 +50,8 @@ def test_the_card_names_what_the_model_is_and_nobody(model: Model) -> None:
     assert {line.count("|") for line in table} == {5}
 
 
-def test_the_card_of_mr_speaks_of_mr(model: Model) -> None:
-    """No unit, no dose, even if values are pooled over scans as those of CT."""
+def test_the_card_of_an_mr_model_has_no_units_of_ct(model: Model) -> None:
+    """No unit and no dose, even if intensities are pooled over scans as in CT."""
     seen = replace(model.fingerprint, channels=(replace(model.fingerprint.channels[0], name="T2"),))
     card = model_card(replace(model, fingerprint=seen))
     assert "HU" in model_card(model)
@@ -60,7 +62,7 @@ def test_the_card_of_mr_speaks_of_mr(model: Model) -> None:
     assert not any(word in card for word in ("HU", "CT", "dose", "contrast phase"))
 
 
-def test_every_setting_that_was_changed_is_reported_and_no_other(model: Model) -> None:
+def test_the_card_lists_exactly_the_changed_settings(model: Model) -> None:
     usual = load_config().flat()
     changed = {key for key, value in model.config.flat().items() if value != usual[key]}
     assert {"unet.base_features", "pose.reference"} <= changed
@@ -69,13 +71,13 @@ def test_every_setting_that_was_changed_is_reported_and_no_other(model: Model) -
     assert settings == changed - {"train.device", "pose.reference"}
 
 
-def test_without_validation_no_figure_is_made_up(model: Model) -> None:
+def test_without_validation_the_card_gives_no_score(model: Model) -> None:
     card = model_card(replace(model, info=replace(model.info, history=())))
     assert "there were no validation scans" in card
     assert "0.812" not in card
 
 
-def test_weights_that_it_began_from_are_reported(model: Model) -> None:
+def test_the_card_names_the_initial_weights(model: Model) -> None:
     training = replace(TRAINING, from_weights_sha256="ab" * 32)
     assert f"Fine-tuned from the weights `{'ab' * 32}`" in model_card(
         replace(model, info=replace(model.info, training=training))
@@ -86,9 +88,7 @@ def test_weights_that_it_began_from_are_reported(model: Model) -> None:
     ("plane", "sizes"),
     [("axial", "width x depth"), ("coronal", "width x height"), ("sagittal", "depth x height")],
 )
-def test_the_card_and_the_fingerprint_name_the_same_directions(
-    model: Model, plane: Plane, sizes: str
-) -> None:
+def test_the_card_and_the_fingerprint_agree_on_directions(model: Model, plane: Plane, sizes: str) -> None:
     config = model.config.model_copy(update={"data": model.config.data.model_copy(update={"plane": plane})})
     # Another size in each direction, so that an exchange shows.
     seen = replace(

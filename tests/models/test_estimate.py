@@ -1,4 +1,4 @@
-"""The first pose that agrees well enough with the reference is taken, where the roll network has no say."""
+"""Choice among pose sources: the first with enough agreement, without the roll network."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ POSES = {LEARNED: 0.3, MOMENTS: 0.1, IDENTITY: 0.0}
 
 
 def transformer(agreements, *, learned=True, start="moments"):
-    """A stand-in with given agreements, one row for each source, one column for each slice."""
+    """Make a stand-in whose agreements are given: one row for each source, one column for each slice."""
 
     def pose(source, count):
         value = torch.zeros(count, 5)
@@ -43,7 +43,7 @@ def chosen(agreements, least=0.8, **options):
     return PoseTransformer.estimate(transformer(agreements, **options), slices, slices, least)
 
 
-def test_the_first_that_is_good_enough_is_taken_slice_by_slice():
+def test_each_slice_takes_the_first_source_with_enough_agreement():
     result = chosen(
         {
             LEARNED: [0.81, 0.80, 0.79, 0.10, 0.10],
@@ -74,7 +74,7 @@ def test_the_first_that_is_good_enough_is_taken_slice_by_slice():
     ],
     ids=["moments alone", "learned from the identity", "nothing"],
 )
-def test_only_what_the_model_has_is_tried(options, agreements, expected):
+def test_only_sources_of_the_model_are_tried(options, agreements, expected):
     assert chosen(agreements, **options).source.tolist() == expected
 
 

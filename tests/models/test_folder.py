@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.geometry.pose import matrix_from_pose
@@ -25,14 +25,14 @@ from isopose.presets import validate_config
 
 @pytest.fixture(scope="module")
 def model():
-    """Untrained, but no weight is at its start: also those that start at zero are random."""
-    made = bright_model({"data": {"size": 64}}, real_unet=True)
+    """An untrained model in which all weights are random, including those initialized to zero."""
+    untrained = bright_model({"data": {"size": 64}}, real_unet=True)
     generator = torch.Generator().manual_seed(3)
-    for tensor in made.pipeline.state_dict().values():
+    for tensor in untrained.pipeline.state_dict().values():
         if tensor.is_floating_point():
             tensor += 0.02 * torch.rand(tensor.shape, generator=generator)
     info = ModelInfo(TrainingInfo(("a" * 64,)), ReferenceInfo(slice=3))
-    return replace(made, info=info)
+    return replace(untrained, info=info)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def shared_folder(model, tmp_path_factory):
     return path
 
 
-def test_what_is_loaded_is_what_was_saved(model, shared_folder):
+def test_a_loaded_model_equals_the_saved_one(model, shared_folder):
     loaded = load_model(shared_folder)
     saved, again = model.pipeline.state_dict(), loaded.pipeline.state_dict()
     assert list(saved) == list(again)
@@ -64,7 +64,7 @@ def test_what_is_loaded_is_what_was_saved(model, shared_folder):
 
 
 def test_a_loaded_model_predicts_the_same_bits(model, shared_folder):
-    scan = scene(roll=0.2, slices=2).volume
+    scan = make_scene(roll=0.2, slices=2).volume
     before = predict(model, scan, probabilities=True)
     after = predict(load_model(shared_folder), scan, probabilities=True)
     np.testing.assert_array_equal(before.probabilities, after.probabilities)
@@ -75,23 +75,23 @@ def test_a_loaded_model_predicts_the_same_bits(model, shared_folder):
     assert np.abs(before.scan_pose.pose).max() > 1e-3
 
 
-def test_what_predicts_is_a_copy_that_answers_the_same(model):
-    """Fused and laid out otherwise; the model itself stays as it was, to be saved or trained on."""
+def test_the_fused_copy_for_prediction_gives_the_same_result(model):
+    """The copy has fused layers and another memory format; the model itself is not changed."""
     exact = validate_config({**model.config.model_dump(), "predict": {"precision": "32-true"}}, "test")
     before = {name: value.clone() for name, value in model.pipeline.state_dict().items()}
     fast = for_prediction(replace(model, config=exact))
-    scan = scene().volume
-    expected, found = predict(replace(model, config=exact), scan), predict(fast, scan)
-    assert np.mean(found.labels.array != expected.labels.array) < 1e-4
+    scan = make_scene().volume
+    expected, result = predict(replace(model, config=exact), scan), predict(fast, scan)
+    assert np.mean(result.labels.array != expected.labels.array) < 1e-4
     assert (expected.labels.array > 0).any()
     after = model.pipeline.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_loading_and_predicting_load_no_more_than_they_need(shared_folder, tmp_path):
-    """Compilers, plots and stores cost each cold prediction seconds and a hundred megabytes."""
-    write_image(scene(slices=3).volume, tmp_path / "scan.nii.gz")
+def test_loading_and_predicting_import_only_needed_modules(shared_folder, tmp_path):
+    """Importing compilers, matplotlib and the store costs seconds and a hundred megabytes per prediction."""
+    write_image(make_scene(slices=3).volume, tmp_path / "scan.nii.gz")
     program = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -104,10 +104,10 @@ def test_loading_and_predicting_load_no_more_than_they_need(shared_folder, tmp_p
         "predict_scans(*given, probabilities=False, reporter=Silent())\n"
         "print(*sys.modules)\n"
     )
-    given = [sys.executable, "-c", program, shared_folder, tmp_path / "scan.nii.gz", tmp_path / "out"]
-    done = subprocess.run(list(map(str, given)), capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", program, shared_folder, tmp_path / "scan.nii.gz", tmp_path / "out"]
+    process = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     assert (tmp_path / "out" / "scan.nii.gz").exists()
-    loaded = set(done.stdout.split())
+    loaded = set(process.stdout.split())
     assert "torch" in loaded
     assert not loaded & {"torch._dynamo", "sympy", "matplotlib", "blosc2", "lightning_fabric", "monai"}
 
@@ -144,10 +144,10 @@ def test_nothing_is_unpickled(folder, monkeypatch):
 
 
 def refused(folder, words):
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=words) as error:
         load_model(folder)
-    assert "\n" not in str(caught.value)
-    assert str(folder) in str(caught.value)
+    assert "\n" not in str(error.value)
+    assert str(folder) in str(error.value)
 
 
 def change(folder, edit):
@@ -216,10 +216,10 @@ def test_another_format_is_refused(folder, given):
 )
 def test_a_message_names_the_damaged_model_of_several(folder, change_values, words):
     change(folder, change_values)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         load_model(folder)
-    assert str(caught.value).startswith(f"{folder / 'model.json'}: {words}")
-    assert "\n" not in str(caught.value)
+    assert str(error.value).startswith(f"{folder / 'model.json'}: {words}")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", '"model"'])
@@ -253,7 +253,7 @@ def test_json_that_is_no_object_is_refused(folder, content):
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
 )
-def test_values_that_cannot_be_are_refused(folder, path, value, words):
+def test_impossible_values_are_refused(folder, path, value, words):
     def edit(values):
         for key in path[:-1]:
             values = values[key]
@@ -264,7 +264,7 @@ def test_values_that_cannot_be_are_refused(folder, path, value, words):
 
 
 def places(values, path=()):
-    """Every place in nested JSON."""
+    """Yield the path of every value in nested JSON."""
     for key, value in values.items() if isinstance(values, dict) else enumerate(values):
         yield (*path, key)
         if isinstance(value, dict | list):

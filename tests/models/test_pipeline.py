@@ -28,49 +28,49 @@ def pipeline(*settings: str, joint: bool = True) -> Networks:
 
 
 def lying(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and mask of the reference's body lying in poses."""
+    """Return image and mask of the reference's body in given poses."""
     back = invert(matrix_from_pose(pose))
     mask = warp(body().expand(len(pose), 1, SIZE, SIZE), back, (SIZE, SIZE))
     return torch.where(mask > 0.5, 0.3, -2.0), mask
 
 
 @pytest.mark.parametrize("start", ["anatomy", "moments", "identity"])
-def test_one_network_of_nine_numbers_that_starts_at_the_start(start):
-    made = pipeline(f"pose.start={start}")
-    assert made.joint.output.out_features == 9
-    assert made.pose.localization is None
-    assert made.crop.localization is None
+def test_the_joint_network_has_nine_outputs_and_starts_without_a_step(start):
+    networks = pipeline(f"pose.start={start}")
+    assert networks.joint.output.out_features == 9
+    assert networks.pose.localization is None
+    assert networks.crop.localization is None
     image, mask = lying(torch.tensor([[0.1, -0.2, -0.1, 0.05, 0.1], [0.0, 0.0, 0.0, 0.0, 0.0]]))
-    before = made.pose.initial_pose(image, mask)
-    pose, theta2 = made.joint_step(image, mask, before)
+    before = networks.pose.initial_pose(image, mask)
+    pose, theta2 = networks.joint_step(image, mask, before)
     assert torch.equal(pose, before)
     assert torch.equal(theta2, torch.eye(3).expand(2, 3, 3))
     if start == "moments":
         assert pose[0].abs().max() > 0.05
 
 
-def test_separate_networks_are_as_they_were():
-    made = pipeline("pose.start=moments", "pose.learned=true", joint=False)
-    assert made.joint is None
-    torch.nn.init.normal_(made.crop.localization.output.weight, std=0.02)
+def test_separate_networks_give_the_same_transforms():
+    networks = pipeline("pose.start=moments", "pose.learned=true", joint=False)
+    assert networks.joint is None
+    torch.nn.init.normal_(networks.crop.localization.output.weight, std=0.02)
     image, mask = lying(torch.tensor([[0.1, -0.2, -0.1, 0.05, 0.1]]))
-    start = made.pose.initial_pose(image, mask)
-    found = made.transforms(image, mask, start)
-    assert torch.equal(found.pose, start)
-    assert torch.equal(found.theta2, made.theta2(image, mask, matrix_from_pose(start)))
-    assert not found.learned.any()
+    start = networks.pose.initial_pose(image, mask)
+    result = networks.transforms(image, mask, start)
+    assert torch.equal(result.pose, start)
+    assert torch.equal(result.theta2, networks.theta2(image, mask, matrix_from_pose(start)))
+    assert not result.learned.any()
     with pytest.raises(AssertionError, match="stn=joint"):
-        made.joint_step(image, mask, start)
+        networks.joint_step(image, mask, start)
 
 
-def test_the_step_is_seen_in_the_start_and_bounded():
-    made = pipeline(
+def test_the_joint_step_is_applied_to_the_start_and_bounded():
+    networks = pipeline(
         "pose.start=identity", "pose.max_angle=0.2", "pose.max_log_scale=0.3", "pose.max_shift=0.1"
     )
     start = torch.tensor([[0.4, 0.5, 0.2, 0.1, 0.0]])
     image, mask = lying(start)
-    made.joint.output.bias.copy_(torch.tensor([9.0, -9.0, 0.01, 9.0, 0.0, 0.5, 0.4, -0.5, -0.6]))
-    pose, theta2 = made.joint_step(image, mask, start)
+    networks.joint.output.bias.copy_(torch.tensor([9.0, -9.0, 0.01, 9.0, 0.0, 0.5, 0.4, -0.5, -0.6]))
+    pose, theta2 = networks.joint_step(image, mask, start)
     assert pose[0, :3].tolist() == pytest.approx([0.6, 0.2, 0.21], abs=1e-4)
     # Half sides of the homogenized frame, carried through the start's matrix.
     shift = start[0, 3:] + matrix_from_pose(start)[0, :2, :2] @ torch.tensor([0.1, 0.0])
@@ -82,44 +82,44 @@ def test_the_step_is_seen_in_the_start_and_bounded():
     ].tolist() == (pytest.approx([0.55, 0.55], abs=0.01))
 
 
-def test_what_is_looked_at_is_the_slice_in_the_start():
-    made = pipeline("pose.start=moments")
+def test_the_joint_network_sees_the_slice_in_its_start_pose():
+    networks = pipeline("pose.start=moments")
     seen = []
-    made.joint.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    networks.joint.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
     image, mask = lying(torch.tensor([[0.3, -0.2, -0.1, 0.05, 0.1]]))
-    made.transforms(image, mask, made.pose.initial_pose(image, mask))
+    networks.transforms(image, mask, networks.pose.initial_pose(image, mask))
     assert (seen[1] - body()).abs().mean() < 0.02
     assert (mask - body()).abs().mean() > 0.06
     assert seen[0][..., :4].max().item() == pytest.approx(-2.0)
 
 
-def test_a_step_that_leads_away_from_the_reference_is_not_taken():
-    made = pipeline("pose.start=moments")
+def test_a_step_that_lowers_the_agreement_is_rejected():
+    networks = pipeline("pose.start=moments")
     true = torch.tensor([[0.2, -0.2, -0.1, 0.05, 0.1], [0.0, 0.1, 0.1, 0.0, 0.0]])
     image, mask = lying(true)
-    start = made.pose.initial_pose(image, mask)
-    made.joint.output.bias.copy_(torch.tensor([0.5, -0.5, -0.5, 0.3, 0.0, 0.5, 0.5, -0.7, -0.7]))
-    pose, theta2 = made.joint_step(image, mask, start)
-    assert made.pose.agreement(mask, pose).max() < 0.8
-    found = made.transforms(image, mask, start)
-    assert not found.learned.any()
-    assert torch.equal(found.pose, start)
-    assert torch.equal(found.agreement, made.pose.agreement(mask, start))
+    start = networks.pose.initial_pose(image, mask)
+    networks.joint.output.bias.copy_(torch.tensor([0.5, -0.5, -0.5, 0.3, 0.0, 0.5, 0.5, -0.7, -0.7]))
+    pose, theta2 = networks.joint_step(image, mask, start)
+    assert networks.pose.agreement(mask, pose).max() < 0.8
+    result = networks.transforms(image, mask, start)
+    assert not result.learned.any()
+    assert torch.equal(result.pose, start)
+    assert torch.equal(result.agreement, networks.pose.agreement(mask, start))
     # The crop was regressed in the pose that is not taken: it stays where it is in the slice.
     assert torch.allclose(
-        frame_from_crop(found.pose, found.theta2)[:, :2, 2],
+        frame_from_crop(result.pose, result.theta2)[:, :2, 2],
         frame_from_crop(pose, theta2)[:, :2, 2],
         atol=1e-5,
     )
     # Good enough goes before better.
-    made.joint.output.bias.copy_(torch.tensor([0.05, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
-    found = made.transforms(image, mask, start)
-    assert found.learned.all()
-    assert (found.agreement < made.pose.agreement(mask, start)).all()
+    networks.joint.output.bias.copy_(torch.tensor([0.05, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    result = networks.transforms(image, mask, start)
+    assert result.learned.all()
+    assert (result.agreement < networks.pose.agreement(mask, start)).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 5, 4, 8, 8)])
-def test_the_most_probable_class_is_the_first_of_the_largest(shape):
+def test_argmax_takes_the_first_of_equal_classes(shape):
     probabilities = torch.randint(0, 4, shape).float() / 4.0  # many are equal
     expected = torch.from_numpy(probabilities.numpy().argmax(axis=1))
     assert torch.equal(most_probable(probabilities).long(), expected)
@@ -128,7 +128,7 @@ def test_the_most_probable_class_is_the_first_of_the_largest(shape):
     assert (expected > 0).any()
 
 
-def test_a_region_holds_all_that_the_crops_reach_and_is_restored_as_the_whole_is():
+def test_restoring_the_region_of_the_crops_equals_restoring_everything():
     generator = torch.Generator().manual_seed(5)
     size, smaller = (40, 56), 0
     for _ in range(20):
@@ -149,7 +149,7 @@ def test_a_region_holds_all_that_the_crops_reach_and_is_restored_as_the_whole_is
     assert smaller >= 5
 
 
-def test_a_crop_that_lies_outside_reaches_next_to_nothing():
+def test_a_crop_outside_the_image_has_a_minimal_region():
     away = matrix_from_box(torch.tensor([[3.0, 3.0, 4.0, 4.0]]))
     rows, columns = reached(away, 16, (40, 56))
     assert (rows, columns) == (slice(39, 40), slice(55, 56))

@@ -52,7 +52,7 @@ def of_any() -> RollNetwork:
 @pytest.fixture(scope="module")
 def mr_patients() -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
     """A few slices of one patient in each contrast."""
-    found = {}
+    result = {}
     for index, sequence in enumerate(SEQUENCES):
         case = sample_case(UNSEEN, index, size=128, slices=6)
         mr = sample_mr(np.random.default_rng(index), case.anatomy.size.width, sequence)
@@ -60,22 +60,22 @@ def mr_patients() -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
         upright = Volume(array, case.scan.world_from_index)
         mask = torch.from_numpy(mr_body_mask(upright)).float()[:, None]
         image = torch.from_numpy(array.astype(np.float32))[:, None]
-        found[sequence] = image, mask, roll_of(case.pose)
-    return found
+        result[sequence] = image, mask, roll_of(case.pose)
+    return result
 
 
 @pytest.fixture(scope="module")
 def patients() -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-    found = []
+    result = []
     for index in range(8):
         slab = sample_slab(UNSEEN, index, slices=4, size=128)
         mask = torch.from_numpy(body_mask(slab.volume, -250.0)).float()[:, None]
-        found.append((window(slab.volume.array), mask, slab.roll))
-    return found
+        result.append((window(slab.volume.array), mask, slab.roll))
+    return result
 
 
 def squared(array: np.ndarray, fill: float) -> torch.Tensor:
-    """Slices as squares, with what is outside added on two sides."""
+    """Pad slices to squares on two sides."""
     height, width = array.shape[1:]
     room = max(height, width)
     filled = np.full((len(array), room, room), fill, np.float32)
@@ -88,13 +88,13 @@ def wrapped(angle: torch.Tensor) -> torch.Tensor:
 
 
 def turned(image: torch.Tensor, angle: float) -> torch.Tensor:
-    """An image whose content leans by an angle more."""
+    """Rotate the contents of an image by an angle."""
     pose = torch.tensor([[-angle, 0.0, 0.0, 0.0, 0.0]])
     return warp(image, matrix_from_pose(pose), (image.shape[2], image.shape[3]))
 
 
 @pytest.mark.parametrize("degrees", [0, 50, -120, 180])
-def test_unseen_phantoms_at_any_angle(network, patients, degrees):
+def test_roll_of_unseen_phantoms_at_any_angle(network, patients, degrees):
     angle = math.radians(degrees)
     errors = [
         wrapped(
@@ -109,7 +109,7 @@ def test_unseen_phantoms_at_any_angle(network, patients, degrees):
     assert off.max() < 10.0
 
 
-def test_real_scans_lie_straight_and_follow_an_applied_turn(network, real_ct):
+def test_roll_of_real_scans_is_small_and_follows_an_applied_rotation(network, real_ct):
     for source in (real_ct / "abdomen.nii.gz", real_ct / "dicom-series"):
         volume = read_volume(source).reoriented()
         mask = squared(body_mask(volume, -250.0)[::3].astype(np.float32), 0.0)
@@ -123,16 +123,16 @@ def test_real_scans_lie_straight_and_follow_an_applied_turn(network, real_ct):
         assert off.median() < 2.0
 
 
-def test_the_mirror_image_leans_the_other_way_exactly(network, patients):
+def test_the_mirror_image_has_exactly_the_opposite_roll(network, patients):
     image, mask, _ = patients[0]
-    there = network.estimate(roll_input_of(image, mask), passes=1)
+    plain = network.estimate(roll_input_of(image, mask), passes=1)
     back = network.estimate(roll_input_of(image.flip(3), mask.flip(3)), passes=1)
-    assert torch.allclose(there.angle, -back.angle, atol=1e-4)
-    assert torch.allclose(there.concentration, back.concentration, rtol=1e-3)
-    assert torch.allclose(there.mirrored, -back.mirrored, atol=1e-3)
+    assert torch.allclose(plain.angle, -back.angle, atol=1e-4)
+    assert torch.allclose(plain.concentration, back.concentration, rtol=1e-3)
+    assert torch.allclose(plain.mirrored, -back.mirrored, atol=1e-3)
 
 
-def test_size_and_place_of_the_patient_change_nothing(network, patients):
+def test_roll_does_not_depend_on_size_and_position(network, patients):
     image, mask, _ = patients[1]
     pose = torch.tensor([[0.0, 0.4, 0.4, 0.15, -0.1]])
     moved = [warp(part, matrix_from_pose(pose), (256, 256)) for part in (image * mask, mask)]
@@ -140,7 +140,7 @@ def test_size_and_place_of_the_patient_change_nothing(network, patients):
     assert wrapped(before.angle - after.angle).rad2deg().abs().max() < 1.5
 
 
-def test_views_center_the_body_and_bring_it_to_one_size():
+def test_views_center_the_body_and_normalize_its_size():
     line = (torch.arange(96) * 2 + 1) / 96 - 1
     seen = []
     for x, y, radius in ((0.0, 0.0, 0.5), (0.3, -0.2, 0.25)):
@@ -154,8 +154,8 @@ def test_views_center_the_body_and_bring_it_to_one_size():
     assert torch.equal(seen[0][:, 0] > 0, seen[0][:, 1] > 0)
 
 
-def test_nothing_to_see_gives_numbers_and_no_certainty(network):
-    """A disc without content has no roll: the network must not pretend."""
+def test_an_empty_disc_gives_finite_numbers_of_low_confidence(network):
+    """A uniform disc has no roll, so the network must not be confident."""
     line = (torch.arange(96) * 2 + 1) / 96 - 1
     disc = ((line[None]) ** 2 + (line[:, None]) ** 2 < 0.4).float()[None, None]
     roll = network.estimate(roll_input_of(0.5 * disc, disc))
@@ -175,7 +175,7 @@ def test_concentration_is_bounded():
     assert out.isfinite().all()
 
 
-def test_calibration_is_a_power_law_and_alike_slices_are_worth_little():
+def test_calibration_is_a_power_law_and_discounts_similar_slices():
     calibration = torch.tensor([0.5, 2.0, 0.25, -1.0, 0.5])
     assert calibrated_concentration(torch.tensor([4.0]), calibration).item() == pytest.approx(8.0)
     assert effective_count(torch.tensor([1.0]), calibration).item() == 1.0
@@ -184,7 +184,7 @@ def test_calibration_is_a_power_law_and_alike_slices_are_worth_little():
     assert log_odds_of(torch.tensor([16.0]), calibration).item() == pytest.approx(1.0)
 
 
-def test_a_network_saved_without_odds_gets_those_of_the_former_one(network):
+def test_a_network_saved_without_odds_gets_the_former_defaults(network):
     old = {name: value.float() for name, value in compact_state(network).items()}
     old["calibration"] = torch.tensor([0.001, 2.0, 0.6])
     again = RollNetwork()
@@ -192,7 +192,7 @@ def test_a_network_saved_without_odds_gets_those_of_the_former_one(network):
     assert torch.equal(again.calibration, torch.tensor([0.001, 2.0, 0.6, *FORMER_ODDS]))
 
 
-def test_what_is_shipped_is_small_and_loads_as_it_was_saved(network):
+def test_the_shipped_weights_are_small_and_load_unchanged(network):
     stored = compact_state(network)
     assert sum(value.numel() * value.element_size() for value in stored.values()) < 4e6
     again = RollNetwork()
@@ -201,7 +201,7 @@ def test_what_is_shipped_is_small_and_loads_as_it_was_saved(network):
         assert torch.equal(value, dict(again.named_parameters())[name]), "float16 holds what was shipped"
 
 
-def test_of_any_contrast_neither_unit_nor_gain_matters(patients) -> None:
+def test_the_network_of_any_contrast_ignores_unit_and_gain(patients) -> None:
     image, mask, _ = patients[0]
     seen = roll_input_by_own_body(image, mask)
     # Each slice has a scale of its own.
@@ -227,11 +227,11 @@ def test_a_slice_without_a_body_or_of_one_value_is_finite_in_any_contrast() -> N
 
 @pytest.mark.parametrize("degrees", [0, 50, -120, 180])
 @pytest.mark.parametrize("sequence", SEQUENCES)
-def test_unseen_phantoms_in_mr_at_any_angle(of_any, mr_patients, sequence, degrees) -> None:
+def test_roll_of_unseen_mr_phantoms_at_any_angle(of_any, mr_patients, sequence, degrees) -> None:
     angle = math.radians(degrees)
     image, mask, roll = mr_patients[sequence]
     seen = roll_input_by_own_body(turned(image * mask, angle), turned(mask, angle))
-    found = of_any.estimate(seen)
-    common = found.evidence.sum(dim=0)
+    result = of_any.estimate(seen)
+    common = result.evidence.sum(dim=0)
     error = wrapped(torch.atan2(common[1], common[0]) - roll - angle)
     assert abs(math.degrees(float(error))) < 5.0

@@ -1,4 +1,4 @@
-"""Slices of a scan looked at from the roll that a few of them give together, with the shipped network."""
+"""Two passes of the shipped roll network: a few slices give a common roll, from which all are estimated."""
 
 import math
 
@@ -29,7 +29,7 @@ def transformer(per: str = "smooth") -> PoseTransformer:
 
 
 class Reading:
-    """Slices of a scan by their numbers, and which were read."""
+    """Return slices by number and record which were read."""
 
     def __init__(self, image: torch.Tensor, mask: torch.Tensor) -> None:
         self.image, self.mask = image, mask
@@ -42,14 +42,14 @@ class Reading:
 
 @pytest.fixture(scope="module")
 def patients() -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-    found = []
+    result = []
     low, high = SOFT_TISSUE_HU
     for index in range(4):
         slab = sample_slab(UNSEEN, index, slices=SLICES, size=128)
         mask = torch.from_numpy(body_mask(slab.volume, -250.0)).float()[:, None]
         image = torch.from_numpy((slab.volume.array.astype(np.float32) - low) / (high - low)).clamp(0, 1)
-        found.append((image[:, None] * mask, mask, slab.roll))
-    return found
+        result.append((image[:, None] * mask, mask, slab.roll))
+    return result
 
 
 def wrapped(angle: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def found(
 
 @pytest.mark.parametrize("per", ["smooth", "volume"])
 @pytest.mark.parametrize("degrees", [35, -100, 180])
-def test_a_turned_scan_is_turned_back_by_as_much(patients, per: str, degrees: int) -> None:
+def test_an_applied_roll_is_recovered(patients, per: str, degrees: int) -> None:
     model, angle = transformer(per), math.radians(degrees)
     pose = matrix_from_pose(torch.tensor([[-angle, 0.0, 0.0, 0.0, 0.0]]))
     for image, mask, roll in patients:
@@ -78,7 +78,7 @@ def test_a_turned_scan_is_turned_back_by_as_much(patients, per: str, degrees: in
         assert wrapped(straight[:, ANGLE] - roll).rad2deg().abs().max() < 5.0
 
 
-def test_a_scan_follows_more_exactly_together_than_slice_by_slice(patients) -> None:
+def test_pooled_roll_is_more_accurate_than_slice_by_slice(patients) -> None:
     angle = math.radians(40)
     pose = matrix_from_pose(torch.tensor([[-angle, 0.0, 0.0, 0.0, 0.0]]))
     median = {}
@@ -101,7 +101,7 @@ def test_batches_of_any_size_give_the_same(patients) -> None:
         )
 
 
-def test_a_few_slices_are_read_first_and_never_the_outermost(patients) -> None:
+def test_a_subset_of_inner_slices_is_read_first(patients) -> None:
     image, mask, _ = patients[0]
     reading = Reading(image, mask)
     slice_poses(transformer(), reading, [np.arange(0, 6), np.arange(6, 12)], 0.8)
@@ -114,8 +114,8 @@ def test_a_few_slices_are_read_first_and_never_the_outermost(patients) -> None:
     assert alone.read == [list(range(12))]
 
 
-def test_slices_that_contradict_their_scan_follow_it(patients) -> None:
-    """As lungs and shoulders may: shown with some confidence, but turned by half a turn."""
+def test_slices_that_contradict_their_scan_take_its_roll(patients) -> None:
+    """Slices of lungs or shoulders may be estimated upside down with some confidence."""
     model = transformer("smooth")
     image, mask, _ = patients[0]
     z_mm = torch.arange(SLICES) * 5.0
@@ -135,8 +135,8 @@ def test_slices_that_contradict_their_scan_follow_it(patients) -> None:
 
 
 @pytest.mark.parametrize("per", ["slice", "smooth", "volume"])
-def test_without_an_outline_pose_and_size_stay(patients, per: str) -> None:
-    """The body fills the field of view: the square of the file says nothing of pose and size."""
+def test_without_an_outline_pose_and_size_are_unchanged(patients, per: str) -> None:
+    """The body fills the field of view, and the square border says nothing about pose and size."""
     model = transformer(per)
     image, _, _ = patients[3]
     cut = image[:, :, 44:84, 44:84]
@@ -150,13 +150,13 @@ def test_without_an_outline_pose_and_size_stay(patients, per: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_scans_of_few_slices(patients, count: int) -> None:
+def test_poses_of_scans_of_few_slices(patients, count: int) -> None:
     image, mask, roll = patients[2]
     some, _ = found(transformer(), image[4 : 4 + count], mask[4 : 4 + count])
     assert some.shape == (count, 5)
     assert wrapped(some[:, ANGLE] - roll).rad2deg().abs().max() < 6.0
 
 
-def test_slices_without_a_body_give_numbers() -> None:
+def test_slices_without_a_body_give_finite_numbers() -> None:
     blank = torch.zeros(3, 1, 64, 64)
     assert found(transformer(), blank, blank)[0].isfinite().all()

@@ -20,7 +20,7 @@ def body(scale: float = 1.0) -> torch.Tensor:
     return (((x / (0.6 * scale)) ** 2 + (y / (0.4 * scale)) ** 2) < 1).float()[None, None]
 
 
-def test_starts_at_the_identity():
+def test_pose_starts_at_the_identity():
     torch.manual_seed(0)
     config = PoseConfig(start="identity", learned=True, size=SIZE)
     transformer = PoseTransformer(config, body(), air=-2.0, top=3.0)
@@ -31,7 +31,7 @@ def test_starts_at_the_identity():
     assert torch.equal(theta2, torch.eye(3).expand(3, 3, 3))
 
 
-def test_starts_at_the_moments():
+def test_pose_starts_at_the_moments():
     transformer = PoseTransformer(
         PoseConfig(start="moments", learned=True, size=SIZE), body(), air=-2.0, top=3.0
     )

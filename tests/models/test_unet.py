@@ -21,14 +21,14 @@ def planned(size: int, *settings: str) -> tuple:
         (96, (96, 48, 24, 12), (32, 64, 128, 256), (0, 1)),
     ],
 )
-def test_plan_as_the_paper_says(size, sizes, features, supervised):
+def test_levels_and_features_follow_the_paper(size, sizes, features, supervised):
     """8 x 8 (or just above) at the bottom, features doubled up to 512, skips down to 32 x 32."""
     plan, _ = planned(size)
     assert (plan.sizes, plan.features, plan.supervised) == (sizes, features, supervised)
 
 
-def test_cost_as_measured_beforehand():
-    """design.md: 4.5 GFLOP a forward slice at 128."""
+def test_flops_of_the_default_network():
+    """4.5 GFLOP for a forward pass of one slice of 128 x 128 pixels."""
     plan, _ = planned(128)
     net = UNet(plan, 3).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -36,7 +36,7 @@ def test_cost_as_measured_beforehand():
     assert counter.get_total_flops() / 1e9 == pytest.approx(4.5, rel=0.05)
 
 
-def test_neighbors_are_channels_of_the_first_layer_alone():
+def test_context_adds_channels_to_the_first_layer_alone():
     few = "unet.base_features=4"
     alone, beside = (UNet(planned(64, few, f"unet.context={n}")[0], 3).state_dict() for n in (0, 2))
     other = [name for name in alone if alone[name].shape != beside[name].shape]
@@ -55,8 +55,8 @@ def test_outputs_by_level_finest_first():
     assert torch.equal(shallow[0], deep[0])
 
 
-def test_no_skip_below_the_smallest():
-    """Cut the path through the bottleneck: only levels with a skip still see the image."""
+def test_no_skip_connection_below_32_pixels():
+    """With the path through the bottleneck cut, only levels with a skip connection depend on the image."""
     plan, _ = planned(64, "unet.base_features=4")
     net = UNet(plan, 2).eval()
     a, b = torch.randn(2, 1, 1, 64, 64)
@@ -69,7 +69,7 @@ def test_no_skip_below_the_smallest():
     assert plan.skips == (True, True, False, False)
 
 
-def test_translation_of_the_image_moves_the_answer():
+def test_logits_shift_with_the_image():
     """The net is convolutional: a shift by the whole stride shifts the logits, away from the border."""
     torch.manual_seed(0)
     plan, _ = planned(64, "unet.base_features=2", "unet.bottleneck=16", "unet.smallest_skip=16")
@@ -82,7 +82,7 @@ def test_translation_of_the_image_moves_the_answer():
     assert torch.allclose(out[..., inner, 16:44], moved[..., inner, 20:48], atol=1e-5)
 
 
-def test_output_norm_is_an_option():
+def test_normalization_of_the_output_is_optional():
     plan, config = planned(64, "unet.output_norm=true")
     assert any(
         isinstance(m, nn.BatchNorm2d) for m in UNet(plan, 2, config.unet.output_norm).outputs.modules()
@@ -91,13 +91,13 @@ def test_output_norm_is_an_option():
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_computed_again_on_the_way_back_is_the_same(dims):
-    """Loss, gradients and running statistics to the last bit, and much less kept on the way there."""
+def test_activation_checkpointing_gives_the_same_gradients(dims):
+    """Loss, gradients and running statistics are identical, and far fewer activations are kept."""
     settings = ["unet.base_features=4", "unet.smallest_skip=16", f"dims={dims}", "unet.depth=8"]
     config = load_config(settings=["data.size=64", "unet.input=full", *settings])
     plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=dims)
     image = torch.randn(2, 1, *plan.depths[:1], 64, 64)
-    found = []
+    results = []
     for recompute in (False, True):
         torch.manual_seed(0)
         net = UNet(plan, 3, recompute=recompute).train()
@@ -108,14 +108,14 @@ def test_computed_again_on_the_way_back_is_the_same(dims):
             loss = sum(level.square().mean() for level in net(image, deep=True))
         loss.backward()
         gradients = [p.grad for p in net.parameters() if p.grad is not None]
-        found.append(([loss.detach(), *gradients, *net.buffers()], sum(t.nbytes for t in kept.values())))
-    (plain, whole), (again, less) = found
+        results.append(([loss.detach(), *gradients, *net.buffers()], sum(t.nbytes for t in kept.values())))
+    (plain, whole), (again, less) = results
     assert len(plain) == len(again) > 20
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     assert less < 0.6 * whole
 
 
-def test_statistics_of_frozen_parts_stay_where_levels_are_computed_again():
+def test_checkpointing_keeps_the_statistics_of_frozen_levels():
     plan, _ = planned(64, "unet.base_features=4")
     net = UNet(plan, 3, recompute=True)
     net.freeze("decoder")
@@ -131,7 +131,7 @@ def test_statistics_of_frozen_parts_stay_where_levels_are_computed_again():
     assert all(value == 1 for value in counted)
 
 
-def test_nothing_is_computed_again_where_nothing_learns():
+def test_nothing_is_recomputed_without_gradients():
     plan, _ = planned(64, "unet.base_features=4")
     net = UNet(plan, 3, recompute=True).eval()
     with torch.inference_mode():
@@ -140,7 +140,7 @@ def test_nothing_is_computed_again_where_nothing_learns():
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_fused_for_prediction_answers_the_same(dims):
+def test_the_fused_network_gives_the_same_logits(dims):
     config = load_config(settings=["data.size=64", "unet.input=full", "unet.base_features=4", f"dims={dims}"])
     plan = plan_unet(config.unet_size, config.unet_levels, config.unet, dims=dims)
     net = UNet(plan, 3, output_norm=dims == 2).eval()
@@ -155,8 +155,8 @@ def test_fused_for_prediction_answers_the_same(dims):
     assert fused.fused() is fused
     image = torch.randn(2, 1, *plan.depths[:1], 64, 64)
     with torch.inference_mode():
-        [expected], [found] = net(image), fused(image)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        [expected], [result] = net(image), fused(image)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
     norms = [m for block in (*fused.first, *fused.up) for m in block if isinstance(m, nn.BatchNorm2d)]
     assert not norms
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

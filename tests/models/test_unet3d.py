@@ -25,8 +25,8 @@ def planned(size: int, depth: int, *settings: str):
         (256, 32, (256, 128, 64, 32, 16, 8), (32, 32, 32, 16, 8, 4)),
     ],
 )
-def test_voxels_come_near_to_cubes(size, depth, sizes, depths):
-    """z is halved from the level on where it has at least half as many voxels as a side, down to 4."""
+def test_strides_make_voxels_nearly_isotropic(size, depth, sizes, depths):
+    """z is halved at levels where it has at least half as many voxels as the sides, down to 4."""
     plan = planned(size, depth)
     assert (plan.sizes, plan.depths) == (sizes, depths)
     assert plan.strides(0) == (depths[0] // depths[1], 2, 2)
@@ -42,8 +42,8 @@ def test_outputs_by_level_finest_first():
     assert torch.equal(shallow[0], deep[0])
 
 
-def test_a_volume_is_normed_by_itself():
-    """What else lies in the batch changes nothing, in training as in evaluation."""
+def test_each_volume_is_normalized_by_itself():
+    """The output does not depend on the rest of the batch, in training and in evaluation."""
     torch.manual_seed(0)
     net = UNet(planned(64, 8, "unet.base_features=2"), 2).train()
     volumes = torch.randn(2, 1, 8, 64, 64)
@@ -55,7 +55,7 @@ def test_a_volume_is_normed_by_itself():
     assert not any(isinstance(m, nn.BatchNorm3d) for m in net.modules())
 
 
-def test_it_sees_along_z():
+def test_the_receptive_field_extends_along_z():
     torch.manual_seed(0)
     net = UNet(planned(64, 8, "unet.base_features=2"), 2).eval()
     volume = torch.randn(1, 1, 8, 64, 64, requires_grad=True)
@@ -63,7 +63,7 @@ def test_it_sees_along_z():
     assert (volume.grad[0, 0].abs().amax(dim=(1, 2)) > 0).all()
 
 
-def test_localization_of_volumes_starts_at_nothing_and_learns():
+def test_localization_of_volumes_starts_at_zero_and_learns():
     net = Localization(32, 6, depth=8)
     image, mask = torch.randn(2, 1, 8, 32, 32), torch.ones(2, 1, 8, 32, 32)
     assert net(image, mask).tolist() == [[0.0] * 6] * 2

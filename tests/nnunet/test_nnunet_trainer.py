@@ -58,12 +58,12 @@ def planned(tmp_path_factory):
 
 
 def run(environment, *command, fails=False):
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-    assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+    process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert (process.returncode != 0) == fails, process.stdout[-3000:] + process.stderr[-3000:]
+    return process.stdout + process.stderr
 
 
-def test_it_trains_and_predicts_through_nnunet_s_commands(planned):
+def test_the_trainer_trains_and_predicts_through_nnunets_commands(planned):
     root, environment = planned
     name = "nnUNetTrainerIsoposeBrief"
     run(environment, "nnUNetv2_train", "502", "2d", "0", "-tr", name, "-p", PLANS, "-device", "cpu")
@@ -78,7 +78,7 @@ def test_it_trains_and_predicts_through_nnunet_s_commands(planned):
     assert set(np.unique(labels.array)) <= {0, 1, 2}
 
 
-def test_nnunet_finds_it_and_it_refuses_what_it_is_not_for(planned):
+def test_nnunet_finds_the_trainer_and_it_refuses_unsuitable_configurations(planned):
     _, environment = planned
     trainer = ("-tr", "nnUNetTrainerIsopose", "-device", "cpu")
     output = run(environment, "nnUNetv2_train", "502", "3d_fullres", "0", *trainer, fails=True)

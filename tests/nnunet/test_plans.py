@@ -28,7 +28,7 @@ def planned(tmp_path, monkeypatch):
     return folder
 
 
-def test_fat_is_kept_and_nothing_else_changes():
+def test_keeping_fat_changes_only_the_lower_clip():
     kept = keeping_fat(PLANS)
     assert kept["plans_name"] == "nnUNetPlansIsopose"
     assert kept["configurations"] == {
@@ -41,20 +41,20 @@ def test_fat_is_kept_and_nothing_else_changes():
     assert PLANS["plans_name"] == "nnUNetPlans"
 
 
-def test_what_clips_less_stays():
+def test_a_lower_clip_below_fat_is_kept():
     wide = {**PLANS, "foreground_intensity_properties_per_channel": {"0": {"percentile_00_5": -990.0}}}
     assert keeping_fat(wide)["foreground_intensity_properties_per_channel"]["0"]["percentile_00_5"] == -990.0
 
 
 @pytest.mark.parametrize("dataset", ["7", "Dataset007_Kidneys"])
-def test_they_lie_beside_nnunet_s_own(planned, dataset):
+def test_plans_are_written_beside_nnunets_own(planned, dataset):
     path = write_plans(dataset)
     assert path == planned / "nnUNetPlansIsopose.json"
     assert json.loads(path.read_text()) == keeping_fat(PLANS)
     assert json.loads((planned / "nnUNetPlans.json").read_text()) == PLANS
 
 
-def test_what_is_not_there_or_no_ct_is_named(planned, monkeypatch):
+def test_missing_plans_and_other_modalities_are_refused(planned, monkeypatch):
     with pytest.raises(InputError, match=r"expected one dataset 8 with nnUNetPlans.json, found 0"):
         write_plans("8")
     (planned / "nnUNetPlans.json").write_text(json.dumps({"plans_name": "nnUNetPlans"}))
@@ -65,15 +65,15 @@ def test_what_is_not_there_or_no_ct_is_named(planned, monkeypatch):
         write_plans("7")
 
 
-def test_the_command_says_what_comes_next_and_fails_in_one_line(planned):
+def test_the_command_prints_the_next_step_and_fails_in_one_line(planned):
     def run(dataset):
         return subprocess.run(
             [sys.executable, "-m", "isopose.nnunet", dataset], capture_output=True, text=True
         )
 
-    done = run("7")
-    assert done.returncode == 0
-    assert "next: nnUNetv2_preprocess -d 7 -plans_name nnUNetPlansIsopose -c 2d" in done.stdout
+    process = run("7")
+    assert process.returncode == 0
+    assert "next: nnUNetv2_preprocess -d 7 -plans_name nnUNetPlansIsopose -c 2d" in process.stdout
     assert (planned / "nnUNetPlansIsopose.json").is_file()
     failed = run("8")
     assert failed.returncode == 2

@@ -17,7 +17,7 @@ MEAN, SD, LOW, HIGH = 100.0, 80.0, LOWEST_HU, 300.0
 
 
 class Bright(nn.Module):
-    """In a U-Net's place: class 1 is what is brighter than a learned threshold; at one or two resolutions."""
+    """A stand-in for the U-Net: class 1 above a learned threshold, at one or two resolutions."""
 
     def __init__(self, levels=1):
         super().__init__()
@@ -41,11 +41,11 @@ def slices(tmp_path_factory):
     root = write_cohort(
         tmp_path_factory.mktemp("c") / "c", cases=3, slices=8, size=160, seed=31, test_fraction=0
     )
-    found = []
+    result = []
     for path in sorted((root / "imagesTr").glob("*.nii.gz")):
         array = read_volume(path).reoriented().array[3:6].astype(np.float32)
-        found.append((array.clip(LOW, HIGH) - MEAN) / SD)
-    return torch.from_numpy(np.concatenate(found))[:, None]
+        result.append((array.clip(LOW, HIGH) - MEAN) / SD)
+    return torch.from_numpy(np.concatenate(result))[:, None]
 
 
 def posed(levels=1):
@@ -53,7 +53,7 @@ def posed(levels=1):
 
 
 def moved(image, degrees, scale):
-    """The patient turned and of another size, in the same picture."""
+    """Rotate and scale the patient within the image."""
     pose = torch.tensor([[math.radians(degrees), math.log(scale), math.log(scale), 0.02, -0.03]])
     return warp(
         image, matrix_from_pose(pose).expand(len(image), 3, 3), image.shape[2:], fill=(LOW - MEAN) / SD
@@ -61,11 +61,11 @@ def moved(image, degrees, scale):
 
 
 def coarse(image):
-    """Without the thin ribs and the noise, which a turn of one degree or a blur pulls apart."""
+    """Smooth thin ribs and noise, which differ after a rotation of one degree or a blur."""
     return nn.functional.avg_pool2d(image, 8).flatten()
 
 
-def test_the_network_sees_one_pose_and_size_however_the_patient_lies(slices):
+def test_the_network_sees_one_pose_and_size_for_any_patient(slices):
     network = posed()
     network(slices)
     network(moved(slices, 35.0, 1.25))
@@ -82,8 +82,8 @@ def test_the_network_sees_one_pose_and_size_however_the_patient_lies(slices):
     assert max(plain) < 0.8
 
 
-def test_poses_follow_the_patient(slices):
-    """Turned and magnified by so much, the slice is found turned and magnified by so much."""
+def test_poses_follow_applied_rotation_and_scale(slices):
+    """The estimated pose of a rotated and scaled slice changes by the same rotation and scale."""
     network = posed()
     before = network.input_from_homogenized(slices)
     for degrees, scale in ((35.0, 1.25), (-140.0, 1.1)):
@@ -96,7 +96,7 @@ def test_poses_follow_the_patient(slices):
 
 
 @pytest.mark.parametrize("degrees", [0.0, 40.0, 170.0])
-def test_answers_come_back_to_where_the_slice_has_them(slices, degrees):
+def test_logits_are_restored_to_the_position_in_the_slice(slices, degrees):
     image = moved(slices, degrees, 1.1)
     out = posed()(image).argmax(dim=1)
     expected = Bright()(image).argmax(dim=1)
@@ -107,19 +107,19 @@ def test_answers_come_back_to_where_the_slice_has_them(slices, degrees):
     )
 
 
-def test_sizes_of_every_resolution_and_of_slices_that_are_not_square(slices):
+def test_output_sizes_of_every_resolution_and_of_non_square_slices(slices):
     wide = slices[:2, :, 16:-16]
     full, half = posed(2)(wide)
     assert full.shape == (2, 3, 128, 160)
     assert half.shape == (2, 3, 64, 80)
     square = posed(1)(slices[:2])
     # Cropped by the picture's edge, not moved: what both show agrees.
-    here, there = full.argmax(dim=1) == 1, square.argmax(dim=1)[:, 16:-16] == 1
-    assert 2.0 * (here & there).sum() / (here.sum() + there.sum()) > 0.9
+    full_mask, square_mask = full.argmax(dim=1) == 1, square.argmax(dim=1)[:, 16:-16] == 1
+    assert 2.0 * (full_mask & square_mask).sum() / (full_mask.sum() + square_mask.sum()) > 0.9
 
 
-class Chequered(nn.Module):
-    """Every other pixel of all there is."""
+class Checkerboard(nn.Module):
+    """Predict class 1 at every other pixel, a checkerboard."""
 
     def forward(self, image):
         side = torch.arange(image.shape[-1])
@@ -127,9 +127,9 @@ class Chequered(nn.Module):
         return torch.cat([-squares, squares], dim=1)
 
 
-def test_training_does_not_hide_a_chequered_answer(slices):
-    """Its restored probabilities are 0 or 1 in training, as they are in the network's answer."""
-    network = PosedNetwork(Chequered(), mean=MEAN, sd=SD, low=LOW)
+def test_training_does_not_smooth_a_checkerboard_prediction(slices):
+    """Restored probabilities are 0 or 1 in training, as in the network's output."""
+    network = PosedNetwork(Checkerboard(), mean=MEAN, sd=SD, low=LOW)
     hidden = [network.train(mode)(slices).exp()[:, 1] for mode in (True, False)]
     unsure = [((p > 0.2) & (p < 0.8)).float().mean() for p in hidden]
     assert unsure[0] == 0
@@ -148,7 +148,7 @@ def test_only_the_wrapped_network_learns(slices):
     torch.testing.assert_close(again(slices), network(slices))
 
 
-def test_nothing_there_and_half_precision(slices):
+def test_empty_slices_and_half_precision(slices):
     air = torch.full((2, 1, 64, 64), (LOW - MEAN) / SD)
     assert (posed()(air).argmax(dim=1) == 0).all()
     with torch.autocast("cpu", torch.bfloat16):
@@ -157,36 +157,36 @@ def test_nothing_there_and_half_precision(slices):
     assert rounded.isfinite().all()
 
 
-def test_the_body_is_what_is_bright_and_thick_with_its_holes():
+def test_the_body_is_bright_thick_and_filled():
     image = torch.full((1, 1, 100, 100), -2.0)
     y, x = torch.meshgrid(torch.arange(100.0), torch.arange(100.0), indexing="ij")
     distance = ((x - 50) ** 2 + (y - 45) ** 2).sqrt()
     image[0, 0][distance < 30] = 0.5
     image[0, 0][((x - 42) ** 2 + (y - 45) ** 2).sqrt() < 8] = -2.0
     image[0, 0, 80, 10:90] = 1.0  # a table's shell
-    found = body(image, -1.0)[0, 0]
+    result = body(image, -1.0)[0, 0]
     disc = distance < 30
-    assert 2.0 * (found.bool() & disc).sum() / (found.sum() + disc.sum()) > 0.97
-    assert found[45, 42] == 1
-    assert found[80].sum() == 0
+    assert 2.0 * (result.bool() & disc).sum() / (result.sum() + disc.sum()) > 0.97
+    assert result[45, 42] == 1
+    assert result[80].sum() == 0
 
 
-def test_the_body_is_the_whole_one_s_where_fat_was_kept(slices, real_ct):
+def test_the_body_mask_equals_that_of_the_scan_if_fat_was_kept(slices, real_ct):
     volume = read_volume(real_ct / "abdomen.nii.gz").reoriented()
     expected = torch.from_numpy(body_mask(volume, -300.0))[:, None].float()
     image = torch.from_numpy(volume.array.astype(np.float32))[:, None]
 
     def agreement(low):
         network = PosedNetwork(Bright(), mean=MEAN, sd=SD, low=low)
-        found = body((image.clip(low, HIGH) - MEAN) / SD, network.threshold)
-        return 2.0 * (found * expected).sum() / (found.sum() + expected.sum())
+        result = body((image.clip(low, HIGH) - MEAN) / SD, network.threshold)
+        return 2.0 * (result * expected).sum() / (result.sum() + expected.sum())
 
     assert agreement(LOWEST_HU) > 0.99
     assert agreement(0.0) < 0.7  # why the trainer refuses it
 
 
-def test_the_network_sees_no_darker_than_it_would_without(slices):
-    """Fat is for the pose; nnU-Net's network is shown what nnU-Net's normalization shows it."""
+def test_values_below_nnunets_own_clip_are_not_shown_to_the_network(slices):
+    """Fat is used for the pose alone; nnU-Net's network sees the values of nnU-Net's normalization."""
     wide, seen_from = posed(), 6.0
     narrow = PosedNetwork(Bright(), mean=MEAN, sd=SD, low=LOW, seen_from=seen_from)
     wide(slices)

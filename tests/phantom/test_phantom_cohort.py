@@ -39,7 +39,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cohort(tmp_path_factory.mktemp("phantom") / "cohort", **SMALL)
 
 
-def test_layout_is_nnunet_raw_and_our_reader_reads_it(cohort: Path) -> None:
+def test_the_layout_is_nnunet_raw_and_readable(cohort: Path) -> None:
     assert set(hashes(cohort)) == {
         "dataset.json", "patients.csv", "phantom.json",
         "imagesTr/phantom_000_0000.nii.gz", "imagesTr/phantom_001_0000.nii.gz",
@@ -99,16 +99,14 @@ def test_resuming_makes_only_what_is_missing_and_ends_the_same(cohort: Path, tmp
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_cut_off_image_is_made_again(cohort: Path, tmp_path: Path) -> None:
+def test_a_truncated_image_is_written_again(cohort: Path, tmp_path: Path) -> None:
     shutil.copytree(cohort, tmp_path / "cut")
     image = tmp_path / "cut" / "imagesTr" / "phantom_000_0000.nii.gz"
     image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
     assert hashes(write_cohort(tmp_path / "cut", **SMALL)) == hashes(cohort)
 
 
-def test_a_disk_that_is_full_without_a_word_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_without_an_error_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sitk, "WriteImage", lambda _image, name, **_: Path(name).write_bytes(b"\x1f\x8b"))
     with pytest.raises(IsoposeError, match="is the disk full"):
         write_cohort(tmp_path / "full", **SMALL)
@@ -139,7 +137,7 @@ def test_the_tumors_volume_is_known_before_the_patient_is_drawn() -> None:
 
 
 def test_a_share_of_small_tumors_in_both_parts() -> None:
-    """The patients are some of the seed's own; those whose tumor is drawn small are taken more often."""
+    """Patients are chosen among those of the seed; those with a small tumor are chosen more often."""
     chosen = _choose(12, 6, 7, 0.34, "child")
     assert len(set(chosen)) == 12
     small = [tumor_volume_ml(7, index) < SMALL_ML for index in chosen]
@@ -149,15 +147,15 @@ def test_a_share_of_small_tumors_in_both_parts() -> None:
     assert _choose(12, 6, 7, None, "child") == list(range(12))
 
 
-def test_a_share_that_is_not_found_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_share_of_small_tumors_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isopose.phantom.cohort.tumor_volume_ml", lambda *_: 50.0)
     with pytest.raises(InputError, match=r"of 120 patients too few have a tumor below 20 ml"):
         _choose(3, 1, 7, 0.5, "child")
 
 
 def test_a_cohort_of_small_tumors(tmp_path: Path, cohort: Path) -> None:
-    given = {**SMALL, "cases": 2, "size": 32, "slices": 4, "test_fraction": 0.5}
-    folder = write_cohort(tmp_path / "small", **given, small_tumors=1.0)
+    parameters = {**SMALL, "cases": 2, "size": 32, "slices": 4, "test_fraction": 0.5}
+    folder = write_cohort(tmp_path / "small", **parameters, small_tumors=1.0)
     written = json.loads((folder / "phantom.json").read_text())
     assert written["parameters"]["small_tumors"] == 1.0
     assert all(np.pi / 6 * case["tumor_diameter_mm"] ** 3 / 1000 < SMALL_ML for case in written["cases"])
@@ -165,7 +163,7 @@ def test_a_cohort_of_small_tumors(tmp_path: Path, cohort: Path) -> None:
     assert written["cases"][1]["roll"] == expected.pose.roll
     assert "small_tumors" not in json.loads((cohort / "phantom.json").read_text())["parameters"]
     with pytest.raises(InputError, match=r"other parameters \(small_tumors\)"):
-        write_cohort(folder, **given)
+        write_cohort(folder, **parameters)
 
 
 def test_other_folders_and_other_parameters_are_refused(cohort: Path, tmp_path: Path) -> None:
@@ -192,16 +190,16 @@ def test_other_folders_and_other_parameters_are_refused(cohort: Path, tmp_path: 
         ({"modality": "mr", "pet": True}, "leave one of the two out"),
     ],
 )  # fmt: skip
-def test_parameters_out_of_range_are_one_clear_line(tmp_path: Path, change: dict, word: str) -> None:
-    with pytest.raises(InputError, match=word) as caught:
+def test_parameters_out_of_range_are_refused_in_one_line(tmp_path: Path, change: dict, word: str) -> None:
+    with pytest.raises(InputError, match=word) as error:
         write_cohort(tmp_path / "out", **{**SMALL, **change})
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 @given(st.integers(0, 1000), st.integers(0, 10_000))
 @settings(max_examples=5, deadline=None)
-def test_a_patient_does_not_depend_on_the_grid_and_is_covered_by_it(seed: int, index: int) -> None:
+def test_anatomy_does_not_depend_on_the_grid_and_lies_within_it(seed: int, index: int) -> None:
     coarse = sample_case(seed, index, size=64, slices=8)
     fine = sample_case(seed, index, size=512, slices=None)
     assert np.array_equal(coarse.pose.world_from_canonical, fine.pose.world_from_canonical)
@@ -323,15 +321,15 @@ def test_gas_rises_against_gravity_in_the_same_patient() -> None:
 
 
 def test_true_rolls_are_those_that_the_patients_were_drawn_at(cohort: Path, tmp_path: Path) -> None:
-    """A header that is right about a patient on a side has no turn of its own; one that is wrong has."""
+    """For a patient on a side, the roll is zero if the header states that position, else a quarter turn."""
     written = json.loads((cohort / "phantom.json").read_text())
     expected = {
         case["case"]: case["roll"] + (0.0 if case["header_right"] else POSITIONS[case["position"]])
         for case in written["cases"]
     }
-    found = true_rolls(cohort)
-    assert found.keys() == expected.keys()
-    for case, roll in found.items():
+    result = true_rolls(cohort)
+    assert result.keys() == expected.keys()
+    for case, roll in result.items():
         assert np.angle(np.exp(1j * (roll - expected[case]))) == pytest.approx(0.0, abs=1e-9)
     # Of what is no whole cohort nothing is known: no file, another's file, a damaged or unfinished one.
     assert true_rolls(tmp_path) == {}
@@ -345,12 +343,12 @@ def test_true_rolls_are_those_that_the_patients_were_drawn_at(cohort: Path, tmp_
         assert true_rolls(tmp_path) == {}, text
 
 
-def test_a_second_channel_shows_the_uptake(cohort: Path, tmp_path: Path) -> None:
+def test_a_second_channel_holds_the_uptake(cohort: Path, tmp_path: Path) -> None:
     small = {**SMALL, "cases": 2, "test_fraction": 0.0}
-    made = write_cohort(tmp_path / "pet", **small, pet=True)
-    opened = open_dataset(made)
+    written = write_cohort(tmp_path / "pet", **small, pet=True)
+    opened = open_dataset(written)
     assert opened.channels == ("CT", "PET")
-    before, plain = hashes(made), hashes(cohort)
+    before, plain = hashes(written), hashes(cohort)
     # CT and labels are those of the cohort without it.
     alike = {name for name in before if "_0000" in name or "labels" in name}
     assert len(alike) == 4
@@ -364,7 +362,7 @@ def test_a_second_channel_shows_the_uptake(cohort: Path, tmp_path: Path) -> None
         rest = float(np.median(values[(classes == 0) & (hu > 0) & (hu < 100)]))
         assert tumor > kidney > rest > float(np.median(values[hu < -500]))
         assert values.min() >= 0.0
-    (made / "imagesTr" / "phantom_001_0001.nii.gz").unlink()
-    assert hashes(write_cohort(made, **small, pet=True)) == before
+    (written / "imagesTr" / "phantom_001_0001.nii.gz").unlink()
+    assert hashes(write_cohort(written, **small, pet=True)) == before
     with pytest.raises(InputError, match=r"other parameters \(pet\)"):
-        write_cohort(made, **small)
+        write_cohort(written, **small)

@@ -41,7 +41,7 @@ def patient(age: float, seed: int, slices: int = 14) -> tuple[Anatomy, PhantomSc
 
 
 def extent(anatomy: Anatomy, scan: PhantomScan, image: np.ndarray) -> tuple[float, float]:
-    """Width and depth in mm of the body at the kidneys: where the picture is not the background."""
+    """Return width and depth in mm of the body at the level of the kidneys, measured in the image."""
     z = np.arange(scan.slices) * scan.thickness + scan.origin[2]
     k = int(np.abs(z - 0.5 * anatomy.size.level).argmin())
     body = np.abs(image[k] - np.rint(background(anatomy, UPRIGHT, scan))) > 300
@@ -103,7 +103,7 @@ def test_adults_have_the_smaller_tumors_of_kits() -> None:
     assert max(diameters) <= 130.0
 
 
-def test_body_in_the_image_is_as_wide_and_deep_as_the_patient_and_grows_with_age(patients) -> None:
+def test_width_and_depth_of_the_body_in_the_image_match_the_anatomy(patients) -> None:
     widths = []
     for group in patients.values():
         for anatomy, scan, image, _ in group:
@@ -156,7 +156,7 @@ def test_labels_lie_on_plausible_densities(patients) -> None:
 
 
 @pytest.mark.parametrize("organ", ["liver", "spleen"])
-def test_the_organ_is_on_its_side_of_the_image(organ: str) -> None:
+def test_each_organ_is_on_its_side_of_the_image(organ: str) -> None:
     rng = np.random.default_rng(3)
     anatomy = sample_anatomy(rng, 6.0, UPRIGHT.gravity_canonical)
     scan = sample_scan(rng, anatomy, UPRIGHT, 80, 10)

@@ -17,7 +17,7 @@ def test_a_slab_depends_on_seed_and_index_alone():
 
 
 @pytest.mark.parametrize("degrees", [0, 25, -50, 170])
-def test_the_roll_is_where_the_left_side_is_seen_whatever_the_tilt(degrees):
+def test_the_roll_is_that_of_the_left_side_at_any_tilt(degrees):
     for pitch, yaw in ((0.0, 0.0), (0.1, -0.1), (-0.15, 0.05)):
         pose = Pose("supine", True, math.radians(degrees), pitch, yaw, (0.0, 0.0, 0.0))
         left = pose.world_from_canonical[:3, :3] @ np.array([1.0, 0.0, 0.0])
@@ -25,7 +25,7 @@ def test_the_roll_is_where_the_left_side_is_seen_whatever_the_tilt(degrees):
         assert math.degrees(roll_of(pose)) == pytest.approx(degrees, abs=1.0)
 
 
-def test_only_densities_are_drawn_anew():
+def test_only_densities_are_randomized():
     anatomy = sample_anatomy(np.random.default_rng(1), 4.0, np.array([0.0, 1.0, 0.0]), tumor_share=1.0)
     other = dense(np.random.default_rng(2), anatomy)
     assert other.liver_hu != anatomy.liver_hu

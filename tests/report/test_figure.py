@@ -76,7 +76,7 @@ def tinted(color, gray):
     return 0.45 * color + 0.55 * gray
 
 
-def test_columns_are_the_papers_steps():
+def test_columns_are_the_steps_of_the_paper():
     assert [heading for _, heading in rendered([steps()])] == list(COLUMNS)
 
 
@@ -101,7 +101,7 @@ def test_restored_classes_lie_where_they_are_in_the_array():
     assert (x, y) == (pytest.approx(0.75, abs=0.02), pytest.approx(0.75, abs=0.02))
 
 
-def test_prediction_shows_in_its_crop_and_not_in_the_plain_one():
+def test_the_prediction_is_drawn_in_its_own_crop_alone():
     cells = rendered([steps()])
     assert center_of(cells[0, "Prediction in crop"], GREEN)[2] > 20
     assert (np.abs(cells[0, "Cropped"] - GREEN).max(axis=-1) < 0.2).sum() == 0
@@ -114,9 +114,9 @@ def test_frame_crop_and_reference_are_drawn_at_their_corners():
     cell = cells[0, "Homogenized"]
     crop = np.abs(cell - np.array(to_rgb("#ff7f50"))).max(axis=-1) < 0.1
     rows, columns = np.nonzero(crop)
-    for found, size in ((rows, cell.shape[0]), (columns, cell.shape[1])):
-        assert found.min() / size == pytest.approx(16.5 / 64, abs=0.02)
-        assert found.max() / size == pytest.approx(48.5 / 64, abs=0.02)
+    for positions, size in ((rows, cell.shape[0]), (columns, cell.shape[1])):
+        assert positions.min() / size == pytest.approx(16.5 / 64, abs=0.02)
+        assert positions.max() / size == pytest.approx(48.5 / 64, abs=0.02)
     reference = np.abs(cell - np.array(to_rgb("#ff8fc7"))).max(axis=-1) < 0.1
     assert np.nonzero(reference)[0].min() / cell.shape[0] == pytest.approx(12 / 64, abs=0.02)
 
@@ -133,9 +133,9 @@ def test_a_frame_beyond_the_image_stays_visible():
     cell = rendered([steps(frame_outline=out)])[0, "Input"]
     frame = np.abs(cell - np.array(to_rgb("#56b4e9"))).max(axis=-1) < 0.15
     for axis in (0, 1):
-        found = np.flatnonzero(frame.any(axis=axis))
-        assert found.min() < 0.04 * len(frame)
-        assert found.max() > 0.96 * len(frame)
+        positions = np.flatnonzero(frame.any(axis=axis))
+        assert positions.min() < 0.04 * len(frame)
+        assert positions.max() > 0.96 * len(frame)
 
 
 def test_truth_is_an_outline_over_the_restored_slice_only_where_known():
@@ -154,12 +154,12 @@ def test_the_body_gets_a_column():
     assert [heading for row, heading in cells if row == 0][1] == "Body"
     cell = cells[0, "Body"]
     outline = np.nonzero(np.abs(cell - np.array(to_rgb("#56b4e9"))).max(axis=-1) < 0.4)
-    for found, size in zip(outline, cell.shape, strict=False):
-        assert found.min() / size == pytest.approx(17 / 64, abs=0.02)
-        assert found.max() / size == pytest.approx(47 / 64, abs=0.02)
+    for positions, size in zip(outline, cell.shape, strict=False):
+        assert positions.min() / size == pytest.approx(17 / 64, abs=0.02)
+        assert positions.max() / size == pytest.approx(47 / 64, abs=0.02)
 
 
-def test_text_and_legend_say_what_was_found():
+def test_text_and_legend_show_pose_and_classes():
     row = steps(heading="slice 7", lines=("scale 0.9",), warnings=("fell back",))
     figure = _draw_figure([row], NAMES)
     assert [text.get_text() for text in figure.texts] == ["slice 7", "scale 0.9", "! fell back"]
@@ -167,7 +167,7 @@ def test_text_and_legend_say_what_was_found():
     assert legend == ["homogenized frame", "reference body", "crop", "kidney", "tumor"]
 
 
-def test_picture_stays_small_even_for_noise_and_is_the_same_each_time(tmp_path):
+def test_the_image_file_is_small_and_reproducible(tmp_path):
     rng = np.random.default_rng(0)
     noisy = steps(
         native=rng.normal(0, 150, (256, 256)),
@@ -205,7 +205,7 @@ def test_window_is_soft_tissue_for_hu_and_the_bulk_of_values_otherwise():
     assert window(np.zeros(5)) == (-1.0, 1.0)
 
 
-def test_nothing_to_draw_is_refused(tmp_path):
+def test_an_empty_figure_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one slice"):
         draw_steps([], tmp_path / "steps.png", NAMES)
     with pytest.raises(ValueError, match=r"steps\.jpg"):

@@ -94,7 +94,7 @@ def test_tables_show_every_cell_with_its_heading():
     assert "<caption>Caption</caption>" in page(ReportSection("S", tables=(table,)))
 
 
-def test_nothing_a_user_wrote_becomes_markup():
+def test_user_text_is_escaped():
     evil = "<script>alert(1)</script>\"'&"
     table = Table(evil, (Column(evil, text=True),), ((evil,),), sortable=True, notes=(evil,))
     section = ReportSection(
@@ -112,7 +112,7 @@ def test_nothing_a_user_wrote_becomes_markup():
         assert ElementTree.fromstring(plot).findall(f".//{SVG}script") == []
 
 
-def test_page_needs_no_network_and_pictures_are_whole():
+def test_the_page_needs_no_network_and_embeds_images():
     plot = score_dots(cohort())
     text = page(ReportSection("S", pictures=(Picture(png(), "gray"), Picture(plot, "dots"))))
     sources = [attrs["src"] for attrs in Page(text).named("img")]
@@ -191,7 +191,7 @@ def test_failures_list_all_that_failed_and_nothing_else():
     assert fine.text[0].endswith(": none.")
 
 
-def test_comparison_and_limits_say_what_they_must():
+def test_comparison_and_limits_have_the_required_sentences():
     comparison = compare(cohort(scores=(replace(FAIR, truth_ml=11.0), FAIR, MISSED)), cohort())
     parsed = Page(page(comparison_section(comparison)))
     assert parsed.tables[0][1] == [
@@ -212,7 +212,7 @@ def test_sort_keys_are_exact_and_empty_for_no_value():
     assert head[0]["data-sort"] == "0.123456"
 
 
-def test_report_is_written_whole_and_is_the_same_each_time(tmp_path):
+def test_the_report_is_written_atomically_and_reproducibly(tmp_path):
     for name in ("a", "b"):
         write_report(
             tmp_path / name / "report.html",
@@ -227,7 +227,7 @@ def test_report_is_written_whole_and_is_the_same_each_time(tmp_path):
 
 
 @pytest.mark.parametrize(("data", "alt"), [(b"GIF89a", "x"), (png(), " ")])
-def test_pictures_need_a_known_kind_and_a_text(data, alt):
+def test_images_need_a_known_type_and_an_alternative_text(data, alt):
     with pytest.raises(ValueError, match="picture in a report"):
         Picture(data, alt)
 

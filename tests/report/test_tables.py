@@ -48,7 +48,7 @@ def test_overall_table_shows_mean_sd_median_worst_and_what_has_no_value():
     ]
 
 
-def test_counts():
+def test_counts_of_scans_and_patients():
     assert rows(counts_table(cohort())) == [
         ("kidney", "2", "3", "0", "0", "0"),
         ("tumor", "2", "3", "1", "0", "1"),
@@ -95,7 +95,7 @@ def test_comparison_table_has_sign_and_direction():
     )  # fmt: skip
 
 
-def test_markdown_page_says_what_was_left_out_and_from_what_it_was_made():
+def test_the_markdown_page_lists_omitted_cases_and_sources():
     page = markdown(cohort())
     assert page.startswith("# Scores\n")
     assert "Without a prediction, left out of all means (1): case_4." in page
@@ -125,5 +125,5 @@ def test_a_row_of_another_length_is_refused():
 @pytest.mark.parametrize(
     ("value", "shown"), [(1, "1.00"), (0.125, "0.12"), (None, "–"), ("x", "x"), (0.0, "0.00")]
 )
-def test_a_column_shows_all_its_numbers_alike(value, shown):
+def test_all_numbers_of_a_column_have_the_same_format(value, shown):
     assert Column("c", 2).show(value) == shown

@@ -23,7 +23,7 @@ def angle_of(vectors: torch.Tensor) -> torch.Tensor:
 
 @settings(max_examples=30, deadline=None)
 @given(middle=st.floats(-math.pi, math.pi), shift=st.floats(-3.0, 3.0))
-def test_pooling_has_no_jump_at_half_a_turn(middle, shift):
+def test_pooling_is_continuous_at_half_a_turn(middle, shift):
     spread = torch.linspace(-0.3, 0.3, 21)
     mean, _ = pooled_evidence(evidence(middle + spread), Z_MM, math.inf)
     turned, _ = pooled_evidence(evidence(middle + spread + shift), Z_MM, math.inf)
@@ -31,7 +31,7 @@ def test_pooling_has_no_jump_at_half_a_turn(middle, shift):
     assert torch.cos(angle_of(turned) - middle - shift).min() > 1 - 1e-6
 
 
-def test_a_sure_slice_outweighs_unsure_ones():
+def test_a_confident_slice_outweighs_uncertain_ones():
     angle, sure = torch.full((21,), 2.0), torch.full((21,), 0.1)
     angle[10], sure[10] = 0.2, 100.0
     mean, count = pooled_evidence(evidence(angle, sure), Z_MM, math.inf)
@@ -45,7 +45,7 @@ def test_contradicting_slices_cancel_out():
     assert mean.norm(dim=1).max() < 1e-4
 
 
-def test_neighbors_count_by_their_distance():
+def test_neighbors_are_weighted_by_distance():
     angle = torch.zeros(21)
     angle[:5] = 1.0
     mean, count = pooled_evidence(evidence(angle), Z_MM, 5.0)
@@ -56,19 +56,19 @@ def test_neighbors_count_by_their_distance():
     assert count[0] < 0.7 * count[10]
 
 
-def test_common_values_are_weighted_medians():
+def test_values_of_a_scan_are_weighted_medians():
     values = torch.tensor([[1.0, 10.0], [2.0, 30.0], [100.0, 20.0]])
     assert common_values(values, torch.ones(3)).tolist() == [2.0, 20.0]
     assert common_values(values, torch.tensor([5.0, 1.0, 1.0])).tolist() == [1.0, 10.0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 10])
-def test_the_median_is_that_of_pytorch(count):
+def test_the_unweighted_median_agrees_with_pytorch(count):
     values = torch.randn(count, generator=torch.Generator().manual_seed(count))
     assert median(values) == values.median()
 
 
-def test_smoothing_keeps_what_changes_steadily_and_levels_what_jumps():
+def test_smoothing_keeps_linear_changes_and_removes_jumps():
     line = torch.stack([0.01 * Z_MM, 3.0 - 0.02 * Z_MM], dim=1)
     kept = smooth_values(line, torch.ones(21), Z_MM, 20.0)
     assert torch.allclose(kept, line, atol=0.02)
@@ -80,7 +80,7 @@ def test_smoothing_keeps_what_changes_steadily_and_levels_what_jumps():
     assert smooth_values(spike, light, Z_MM, 20.0).max() < 1e-3
 
 
-def test_one_slice_and_slices_at_one_place_keep_their_mean():
+def test_one_slice_and_slices_at_one_position_keep_their_mean():
     assert smooth_values(torch.tensor([[2.0]]), torch.ones(1), torch.zeros(1), 20.0).item() == pytest.approx(
         2.0
     )
@@ -89,7 +89,7 @@ def test_one_slice_and_slices_at_one_place_keep_their_mean():
 
 
 @pytest.mark.parametrize("pairs", [1, 84, 21 * 7])
-def test_long_scans_go_in_pieces_with_the_same_result(pairs, monkeypatch):
+def test_long_scans_are_processed_in_parts_with_the_same_result(pairs, monkeypatch):
     torch.manual_seed(0)
     values, weight = torch.randn(21, 3), torch.rand(21)
     whole = smooth_values(values, weight, Z_MM, 15.0), *pooled_evidence(values[:, :2], Z_MM, 15.0)

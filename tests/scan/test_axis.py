@@ -16,7 +16,7 @@ def centers(at_zero, slope, z=Z):
     return torch.tensor([at_zero]) + z[:, None] * torch.tensor([slope])
 
 
-def test_a_straight_line_is_found_at_the_middle_of_the_scan():
+def test_a_straight_axis_is_recovered_at_the_middle_of_the_scan():
     at_zero, slope = fit_line(centers((0.1, -0.2), (0.05, -0.12)), EVEN, Z)
     assert at_zero.tolist() == pytest.approx([0.1, -0.2], abs=1e-5)
     # The prior draws the slope toward none by what it says against 20 slices.
@@ -25,7 +25,7 @@ def test_a_straight_line_is_found_at_the_middle_of_the_scan():
     assert expected > 0.98
 
 
-def test_places_need_not_lie_around_the_middle():
+def test_slice_positions_need_not_be_centered():
     z = Z + 0.6
     at_zero, slope = fit_line(centers((0.1, -0.2), (0.05, -0.12), z), EVEN, z)
     assert at_zero.tolist() == pytest.approx([0.1, -0.2], abs=0.002)
@@ -44,7 +44,7 @@ def test_slices_with_an_arm_do_not_tilt_the_line(weight_of_bad):
     assert slope[0].item() == pytest.approx(0.05, abs=0.01)
 
 
-def test_few_slices_close_together_say_little():
+def test_few_slices_close_together_give_a_small_slope():
     z = torch.tensor([-0.01, 0.01])
     _, slope = fit_line(torch.tensor([[0.0, 0.0], [0.02, 0.0]]), torch.ones(2), z)
     assert abs(slope[0].item()) < 0.02
@@ -55,14 +55,14 @@ def test_few_slices_close_together_say_little():
 
 @settings(max_examples=60, deadline=None)
 @given(roll=st.floats(-3.1, 3.1), pitch=st.floats(-0.3, 0.3), yaw=st.floats(-0.3, 0.3))
-def test_tilt_is_that_of_the_phantoms(roll, pitch, yaw):
+def test_tilt_agrees_with_the_phantoms(roll, pitch, yaw):
     axis = Pose("supine", True, roll, pitch, yaw, (0, 0, 0)).world_from_canonical[:3, 2]
     slope = torch.tensor([axis[0] / axis[2], axis[1] / axis[2]])
-    found = tilt_of(slope, torch.tensor(roll, dtype=torch.float64))
-    assert [float(angle) for angle in found] == pytest.approx([pitch, yaw], abs=1e-6)
+    result = tilt_of(slope, torch.tensor(roll, dtype=torch.float64))
+    assert [float(angle) for angle in result] == pytest.approx([pitch, yaw], abs=1e-6)
 
 
-def test_slices_at_one_place_have_no_slope():
+def test_slices_at_one_position_have_no_slope():
     centers = torch.tensor([[0.1, 0.2], [0.3, 0.0], [0.2, 0.4]])
     at_middle, slope = fit_line(centers, torch.ones(3), torch.full((3,), 0.5))
     torch.testing.assert_close(slope, torch.zeros(2))
@@ -70,8 +70,8 @@ def test_slices_at_one_place_have_no_slope():
 
 
 @pytest.mark.parametrize("count", [2, 127, 128, 129, 300])
-def test_of_many_slices_some_are_enough(count):
-    """Beyond 128 slices not all are paired."""
+def test_a_subset_of_many_slices_gives_the_same_axis(count):
+    """Above 128 slices, only a subset of pairs is used."""
     z = torch.linspace(-1.0, 1.0, count)
     centers = torch.stack([0.1 + 0.05 * z, -0.2 - 0.03 * z], dim=1)
     at_middle, slope = fit_line(centers, torch.ones(count), z)

@@ -1,4 +1,4 @@
-"""Poses and crops set by hand."""
+"""Manual corrections of poses and crops."""
 
 import json
 import math
@@ -44,26 +44,26 @@ def correction(poses=(), crops=(), frame=FRAME):
     return Correction(HASH, frame, outline_of(REFERENCE), tuple(poses), tuple(crops))
 
 
-def test_a_correction_comes_back_from_its_file(tmp_path):
-    made = correction([SetPose(3, (0.1, 0.2, 0.3, 0.4, 0.5))], [SetCrop(3, 0.5, 0.25, -0.25)])
-    path = write_correction(tmp_path, made)
-    assert read_corrections(tmp_path) == {HASH: made}
-    other = replace(made, crops=())
+def test_a_correction_is_read_back_from_its_file(tmp_path):
+    edited = correction([SetPose(3, (0.1, 0.2, 0.3, 0.4, 0.5))], [SetCrop(3, 0.5, 0.25, -0.25)])
+    path = write_correction(tmp_path, edited)
+    assert read_corrections(tmp_path) == {HASH: edited}
+    other = replace(edited, crops=())
     assert write_correction(tmp_path, other) == path
     assert read_corrections(tmp_path) == {HASH: other}
-    assert made.sha256 != other.sha256
+    assert edited.sha256 != other.sha256
 
 
-def test_between_the_slices_that_were_set_it_changes_evenly_and_beyond_them_not():
-    made = correction([SetPose(2, (0.0, 0.0, 0.0, 0.0, 0.0)), SetPose(6, (0.4, 0.8, -0.4, 0.2, -0.2))])
-    poses = made.poses_at(np.array([0, 2, 3, 6, 9]), FRAME, REFERENCE)
+def test_corrections_are_interpolated_between_slices_and_constant_beyond():
+    edited = correction([SetPose(2, (0.0, 0.0, 0.0, 0.0, 0.0)), SetPose(6, (0.4, 0.8, -0.4, 0.2, -0.2))])
+    poses = edited.poses_at(np.array([0, 2, 3, 6, 9]), FRAME, REFERENCE)
     expected = torch.tensor([0.4, 0.8, -0.4, 0.2, -0.2])
     torch.testing.assert_close(poses, torch.tensor([0.0, 0.0, 0.25, 1.0, 1.0])[:, None] * expected)
 
 
-def test_a_turn_goes_the_short_way():
-    made = correction([SetPose(0, (3.0, 0, 0, 0, 0)), SetPose(2, (-3.0, 0, 0, 0, 0))])
-    angle = float(made.poses_at(np.array([1]), FRAME, REFERENCE)[0, 0])
+def test_angles_are_interpolated_along_the_shorter_arc():
+    edited = correction([SetPose(0, (3.0, 0, 0, 0, 0)), SetPose(2, (-3.0, 0, 0, 0, 0))])
+    angle = float(edited.poses_at(np.array([1]), FRAME, REFERENCE)[0, 0])
     assert math.cos(angle - math.pi) == pytest.approx(1.0, abs=1e-6)
 
 
@@ -72,43 +72,44 @@ def test_a_turn_goes_the_short_way():
     st.floats(150, 600),
     st.tuples(st.floats(-50, 250), st.floats(-50, 250)),
 )
-def test_in_another_frame_a_pose_is_the_same_in_millimeters(pose, fov, center):
+def test_a_corrected_pose_is_the_same_in_millimeters_in_another_frame(pose, fov, center):
     other = Frame(center, fov, 96)
     moved = correction([SetPose(0, tuple(pose))]).poses_at(np.array([0]), other, REFERENCE)
     points = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [0.3, 0.7, 1]]).T
 
     def mm(frame, numbers):
-        found = (matrix_from_pose(numbers.double())[0] @ points.double())[:2]
-        return torch.tensor(frame.center_mm, dtype=torch.double)[:, None] + frame.fov_mm / 2 * found
+        result = (matrix_from_pose(numbers.double())[0] @ points.double())[:2]
+        return torch.tensor(frame.center_mm, dtype=torch.double)[:, None] + frame.fov_mm / 2 * result
 
     torch.testing.assert_close(mm(other, moved), mm(FRAME, torch.tensor([pose])), atol=0.01, rtol=1e-4)
 
 
-def test_for_another_reference_the_body_still_fills_its_outline():
+def test_a_corrected_pose_fits_the_outline_of_another_reference():
     other = ellipse(0.55, 0.5, (0.1, -0.05))
     body = ellipse(0.45, 0.3, (0.2, 0.1))
     onto = pose_at_angle(moments(body), torch.zeros(1), moments(REFERENCE))[0]
-    made = correction([SetPose(0, tuple(float(v) for v in onto))])
-    moved = made.poses_at(np.array([0]), FRAME, other)
+    edited = correction([SetPose(0, tuple(float(v) for v in onto))])
+    moved = edited.poses_at(np.array([0]), FRAME, other)
     seen = warp(body, matrix_from_pose(moved), (128, 128)) >= 0.5
     both = float((seen & (other >= 0.5)).sum())
     assert 2 * both / float(seen.sum() + other.sum()) > 0.98
 
 
-def test_a_crop_stays_where_it_is_in_the_scan_for_another_reference():
+def test_a_corrected_crop_keeps_its_position_for_another_reference():
     other = ellipse(0.55, 0.5, (0.1, -0.05))
-    made = correction([SetPose(0, (0.3, 0.1, 0.1, 0.05, 0.0))], [SetCrop(0, 0.5, 0.2, 0.1)])
+    edited = correction([SetPose(0, (0.3, 0.1, 0.1, 0.05, 0.0))], [SetCrop(0, 0.5, 0.2, 0.1)])
     slices = np.array([0])
-    here = made.poses_at(slices, FRAME, REFERENCE)
-    there = made.poses_at(slices, FRAME, other)
+    expected = edited.poses_at(slices, FRAME, REFERENCE)
+    actual = edited.poses_at(slices, FRAME, other)
     center = torch.tensor([0.0, 0.0, 1.0])
     in_scan = [
-        matrix_from_pose(pose)[0] @ made.crops_at(slices, pose, mask)[0] @ center
-        for pose, mask in ((here, REFERENCE), (there, other))
+        matrix_from_pose(pose)[0] @ edited.crops_at(slices, pose, mask)[0] @ center
+        for pose, mask in ((expected, REFERENCE), (actual, other))
     ]
     torch.testing.assert_close(*in_scan, atol=1e-4, rtol=0)
     torch.testing.assert_close(
-        made.crops_at(slices, here, REFERENCE)[0], torch.tensor([[0.5, 0, 0.2], [0, 0.5, 0.1], [0, 0, 1]])
+        edited.crops_at(slices, expected, REFERENCE)[0],
+        torch.tensor([[0.5, 0, 0.2], [0, 0.5, 0.1], [0, 0, 1]]),
     )
 
 
@@ -130,14 +131,14 @@ def test_a_crop_stays_where_it_is_in_the_scan_for_another_reference():
         ({"name": "Jane"}, "name"),
     ],
 )
-def test_what_is_no_correction_is_refused_in_one_line(tmp_path, change, message):
+def test_invalid_corrections_are_refused_in_one_line(tmp_path, change, message):
     value = correction([SetPose(3, (0.1, 0.2, 0.3, 0.4, 0.5))]).to_json()
     (tmp_path / "one.json").write_text(json.dumps({**value, **change}))
     with pytest.raises(InputError, match=rf"one\.json: expected a correction.*{message}"):
         read_corrections(tmp_path)
 
 
-def test_a_folder_without_any_or_with_two_of_a_scan_is_refused(tmp_path):
+def test_a_folder_with_no_or_duplicate_corrections_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no correction"):
         read_corrections(tmp_path)
     with pytest.raises(InputError, match="expected a folder of corrections"):
@@ -149,9 +150,9 @@ def test_a_folder_without_any_or_with_two_of_a_scan_is_refused(tmp_path):
 
 
 def test_the_outline_of_a_reference_is_its_center_and_spread():
-    found = outline_of(ellipse(0.8, 0.6, (0.1, -0.2)))
-    assert isinstance(found, OutlineMoments)
-    assert found.center == pytest.approx((0.1, -0.2), abs=0.01)
-    assert found.spread == pytest.approx((0.4, 0.3), abs=0.01)  # half a semi-axis
+    result = outline_of(ellipse(0.8, 0.6, (0.1, -0.2)))
+    assert isinstance(result, OutlineMoments)
+    assert result.center == pytest.approx((0.1, -0.2), abs=0.01)
+    assert result.spread == pytest.approx((0.4, 0.3), abs=0.01)  # half a semi-axis
     with pytest.raises(InputError, match="the pose: expected a correction"):
         correction_from_json([1], "the pose")

@@ -1,4 +1,4 @@
-"""The closed form of a volume's pose, from slices that say known things."""
+"""The closed form of a volume's pose, from slices of known poses."""
 
 import math
 
@@ -22,7 +22,7 @@ def transformer(**changes) -> PoseTransformer:
 
 
 def stack(pose: torch.Tensor, slices: int = 16, depth: float = 0.8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks ``(slices, 1, 96, 96)`` of the reference's outline along z, posed, and the slices' places."""
+    """Return masks ``(slices, 1, 96, 96)`` of the posed reference outline and the z positions of slices."""
     z = slice_positions(range(slices), slices, torch.diag(torch.tensor([1.0, 1.0, 1.0 / depth, 1.0])))
     line = (torch.arange(96) + 0.5) / 48 - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
@@ -46,19 +46,19 @@ def estimated(model: PoseTransformer, mask: torch.Tensor) -> SlicePoses:
         (0.0, 0.0, 0.0, -0.2, -0.4, 0.0, 0.0, 0.0, 0.0),
     ],
 )
-def test_a_posed_cylinder(pose):
+def test_pose_of_a_cylinder_is_recovered(pose):
     true = torch.tensor(pose)
     model = transformer()
     mask, z = stack(true)
-    found, *_ = volume_pose(model, estimated(model, mask), z)
-    angles = torch.rad2deg(found[[ROLL, PITCH, YAW]] - true[[ROLL, PITCH, YAW]])
+    result, *_ = volume_pose(model, estimated(model, mask), z)
+    angles = torch.rad2deg(result[[ROLL, PITCH, YAW]] - true[[ROLL, PITCH, YAW]])
     assert angles[1:].abs().tolist() == pytest.approx([0, 0], abs=0.6)
     # The section of a body that is both pitched and yawed is sheared by the product of their tangents, which
     # moments take for roll: up to 2 degrees here.
     assert angles[0].item() == pytest.approx(0, abs=2.0)
-    assert found[LOG_SCALES][:2].tolist() == pytest.approx(list(pose[3:5]), abs=0.02)
-    assert found[LOG_SCALES][2].item() == pytest.approx(sum(pose[3:5]) / 2, abs=0.02)
-    assert found[SHIFTS].tolist() == pytest.approx(list(pose[6:]), abs=0.01)
+    assert result[LOG_SCALES][:2].tolist() == pytest.approx(list(pose[3:5]), abs=0.02)
+    assert result[LOG_SCALES][2].item() == pytest.approx(sum(pose[3:5]) / 2, abs=0.02)
+    assert result[SHIFTS].tolist() == pytest.approx(list(pose[6:]), abs=0.01)
 
 
 def test_the_pose_brings_the_outline_onto_the_reference():
@@ -76,14 +76,14 @@ def test_the_pose_brings_the_outline_onto_the_reference():
         assert overlap > 0.97
 
 
-def test_one_scale_is_one_scale():
+def test_the_similarity_option_gives_equal_scales():
     model = transformer(scales=1)
     mask, z = stack(torch.tensor([0.0, 0.0, 0.0, -0.2, -0.4, 0.0, 0.0, 0.0, 0.0]))
     scales = volume_pose(model, estimated(model, mask), z)[0][LOG_SCALES]
     assert scales.tolist() == pytest.approx([-0.3] * 3, abs=0.02)
 
 
-def test_the_roll_is_what_sure_slices_say_together():
+def test_the_roll_is_pooled_over_confident_slices():
     model = transformer()
     mask, z = stack(torch.tensor([0.2, 0.0, 0.0, -0.3, -0.3, 0.0, 0.0, 0.0, 0.0]))
     slices = estimated(model, mask)
@@ -95,17 +95,17 @@ def test_the_roll_is_what_sure_slices_say_together():
     )
 
 
-def test_places_are_in_half_sides_of_the_frame():
+def test_slice_positions_are_in_half_sides_of_the_frame():
     """Four slices of 10 mm in a frame of 100 mm: 15 and 5 mm from the middle, in units of 50 mm."""
     stack_from_frame = torch.diag(torch.tensor([1.0, 1.0, 100.0 / 40.0, 1.0]))
     assert slice_positions(range(4), 4, stack_from_frame).tolist() == pytest.approx([-0.3, -0.1, 0.1, 0.3])
 
 
-def test_an_off_center_reference_is_carried_through_the_pose():
+def test_an_off_center_reference_is_aligned():
     off = torch.roll(REFERENCE, 6, dims=3)
     model = PoseTransformer(PoseConfig(start="moments", per="volume"), off, -2.0, 3.0).eval()
     mask, z = stack(torch.tensor([0.3, 0.0, 0.0, -0.3, -0.3, -0.3, 0.0, 0.0, 0.0]))
     pose = volume_pose(model, estimated(model, mask), z)[0]
-    there = matrix_from_pose(pose) @ torch.cat([moments(off).center[0], torch.tensor([0.0, 1.0])])
-    assert there[:2].tolist() == pytest.approx([0.0, 0.0], abs=0.01)
+    expected = matrix_from_pose(pose) @ torch.cat([moments(off).center[0], torch.tensor([0.0, 1.0])])
+    assert expected[:2].tolist() == pytest.approx([0.0, 0.0], abs=0.01)
     assert math.degrees(pose[ROLL]) == pytest.approx(math.degrees(0.3), abs=1.0)

@@ -1,4 +1,4 @@
-"""A model that is quick, servers as a user starts them, and a browser."""
+"""Fixtures of the page's tests: a fast model, running servers, and a browser."""
 
 import shutil
 import signal
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from served import Served
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from isopose.io.images import write_image
 from isopose.models.folder import save_model
 
@@ -16,7 +16,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """A model whose U-Net has its first, random weights: it marks something, and always the same."""
+    """A model with an untrained U-Net, whose predictions are reproducible and not empty."""
     folder = tmp_path_factory.mktemp("served") / "model"
     save_model(folder, bright_model({"data": {"size": 64}}, real_unet=True))
     return folder
@@ -24,15 +24,15 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def scan(tmp_path_factory):
-    """A body of 12 slices as NIfTI, whose name is a patient's."""
+    """A NIfTI scan of 12 slices whose file name is a patient's name."""
     path = tmp_path_factory.mktemp("scan") / "Doe_Jane.nii.gz"
-    write_image(scene(slices=12).volume, path)
+    write_image(make_scene(slices=12).volume, path)
     return path
 
 
 @pytest.fixture
 def serve():
-    """Start servers that are stopped in the end."""
+    """Function that starts servers, which are stopped at the end of the test."""
     running = []
 
     def start(*arguments):
@@ -47,7 +47,7 @@ def serve():
 
 @pytest.fixture
 def page():
-    """A page of a real browser, which fails the test that writes an error to its console."""
+    """A page of a real browser; errors in its console fail the test."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed: the page was not tried in a browser")
     from playwright.sync_api import sync_playwright
@@ -75,7 +75,7 @@ def page():
 
 @pytest.fixture
 def pixels():
-    """What a canvas of the page shows, ``(h, w, 3)``."""
+    """Function that returns the pixels of a canvas, ``(h, w, 3)``."""
     import io
 
     from PIL import Image

@@ -15,15 +15,15 @@ class Served:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.said = ""
-        while not (found := re.search(r"isopose is at (\S+)", self.said)):
+        self.output = ""
+        while not (match := re.search(r"isopose is at (\S+)", self.output)):
             line = self.process.stderr.readline()
-            assert line, f"the server ended: {self.said}"
-            self.said += line
-        self.address = found[1]
+            assert line, f"the server ended: {self.output}"
+            self.output += line
+        self.address = match[1]
 
     def stop(self, how=signal.SIGTERM):
         """End the server; return its exit code and all of its output."""
         self.process.send_signal(how)
-        self.said += self.process.communicate(timeout=30)[1]
-        return self.process.returncode, self.said
+        self.output += self.process.communicate(timeout=30)[1]
+        return self.process.returncode, self.output

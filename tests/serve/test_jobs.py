@@ -1,4 +1,4 @@
-"""The queue."""
+"""The queue of jobs."""
 
 import sqlite3
 
@@ -19,14 +19,14 @@ def states(jobs):
     return {job.number: job.state for job in jobs.all()}
 
 
-def test_scans_are_taken_in_the_order_in_which_they_came(tmp_path):
+def test_scans_are_processed_in_order_of_arrival(tmp_path):
     jobs = queue(tmp_path)
     assert [jobs.take().number for _ in range(3)] == [1, 2, 3]
     assert jobs.take() is None
     assert states(jobs) == dict.fromkeys((1, 2, 3), RUNNING)
 
 
-def test_one_that_is_done_again_waits_behind_the_others(tmp_path):
+def test_a_repeated_job_is_queued_last(tmp_path):
     jobs = queue(tmp_path)
     jobs.finish(jobs.take().number, DONE, seconds=1.0)
     assert jobs.again(1, series="2", correction={"a": [1.5]})
@@ -35,7 +35,7 @@ def test_one_that_is_done_again_waits_behind_the_others(tmp_path):
     assert (job.series, job.correction) == ("2", {"a": [1.5]})
 
 
-def test_what_waits_or_runs_is_not_queued_twice(tmp_path):
+def test_a_waiting_or_running_job_is_not_queued_twice(tmp_path):
     jobs = queue(tmp_path)
     jobs.take()
     assert not jobs.again(1, series=None, correction=None)
@@ -43,7 +43,7 @@ def test_what_waits_or_runs_is_not_queued_twice(tmp_path):
     assert not jobs.again(9, series=None, correction=None)
 
 
-def test_a_restart_does_again_what_was_running_and_first(tmp_path):
+def test_after_a_restart_the_interrupted_job_runs_first(tmp_path):
     jobs = queue(tmp_path)
     jobs.finish(jobs.take().number, FAILED, problem="damaged")
     jobs.progress(jobs.take().number, 5, 9)
@@ -54,7 +54,7 @@ def test_a_restart_does_again_what_was_running_and_first(tmp_path):
     assert (jobs.take().number, jobs.get(2).done) == (2, 0)
 
 
-def test_what_was_cancelled_stays_so_when_its_result_comes(tmp_path):
+def test_a_cancelled_job_stays_cancelled_when_its_result_arrives(tmp_path):
     jobs = queue(tmp_path)
     jobs.take()
     jobs.cancel(1)
@@ -67,7 +67,7 @@ def test_what_was_cancelled_stays_so_when_its_result_comes(tmp_path):
     assert jobs.get(3).state == DONE
 
 
-def test_a_number_is_never_given_twice(tmp_path):
+def test_job_numbers_are_never_reused(tmp_path):
     jobs = queue(tmp_path, 2)
     jobs.remove(2)
     jobs.close()
@@ -76,13 +76,13 @@ def test_a_number_is_never_given_twice(tmp_path):
     assert states(jobs) == {1: QUEUED}
 
 
-def test_a_name_is_reported_only_to_who_asks(tmp_path):
+def test_names_are_reported_only_on_request(tmp_path):
     job = queue(tmp_path).get(1)
     assert "patient" not in str(job.shown(names=False))
     assert job.shown(names=True)["filename"] == "patient 0.nii"
 
 
-def test_another_file_is_refused(tmp_path):
+def test_a_queue_file_of_another_format_is_refused(tmp_path):
     path = tmp_path / "queue.sqlite"
     path.write_bytes(b"this is no database, and long enough to be read as one" * 20)
     with pytest.raises(InputError, match="expected isopose's queue"):

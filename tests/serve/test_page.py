@@ -1,4 +1,4 @@
-"""The page in a real browser: from a dropped scan to a pose set by hand."""
+"""The page in a real browser, from a dropped scan to a corrected pose."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from io_helpers import write_series
 from isopose.geometry.volume import Volume
 from isopose.io.images import write_image
@@ -31,20 +31,20 @@ def opened(serve, model_folder, tmp_path, page):
 
 
 def colored(picture, colors=(GREEN, YELLOW)):
-    """How many pixels have the hue of a label, over whatever gray."""
-    found = np.zeros(picture.shape[:2], bool)
+    """Count the pixels that have the hue of a label on any gray."""
+    mask = np.zeros(picture.shape[:2], bool)
     for color in colors:
         # Half label, half gray: what the channels differ by is half of what the label's do.
-        wanted = (np.array(color) - color[0]) / 2
-        found |= np.abs(picture - picture[..., :1] - wanted).max(axis=-1) < 12
-    return int(found.sum())
+        expected = (np.array(color) - color[0]) / 2
+        mask |= np.abs(picture - picture[..., :1] - expected).max(axis=-1) < 12
+    return int(mask.sum())
 
 
 def drawn(page):
     page.wait_for_selector("body[data-drawn]", state="attached")
 
 
-def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pixels):
+def test_a_scan_is_segmented_and_its_pose_corrected(opened, page, scan, pixels):
     page.set_input_files("#file", scan)
     drawn(page)
     assert page.inner_text(".job .name") == "Scan 1"
@@ -53,11 +53,11 @@ def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pi
 
     # NiiVue shows the labels, and nothing of them where they are let fade.
     page.wait_for_timeout(300)
-    shown = colored(pixels(page, "#volume"))
-    assert shown > 1000
+    colored_pixels = colored(pixels(page, "#volume"))
+    assert colored_pixels > 1000
     page.fill("#opacity", "0")
     page.wait_for_timeout(300)
-    assert colored(pixels(page, "#volume")) < shown / 10
+    assert colored(pixels(page, "#volume")) < colored_pixels / 10
     page.fill("#opacity", "50")
 
     # The keyboard goes through the slices.
@@ -88,7 +88,7 @@ def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pi
     # Drag the outline to the patient's left; the numbers follow.
     page.click("#tab-hand")
     page.wait_for_timeout(500)
-    volumes, found = page.inner_text("#volumes"), float(page.input_value("#tx"))
+    volumes, shift_before = page.inner_text("#volumes"), float(page.input_value("#tx"))
     box = page.locator("#posecanvas").bounding_box()
     middle = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] / 2, middle)
@@ -96,7 +96,7 @@ def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pi
     page.mouse.move(box["x"] + 0.8 * box["width"], middle, steps=4)
     page.mouse.up()
     # 0.3 of a slice of 119 pixels of 2.1 mm.
-    assert float(page.input_value("#tx")) - found == pytest.approx(0.3 * 119 * 2.1, abs=2.0)
+    assert float(page.input_value("#tx")) - shift_before == pytest.approx(0.3 * 119 * 2.1, abs=2.0)
     page.fill("#roll", "20")
     page.click("text=Predict again")
     page.wait_for_selector(".job .state:has-text('set by hand')")
@@ -109,19 +109,19 @@ def test_from_a_scan_to_its_labels_and_a_pose_set_by_hand(opened, page, scan, pi
     assert page.inner_text("#volumes") == volumes
 
 
-def test_mr_has_windows_of_its_own_and_no_unit(serve, scan, tmp_path, page, pixels):
+def test_mr_has_its_own_windows_and_no_unit(serve, scan, tmp_path, page, pixels):
     """A dark scan is seen as well as a bright one, and another window shows more of it."""
     save_model(tmp_path / "model", bright_model({"data": {"size": 64, "modality": "mr"}}, real_unet=True))
-    dark = scene(slices=12).volume
+    dark = make_scene(slices=12).volume
     write_image(dark.with_array((dark.array + 1024) * np.float32(1e-3)), tmp_path / "dark.nii.gz")
     served = serve("serve", tmp_path / "model", "--folder", tmp_path / "kept", "--device", "cpu")
     page.goto(served.address)
     page.set_input_files("#file", tmp_path / "dark.nii.gz")
     drawn(page)
     assert page.locator("#window option").all_inner_texts() == ["usual", "brighter", "darker", "all"]
-    place = page.inner_text("#where")
-    assert "HU" not in place
-    value = float(place.split(" (mm) · ")[1].split(" · ")[0])
+    position = page.inner_text("#where")
+    assert "HU" not in position
+    value = float(position.split(" (mm) · ")[1].split(" · ")[0])
     assert 0.9 < value < 2.5
     page.click("#tab-steps")
     page.wait_for_selector("#steps[data-slice]")
@@ -132,8 +132,8 @@ def test_mr_has_windows_of_its_own_and_no_unit(serve, scan, tmp_path, page, pixe
     assert 10 < seen["darker"] < seen["usual"] < seen["brighter"] < 245
 
 
-def test_slices_that_are_set_and_the_one_on_the_screen(opened, page, scan, tmp_path):
-    """Set at one slice with the button, edited at another without it: both hold, evenly between them."""
+def test_corrected_slices_are_interpolated_on_the_page(opened, page, scan, tmp_path):
+    """One slice is set by the button and another by editing; poses between them are interpolated."""
     page.set_input_files("#file", scan)
     drawn(page)
     page.click("#tab-hand")
@@ -162,7 +162,7 @@ def test_slices_that_are_set_and_the_one_on_the_screen(opened, page, scan, tmp_p
         assert page.inner_text("#pose").split()[:4] == ["Slice", str(z), "Roll", roll]
 
 
-def test_nothing_of_a_scan_stands_under_the_name_of_the_next(opened, page, scan, tmp_path):
+def test_switching_scans_clears_the_previous_one(opened, page, scan, tmp_path):
     # The next one's voxels take a while.
     page.add_init_script(
         "const real = window.fetch; window.fetch = async (...given) => {"
@@ -172,7 +172,7 @@ def test_nothing_of_a_scan_stands_under_the_name_of_the_next(opened, page, scan,
     page.reload()
     page.set_input_files("#file", scan)
     drawn(page)
-    write_image(scene(slices=5).volume, tmp_path / "next.nii.gz")
+    write_image(make_scene(slices=5).volume, tmp_path / "next.nii.gz")
     page.set_input_files("#file", tmp_path / "next.nii.gz")
     page.wait_for_selector(".job[data-number='2'] .state:has-text('done')")
     page.click(".job[data-number='2'] .name")
@@ -182,9 +182,9 @@ def test_nothing_of_a_scan_stands_under_the_name_of_the_next(opened, page, scan,
     assert page.evaluate("getComputedStyle(document.getElementById('volume')).visibility") == "visible"
 
 
-def test_the_pages_left_and_right_are_the_patients(opened, page, tmp_path, pixels):
+def test_left_and_right_on_the_page_follow_radiological_convention(opened, page, tmp_path, pixels):
     """A body with a bright mass on the patient's left: on the right of every picture."""
-    write_image(scene(slices=12).volume, tmp_path / "sided.nii.gz")
+    write_image(make_scene(slices=12).volume, tmp_path / "sided.nii.gz")
     page.set_input_files("#file", tmp_path / "sided.nii.gz")
     drawn(page)
     page.select_option("#planes", "axial")
@@ -202,7 +202,7 @@ def test_the_pages_left_and_right_are_the_patients(opened, page, tmp_path, pixel
         assert np.median(columns) > picture.shape[1] / 2
 
 
-def test_a_real_series_to_its_labels_and_files(opened, page, real_ct, tmp_path, pixels):
+def test_a_real_series_is_segmented_and_downloaded(opened, page, real_ct, tmp_path, pixels):
     shutil.make_archive(str(tmp_path / "series"), "zip", real_ct / "dicom-series")
     page.set_input_files("#file", tmp_path / "series.zip")
     drawn(page)
@@ -217,13 +217,13 @@ def test_a_real_series_to_its_labels_and_files(opened, page, real_ct, tmp_path, 
     assert (pixels(page, ".step-native canvas") != before).any()
     links = page.locator("#downloads a").all_inner_texts()
     assert links == ["NIfTI", "DICOM SEG", "RTSTRUCT", "DICOM SR", "Report", "Record"]
-    with page.expect_download() as given:
+    with page.expect_download() as download:
         page.click("#downloads a:has-text('DICOM SEG')")
-    assert given.value.suggested_filename == "scan-1.seg.dcm"
-    assert Path(given.value.path()).read_bytes()[128:132] == b"DICM"
+    assert download.value.suggested_filename == "scan-1.seg.dcm"
+    assert Path(download.value.path()).read_bytes()[128:132] == b"DICM"
 
 
-def test_several_scans_one_that_cannot_be_read_and_a_restart(serve, model_folder, tmp_path, page, scan):
+def test_several_scans_with_one_unreadable_survive_a_restart(serve, model_folder, tmp_path, page, scan):
     served = serve("serve", model_folder, "--folder", tmp_path / "kept", "--device", "cpu")
     bad = tmp_path / "bad.nii"
     bad.write_bytes(b"no scan" * 100)
@@ -248,8 +248,8 @@ def test_several_scans_one_that_cannot_be_read_and_a_restart(serve, model_folder
     assert page.locator(".job").count() == 2
 
 
-def test_of_several_series_one_is_asked_for_and_a_wrong_number_asked_for_again(opened, page, tmp_path):
-    raw = (scene(slices=6).volume.array.astype(int) + 1024).clip(0).astype(np.uint16)
+def test_the_page_asks_for_a_series_number_until_it_is_valid(opened, page, tmp_path):
+    raw = (make_scene(slices=6).volume.array.astype(int) + 1024).clip(0).astype(np.uint16)
     for number, name in ((3, "first"), (12, "second")):
         fields = {"series": f"1.2.{number}", "SeriesNumber": number, "PixelSpacing": [2.9, 2.1]}
         write_series(tmp_path / name, raw, step=(0.0, 0.0, 6.0), **fields)
@@ -268,7 +268,7 @@ def test_of_several_series_one_is_asked_for_and_a_wrong_number_asked_for_again(o
     assert "DICOM SEG" in page.inner_text("#downloads")
 
 
-def test_another_kind_of_file_is_refused_on_the_page(opened, page, tmp_path):
+def test_the_page_refuses_unsupported_files(opened, page, tmp_path):
     shutil.copy(__file__, tmp_path / "notes.txt")
     page.set_input_files("#file", tmp_path / "notes.txt")
     page.wait_for_selector("#sending:has-text('expected a file that ends in')")
@@ -284,8 +284,8 @@ def test_every_control_has_a_name_and_enough_contrast(opened, page, scan):
         for tab in ("scan", "steps", "hand"):
             page.click(f"#tab-{tab}")
             page.wait_for_timeout(150)
-            found = page.evaluate(AUDIT)
-            assert found == {"nameless": [], "pale": []}, (theme, tab)
+            result = page.evaluate(AUDIT)
+            assert result == {"nameless": [], "pale": []}, (theme, tab)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_the_crosshair_counts_the_slices_of_the_models_plane(
     """Each slice has a value of its own; one key moves to the slice before, the other to the one after."""
     model = bright_model({"data": {"size": 64, "plane": plane}, "pose": {"start": "header"}}, real_unet=True)
     save_model(tmp_path / "model", model)
-    volume = scene(slices=12).volume
+    volume = make_scene(slices=12).volume
     array = volume.array + 7.0 * np.arange(12)[:, None, None]
     matrix = np.eye(4)
     # Columns of a matrix from (x, y, z) indices: along the rows, down the columns, through the slices.
@@ -313,11 +313,11 @@ def test_the_crosshair_counts_the_slices_of_the_models_plane(
     drawn(page)
 
     def shown():
-        """The slice by its number, by its value, and by its place in mm from that of the first."""
-        number, place, value = page.inner_text("#where").split(" · ")[:3]
+        """Return number and value of the displayed slice, and its position in mm relative to the first."""
+        number, position, value = page.inner_text("#where").split(" · ")[:3]
         mm = {
             word: float(length)
-            for length, word in re.findall(r"(\d+) (left|right|front|back|up|down)", place)
+            for length, word in re.findall(r"(\d+) (left|right|front|back|up|down)", position)
         }
         along = (
             mm.get("back", -mm.get("front", 0.0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_page import AUDIT, colored
 
-from bright import scene
+from bright import make_scene
 from isopose.io.images import write_image, write_labels
 
 pytestmark = pytest.mark.long
@@ -27,18 +27,18 @@ window.fetch = async (...given) => {
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """So many small scans; the further on, the more is missed, and every fifth has a warning."""
+    """A cohort of small scans; later predictions miss more, and every fifth has a warning."""
     root = tmp_path_factory.mktemp("cohort")
-    shown = scene(slices=6, spacing=(5.0, 5.0, 9.0))
-    truth = shown.volume.with_array(shown.truth)
-    marked = np.argwhere(shown.truth > 0)
+    scene = make_scene(slices=6, spacing=(5.0, 5.0, 9.0))
+    truth = scene.volume.with_array(scene.truth)
+    marked = np.argwhere(scene.truth > 0)
     for number in range(CASES):
         name = f"case_{number:03d}"
-        write_image(shown.volume, root / "imagesTs" / f"{name}_0000.nii.gz")
+        write_image(scene.volume, root / "imagesTs" / f"{name}_0000.nii.gz")
         write_labels(truth, root / "labelsTs" / f"{name}.nii.gz")
-        found = shown.truth.copy()
-        found[tuple(marked[: len(marked) * number // (CASES + 50)].T)] = 0
-        write_labels(truth.with_array(found), root / "ours" / f"{name}.nii.gz")
+        predicted = scene.truth.copy()
+        predicted[tuple(marked[: len(marked) * number // (CASES + 50)].T)] = 0
+        write_labels(truth.with_array(predicted), root / "ours" / f"{name}.nii.gz")
         record = {
             "labels": LABELS,
             "volumes_ml": {"kidney": 10.0, "tumor": 1.0, "kidney+tumor": 11.0},
@@ -50,7 +50,7 @@ def cohort(tmp_path_factory):
     return root
 
 
-def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, tmp_path, page, pixels):
+def test_cases_are_listed_worst_first_and_decided_by_keyboard(serve, cohort, tmp_path, page, pixels):
     options = ("--folder", tmp_path / "review", "--against", cohort / "labelsTs")
     for name, value in LABELS.items():
         options += ("--label", f"{name}={value}")
@@ -76,8 +76,8 @@ def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, t
     assert seen[2] == seen[3] > 500
     # Pictures of the rows in sight alone are made.
     page.wait_for_selector("#rows tr:first-child img")
-    made = len(list((tmp_path / "review" / "thumbnails").glob("*.png")))
-    assert 0 < made < 120
+    thumbnails = len(list((tmp_path / "review" / "thumbnails").glob("*.png")))
+    assert 0 < thumbnails < 120
 
     # By keyboard: reject with a comment, go on, accept, go back.
     page.keyboard.press("r")
@@ -143,8 +143,8 @@ def test_five_hundred_cases_worst_first_and_decided_by_keyboard(serve, cohort, t
         assert page.evaluate(AUDIT) == {"nameless": [], "pale": []}, theme
 
 
-def test_no_case_stands_under_the_name_of_another(serve, cohort, tmp_path, page):
-    """While a case is read, nothing of the last one is shown; of two that were chosen, the later is."""
+def test_switching_cases_never_shows_another_cases_images(serve, cohort, tmp_path, page):
+    """While a case loads, the previous one is not shown; if two are selected, the later one is shown."""
     served = serve("review", cohort / "ours", "--images", cohort / "imagesTs", "--folder", tmp_path / "r")
     page.add_init_script(SLOW.replace('endsWith("/decision")', 'endsWith("/cases/1/view")'))
     page.goto(served.address)
@@ -160,9 +160,9 @@ def test_no_case_stands_under_the_name_of_another(serve, cohort, tmp_path, page)
     assert page.inner_text("#title") == "case_002"
 
 
-def test_markup_in_a_warning_or_comment_stays_text(serve, tmp_path, page):
-    shown = scene(slices=3, spacing=(5.0, 5.0, 9.0))
-    write_labels(shown.volume.with_array(shown.truth), tmp_path / "ours" / "case.nii.gz")
+def test_markup_in_warnings_and_comments_is_escaped(serve, tmp_path, page):
+    scene = make_scene(slices=3, spacing=(5.0, 5.0, 9.0))
+    write_labels(scene.volume.with_array(scene.truth), tmp_path / "ours" / "case.nii.gz")
     evil = "<img src=x onerror=alert(1)>"
     record = {"labels": LABELS, "warnings": [evil], "volumes_ml": {}}
     (tmp_path / "ours" / "case.json").write_text(json.dumps(record))
@@ -175,7 +175,7 @@ def test_markup_in_a_warning_or_comment_stays_text(serve, tmp_path, page):
     assert page.locator("#warnings img").count() == 0
 
 
-def test_a_case_whose_scan_is_damaged_says_so_and_the_others_go_on(serve, cohort, tmp_path, page):
+def test_a_damaged_scan_is_reported_and_other_cases_work(serve, cohort, tmp_path, page):
     for name in ("case_001", "case_002"):
         for folder, suffix in (("ours", ".nii.gz"), ("ours", ".json"), ("imagesTs", "_0000.nii.gz")):
             copy = tmp_path / folder / f"{name}{suffix}"
@@ -192,7 +192,7 @@ def test_a_case_whose_scan_is_damaged_says_so_and_the_others_go_on(serve, cohort
     page.errors.clear()
 
 
-def test_what_cannot_be_reviewed_is_reported_in_a_line(isopose, tmp_path):
+def test_invalid_reviews_are_reported_in_one_line(isopose, tmp_path):
     (tmp_path / "ours").mkdir()
     options = ("--folder", tmp_path / "review", "--port", 0, "--no-browser")
     for arguments, message in (
@@ -200,7 +200,7 @@ def test_what_cannot_be_reviewed_is_reported_in_a_line(isopose, tmp_path):
         ((tmp_path / "none",), "expected a folder of label maps, found none"),
         ((tmp_path / "ours", "--host", "0.0.0.0", "--token", "x"), "expected 16 characters"),
     ):
-        code, _, said = isopose("review", *arguments, *options)
-        assert (code, said.count("\n")) == (2, 1)
-        assert message in said
+        code, _, err = isopose("review", *arguments, *options)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
     assert not (tmp_path / "review").exists()

@@ -1,4 +1,4 @@
-"""A finished cohort, put together for its review."""
+"""A finished cohort is collected for review."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bright import scene
+from bright import make_scene
 from isopose.errors import InputError
 from isopose.evaluation.evaluate import evaluate, open_truth
 from isopose.geometry.volume import Volume
@@ -20,21 +20,25 @@ LABELS = {"kidney": 1, "tumor": 7}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Scans, references and predictions of two cases; the second is stored upside down and half missed."""
+    """Scans, references and predictions of two cases; the second is stored flipped and half missed."""
     root = tmp_path_factory.mktemp("cohort")
     for number in range(2):
-        shown = scene(slices=5 + number)
-        volume, truth = shown.volume, shown.volume.with_array(shown.truth)
-        found = truth.with_array(np.where(np.arange(truth.array.shape[0])[:, None, None] < 3, truth.array, 0))
+        scene = make_scene(slices=5 + number)
+        volume, truth = scene.volume, scene.volume.with_array(scene.truth)
+        predicted = truth.with_array(
+            np.where(np.arange(truth.array.shape[0])[:, None, None] < 3, truth.array, 0)
+        )
         if number:
             matrix = volume.world_from_index @ np.array(
                 [[-1.0, 0, 0, volume.array.shape[2] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
             )
-            volume, truth, found = (Volume(v.array[:, :, ::-1], matrix) for v in (volume, truth, found))
+            volume, truth, predicted = (
+                Volume(v.array[:, :, ::-1], matrix) for v in (volume, truth, predicted)
+            )
         write_image(volume, root / "imagesTs" / f"case_{number}_0000.nii.gz")
         write_labels(truth, root / "labelsTs" / f"case_{number}.nii.gz")
-        write_labels(truth if number == 0 else found, root / "ours" / f"case_{number}.nii.gz")
-        write_labels(found, root / "theirs" / f"case_{number}.nii.gz")
+        write_labels(truth if number == 0 else predicted, root / "ours" / f"case_{number}.nii.gz")
+        write_labels(predicted, root / "theirs" / f"case_{number}.nii.gz")
     record = {
         "labels": LABELS,
         "volumes_ml": {"kidney": 12.5, "tumor": 1.5},
@@ -52,7 +56,7 @@ def folders(tmp_path_factory):
 def opened(folders: Path, tmp_path: Path, **options):
     scores = evaluate(folders / "ours", *open_truth(folders / "labelsTs", LABELS))
     theirs = evaluate(folders / "theirs", *open_truth(folders / "labelsTs", LABELS))
-    given = {
+    review_options = {
         "truth": folders / "labelsTs",
         "images": None,
         "against": folders / "theirs",
@@ -60,7 +64,7 @@ def opened(folders: Path, tmp_path: Path, **options):
         "scores": scores,
         "scores_against": theirs,
     }
-    return open_cohort(folders / "ours", tmp_path / "review", **{**given, **options})
+    return open_cohort(folders / "ours", tmp_path / "review", **{**review_options, **options})
 
 
 def test_each_case_has_its_scan_scores_and_record(folders, tmp_path):
@@ -75,7 +79,7 @@ def test_each_case_has_its_scan_scores_and_record(folders, tmp_path):
     assert second["size_mm"] == 150.0
 
 
-def test_without_references_there_is_a_table_all_the_same(folders, tmp_path):
+def test_without_references_the_table_lists_all_cases(folders, tmp_path):
     options = {"truth": None, "scores": None, "scores_against": None, "against": None}
     cohort = opened(folders, tmp_path, **options)
     assert [case.row(cohort.targets)["dice"] for case in cohort.cases] == [None, None]
@@ -92,18 +96,18 @@ def test_without_references_there_is_a_table_all_the_same(folders, tmp_path):
 
 def test_all_maps_of_a_case_lie_on_the_patients_axes(folders, tmp_path):
     cohort = opened(folders, tmp_path)
-    place, view = case_view(cohort, 1)
-    straight = scene(slices=6)
+    case_folder, view = case_view(cohort, 1)
+    straight = make_scene(slices=6)
     classes = np.array([0, 1, 0, 0, 0, 0, 0, 2], np.uint8)[straight.truth]
-    np.testing.assert_array_equal(read_labels(place / "truth.nii").array, classes)
-    found = read_labels(place / "labels.nii").array
-    np.testing.assert_array_equal(found[:3], classes[:3])
-    assert not found[3:].any()
+    np.testing.assert_array_equal(read_labels(case_folder / "truth.nii").array, classes)
+    result = read_labels(case_folder / "labels.nii").array
+    np.testing.assert_array_equal(result[:3], classes[:3])
+    assert not result[3:].any()
     assert view["maps"] == ["labels", "truth", "against"]
     assert view["best"] in range(3)
 
 
-def test_only_the_last_cases_lie_ready(folders, tmp_path, monkeypatch):
+def test_only_the_last_cases_are_cached(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("isopose.serve.cohort.MAX_CACHED_CASES", 1)
     cohort = opened(folders, tmp_path)
     case_view(cohort, 0)
@@ -111,23 +115,23 @@ def test_only_the_last_cases_lie_ready(folders, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "review" / "views").iterdir()] == [cohort.cases[1].key]
 
 
-def test_another_prediction_under_the_same_name_is_shown_anew(folders, tmp_path):
-    shown = scene(slices=5)
+def test_a_replaced_prediction_is_shown(folders, tmp_path):
+    scene = make_scene(slices=5)
     path = tmp_path / "ours" / "case_0.nii.gz"
-    write_labels(shown.volume.with_array(shown.truth), path)
+    write_labels(scene.volume.with_array(scene.truth), path)
     options = {"labels": LABELS, "scores": None, "scores_against": None, "against": None}
     cohort = open_cohort(path.parent, tmp_path / "review", truth=folders / "labelsTs", images=None, **options)
-    place, _ = case_view(cohort, 0)
-    before = read_labels(place / "labels.nii").array
+    case_folder, _ = case_view(cohort, 0)
+    before = read_labels(case_folder / "labels.nii").array
     first = thumbnail(cohort, cohort.cases[0]).read_bytes()
-    write_labels(shown.volume.with_array(np.zeros_like(shown.truth)), path)
-    place, _ = case_view(cohort, 0)
+    write_labels(scene.volume.with_array(np.zeros_like(scene.truth)), path)
+    case_folder, _ = case_view(cohort, 0)
     assert before.any()
-    assert not read_labels(place / "labels.nii").array.any()
+    assert not read_labels(case_folder / "labels.nii").array.any()
     assert thumbnail(cohort, cohort.cases[0]).read_bytes() != first
 
 
-def test_a_thumbnail_shows_what_is_marked(folders, tmp_path):
+def test_a_thumbnail_shows_the_labels(folders, tmp_path):
     cohort = opened(folders, tmp_path)
     picture = np.asarray(Image.open(thumbnail(cohort, cohort.cases[0]))).astype(int)
     assert max(picture.shape[:2]) == 96
@@ -137,7 +141,7 @@ def test_a_thumbnail_shows_what_is_marked(folders, tmp_path):
     assert np.median(np.nonzero(picture[..., 1] - picture[..., 0] > 60)[1]) > picture.shape[1] / 2
 
 
-def test_decisions_are_kept_and_what_others_decided_stays(tmp_path):
+def test_decisions_are_saved_without_losing_those_of_others(tmp_path):
     path = tmp_path / "review.csv"
     first = Decisions(path, ("a", "b", "c"))
     first.decide("a", "accepted", "")
@@ -154,7 +158,7 @@ def test_decisions_are_kept_and_what_others_decided_stays(tmp_path):
 @pytest.mark.parametrize(
     "text", ["case,decision\n", "case;decision;comment\n", "case,decision,comment\na,b\n", ""]
 )
-def test_another_file_is_not_taken_for_decisions_nor_overwritten(tmp_path, text):
+def test_a_file_of_another_format_is_neither_read_as_decisions_nor_overwritten(tmp_path, text):
     path = tmp_path / "review.csv"
     path.write_text(text)
     with pytest.raises(InputError, match="expected columns case, decision, comment"):
@@ -162,7 +166,7 @@ def test_another_file_is_not_taken_for_decisions_nor_overwritten(tmp_path, text)
     assert path.read_text() == text
 
 
-def test_fewer_voxels_lie_where_they_lay(tmp_path, monkeypatch):
+def test_downsampled_volumes_keep_world_positions(tmp_path, monkeypatch):
     monkeypatch.setattr("isopose.serve.viewing.MAX_SHOWN_VOXELS", 5000)
     shape = (30, 40, 20)
     x, y, z = reduction(shape)
@@ -177,6 +181,6 @@ def test_fewer_voxels_lie_where_they_lay(tmp_path, monkeypatch):
     small = read_volume(reduced(tmp_path / "scan.nii", shape))
     np.testing.assert_array_equal(small.array, array[::z, ::y, ::x])
     sizes = np.array(small.array.shape[::-1]) - 1
-    last, there = np.append(sizes, 1), np.append(sizes * [x, y, z], 1)
-    np.testing.assert_allclose(small.world_from_index @ last, matrix @ there, atol=1e-4)
+    last, point = np.append(sizes, 1), np.append(sizes * [x, y, z], 1)
+    np.testing.assert_allclose(small.world_from_index @ last, matrix @ point, atol=1e-4)
     assert reduction((10, 20, 20)) == (1, 1, 1)

@@ -27,7 +27,7 @@ INTENT = {"X-Isopose": "1"}
 
 @pytest.fixture(scope="module")
 def client(model_folder, tmp_path_factory):
-    """A server that these tests share, and someone who talks to it."""
+    """A server shared by the tests of this module, and an HTTP client."""
     folder = tmp_path_factory.mktemp("served") / "kept"
     served = Served("serve", model_folder, "--folder", folder, "--device", "cpu")
     with httpx.Client(base_url=served.address, headers=INTENT, timeout=30) as client:
@@ -38,9 +38,9 @@ def client(model_folder, tmp_path_factory):
 
 
 def give(client, path, name=None):
-    answer = client.post("/api/jobs", params={"filename": name or path.name}, content=path.read_bytes())
-    assert answer.status_code == 201, answer.text
-    return answer.json()["number"]
+    response = client.post("/api/jobs", params={"filename": name or path.name}, content=path.read_bytes())
+    assert response.status_code == 201, response.text
+    return response.json()["number"]
 
 
 def ended(client, number):
@@ -64,7 +64,7 @@ def planes(client, number, z):
     return out
 
 
-def test_a_result_is_that_of_the_command_line_and_shown_as_it_is(client, scan, model_folder, tmp_path):
+def test_results_equal_those_of_the_command_line(client, scan, model_folder, tmp_path):
     number = give(client, scan)
     assert ended(client, number)["state"] == "done"
     got = client.get(f"/api/jobs/{number}/download/nifti")
@@ -88,23 +88,25 @@ def test_a_result_is_that_of_the_command_line_and_shown_as_it_is(client, scan, m
     classes = np.array([0, 1, 0, 0, 0, 0, 0, 2], np.uint8)[expected.array]
     assert classes.any()
     for z in (0, 5, 11):
-        shown = planes(client, number, z)
-        np.testing.assert_array_equal(shown["native"], read_volume(scan).array[z])
-        np.testing.assert_array_equal(shown["labels"], classes[z])
-        assert shown["crop"].shape == shown["crop_labels"].shape
-        assert shown["homogenized"].std() > 10
+        displayed = planes(client, number, z)
+        np.testing.assert_array_equal(displayed["native"], read_volume(scan).array[z])
+        np.testing.assert_array_equal(displayed["labels"], classes[z])
+        assert displayed["crop"].shape == displayed["crop_labels"].shape
+        assert displayed["homogenized"].std() > 10
     (tmp_path / "view.nii").write_bytes(client.get(f"/api/jobs/{number}/labels.nii").content)
     np.testing.assert_array_equal(read_labels(tmp_path / "view.nii").array, classes)
     assert client.get(f"/api/jobs/{number}/slices/12").status_code == 404
 
 
-def test_a_name_that_may_be_a_patients_is_hidden_unless_asked_for(client, scan):
+def test_file_names_are_hidden_unless_requested(client, scan):
     number = give(client, scan)
     ended(client, number)
     assert "Doe" not in client.get("/api/jobs").text
-    assert client.get("/api/jobs?names=true").json()[0]["filename"] == "Doe_Jane.nii.gz"
-    asked = client.get(f"/api/jobs/{number}/download/nifti?names=true")
-    assert 'filename="Doe_Jane.nii.gz"' in asked.headers["content-disposition"]
+    # The server is shared, so other tests may have added jobs before.
+    (job,) = [job for job in client.get("/api/jobs?names=true").json() if job["number"] == number]
+    assert job["filename"] == "Doe_Jane.nii.gz"
+    response = client.get(f"/api/jobs/{number}/download/nifti?names=true")
+    assert 'filename="Doe_Jane.nii.gz"' in response.headers["content-disposition"]
     for path in ("view", "download/report", "download/record"):
         text = client.get(f"/api/jobs/{number}/{path}").text
         # Letters of a picture, three of which may be any.
@@ -113,7 +115,7 @@ def test_a_name_that_may_be_a_patients_is_hidden_unless_asked_for(client, scan):
     assert kept == []
 
 
-def test_a_pose_set_by_hand_predicts_anew_and_is_kept_until_it_is_taken_back(client, scan):
+def test_a_corrected_pose_is_used_and_kept_until_it_is_removed(client, scan):
     number = give(client, scan)
     ended(client, number)
     first = client.get(f"/api/jobs/{number}/view").json()
@@ -146,13 +148,13 @@ def test_a_pose_set_by_hand_predicts_anew_and_is_kept_until_it_is_taken_back(cli
 def test_an_invalid_correction_is_refused(client, scan, correction, message):
     number = give(client, scan)
     ended(client, number)
-    answer = client.post(f"/api/jobs/{number}/again", json={"correction": correction})
-    assert answer.status_code == 422
-    assert message in answer.json()["detail"]
+    response = client.post(f"/api/jobs/{number}/again", json={"correction": correction})
+    assert response.status_code == 422
+    assert message in response.json()["detail"]
     assert ended(client, number)["state"] == "done"
 
 
-def test_what_cannot_be_read_is_reported_in_a_line_without_the_servers_folders(client, tmp_path):
+def test_unreadable_scans_are_reported_without_paths_of_the_server(client, tmp_path):
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(gzip.compress(b"no NIfTI file" * 50))
     packed = tmp_path / "bad.zip"
@@ -168,7 +170,7 @@ def test_what_cannot_be_read_is_reported_in_a_line_without_the_servers_folders(c
     assert not (tmp_path / "escape.txt").exists()
 
 
-def test_other_kinds_and_too_large_ones_are_refused_and_leave_nothing(
+def test_unsupported_and_too_large_uploads_are_refused_and_removed(
     serve, model_folder, scan, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("ISOPOSE_MAX_GB", "0.000001")
@@ -176,18 +178,18 @@ def test_other_kinds_and_too_large_ones_are_refused_and_leave_nothing(
     with httpx.Client(base_url=served.address, headers=INTENT) as client:
         assert client.post("/api/jobs?filename=a.exe", content=b"x").status_code == 415
         assert client.post("/api/jobs?filename=a.nii", content=b"").status_code == 400
-        answer = client.post("/api/jobs?filename=a.nii", content=b"x" * 5000)
-        assert answer.status_code == 413
-        assert "ISOPOSE_MAX_GB" in answer.text
+        response = client.post("/api/jobs?filename=a.nii", content=b"x" * 5000)
+        assert response.status_code == 413
+        assert "ISOPOSE_MAX_GB" in response.text
         # Without a length that is announced.
-        answer = client.post("/api/jobs?filename=a.nii", content=iter([b"x" * 900, b"x" * 900]))
-        assert answer.status_code == 413
+        response = client.post("/api/jobs?filename=a.nii", content=iter([b"x" * 900, b"x" * 900]))
+        assert response.status_code == 413
         assert client.get("/api/jobs").json() == []
     assert list((tmp_path / "kept").glob("arriving-*")) == []
     assert not list((tmp_path / "kept" / "jobs").glob("*"))
 
 
-def test_a_scan_is_deleted_with_all_that_was_made_of_it(client, scan):
+def test_deleting_a_scan_deletes_its_results(client, scan):
     number = give(client, scan)
     ended(client, number)
     assert (client.folder / "jobs" / str(number) / "result").exists()
@@ -199,13 +201,13 @@ def test_a_scan_is_deleted_with_all_that_was_made_of_it(client, scan):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_queue_outlives_the_server(serve, model_folder, scan, tmp_path, how):
+def test_the_queue_survives_a_restart_of_the_server(serve, model_folder, scan, tmp_path, how):
     folder = tmp_path / "kept"
     served = serve("serve", model_folder, "--folder", folder)
     with httpx.Client(base_url=served.address, headers=INTENT) as client:
         numbers = [give(client, scan) for _ in range(3)]
-    _, said = served.stop(how)
-    assert "Traceback" not in said
+    _, output = served.stop(how)
+    assert "Traceback" not in output
     with sqlite3.connect(folder / "queue.sqlite") as base:
         left = {state for (state,) in base.execute("SELECT state FROM jobs")}
     base.close()
@@ -216,7 +218,7 @@ def test_a_queue_outlives_the_server(serve, model_folder, scan, tmp_path, how):
         assert len({client.get(f"/api/jobs/{n}/download/nifti").content for n in numbers}) == 1
 
 
-def test_one_is_cancelled_and_the_next_is_done(client, scan):
+def test_after_a_cancelled_scan_the_next_is_predicted(client, scan):
     first, second, third = (give(client, scan) for _ in range(3))
     client.post(f"/api/jobs/{second}/cancel")
     client.post(f"/api/jobs/{first}/cancel")
@@ -227,7 +229,7 @@ def test_one_is_cancelled_and_the_next_is_done(client, scan):
     assert ended(client, second)["state"] == "done"
 
 
-def test_a_process_that_is_killed_costs_its_scan_and_no_more(client, scan):
+def test_a_killed_process_fails_only_its_own_scan(client, scan):
     import psutil
 
     ended(client, give(client, scan))
@@ -243,7 +245,7 @@ def test_a_process_that_is_killed_costs_its_scan_and_no_more(client, scan):
     assert ended(client, number)["state"] == "done"
 
 
-def test_two_servers_do_not_share_a_folder(client, isopose, model_folder):
+def test_a_second_server_on_the_same_folder_is_refused(client, isopose, model_folder):
     code, _, message = isopose("serve", model_folder, "--folder", client.folder, "--port", 0, "--no-browser")
     assert (code, message.count("\n")) == (2, 1)
     assert "another isopose process is writing to it" in message
@@ -258,63 +260,61 @@ def test_two_servers_do_not_share_a_folder(client, isopose, model_folder):
         (["--precision", "3"], "--precision"),
     ],
 )
-def test_what_cannot_work_is_reported_before_a_page_opens(
-    isopose, model_folder, tmp_path, arguments, message
-):
-    code, _, said = isopose(
+def test_invalid_arguments_are_reported_at_the_start(isopose, model_folder, tmp_path, arguments, message):
+    code, _, err = isopose(
         "serve", model_folder, "--folder", tmp_path / "kept", "--port", 0, "--no-browser", *arguments
     )
-    assert (code, said.count("\n")) == (2, 1)
-    assert message in said
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
 
 
-def test_at_another_address_a_token_is_made_and_reported(serve, model_folder, scan, tmp_path):
+def test_a_public_address_generates_and_prints_a_token(serve, model_folder, scan, tmp_path):
     served = serve("serve", model_folder, "--folder", tmp_path / "kept", "--host", "0.0.0.0", "--forget")
     address, _, token = served.address.partition("?token=")
     assert len(token) >= 32
-    assert "others on the network can reach this server" in served.said
+    assert "others on the network can reach this server" in served.output
     address = address.replace("0.0.0.0", "127.0.0.1")
     with httpx.Client(base_url=address, headers=INTENT) as client:
         assert client.get("/api/jobs").status_code == 401
         client.headers["Authorization"] = f"Bearer {token}"
         ended(client, give(client, scan))
-    code, said = served.stop()
-    assert (code, token not in said.replace(served.address, "")) == (0, True)
-    assert "Traceback" not in said
-    assert "Doe" not in said
+    code, output = served.stop()
+    assert (code, token not in output.replace(served.address, "")) == (0, True)
+    assert "Traceback" not in output
+    assert "Doe" not in output
     assert list((tmp_path / "kept").rglob("*.nii*")) == []
 
 
-def test_a_zipped_series_is_answered_with_objects_that_name_it(client, real_ct):
+def test_a_zipped_series_gives_dicom_objects_that_refer_to_it(client, real_ct):
     series = next(path for path in sorted(real_ct.iterdir()) if path.is_dir())
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for file in series.rglob("*"):
             if file.is_file():
                 archive.write(file, file.relative_to(series))
-    answer = client.post("/api/jobs?filename=series.zip", content=packed.getvalue())
-    number = answer.json()["number"]
+    response = client.post("/api/jobs?filename=series.zip", content=packed.getvalue())
+    number = response.json()["number"]
     assert ended(client, number)["state"] == "done"
     import pydicom
 
-    given = pydicom.dcmread(next(file for file in series.rglob("*") if file.is_file()))
+    source = pydicom.dcmread(next(file for file in series.rglob("*") if file.is_file()))
     listed = client.get(f"/api/jobs/{number}/view").json()["downloads"]
     assert listed == ["nifti", "dicom-seg", "rtstruct", "dicom-sr", "report", "record"]
-    made = {
+    objects = {
         kind: pydicom.dcmread(io.BytesIO(client.get(f"/api/jobs/{number}/download/{kind}").content))
         for kind in listed[1:4]
     }
-    assert [one.Modality for one in made.values()] == ["SEG", "RTSTRUCT", "SR"]
-    assert len({one.StudyInstanceUID for one in made.values()}) == 1
-    named = made["dicom-seg"].ReferencedSeriesSequence[0].ReferencedInstanceSequence
-    assert given.file_meta.MediaStorageSOPInstanceUID in {one.ReferencedSOPInstanceUID for one in named}
+    assert [one.Modality for one in objects.values()] == ["SEG", "RTSTRUCT", "SR"]
+    assert len({one.StudyInstanceUID for one in objects.values()}) == 1
+    named = objects["dicom-seg"].ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert source.file_meta.MediaStorageSOPInstanceUID in {one.ReferencedSOPInstanceUID for one in named}
 
 
-def test_a_model_of_volumes_takes_no_pose_by_hand(serve, scan, tmp_path):
-    made = bright_model(
+def test_a_model_of_volumes_refuses_corrections(serve, scan, tmp_path):
+    volume_model = bright_model(
         {"dims": 3, "data": {"size": 64}, "pose": {"per": "volume", "learned": False}}, real_unet=True
     )
-    save_model(tmp_path / "model", made)
+    save_model(tmp_path / "model", volume_model)
     served = serve("serve", tmp_path / "model", "--folder", tmp_path / "kept", "--device", "cpu")
     with httpx.Client(base_url=served.address, headers=INTENT, timeout=30) as client:
         number = give(client, scan)
@@ -325,6 +325,6 @@ def test_a_model_of_volumes_takes_no_pose_by_hand(serve, scan, tmp_path):
         assert set(planes(client, number, 3)) == {"native", "labels", "homogenized", "crop", "crop_labels"}
         assert "report" in view["downloads"]
         body = {"correction": {"poses": [{"slice": 4, "pose": [0.0] * 5}]}}
-        answer = client.post(f"/api/jobs/{number}/again", json=body)
-        assert answer.status_code == 409
-        assert "only models of slices" in answer.json()["detail"]
+        response = client.post(f"/api/jobs/{number}/again", json=body)
+        assert response.status_code == 409
+        assert "only models of slices" in response.json()["detail"]

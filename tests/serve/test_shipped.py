@@ -5,7 +5,7 @@ from hashlib import sha256
 from importlib.resources import files
 
 
-def test_the_viewer_is_the_one_that_the_bill_of_materials_names():
+def test_the_shipped_viewer_matches_the_bill_of_materials():
     folder = files("isopose.serve") / "static" / "niivue"
     component = json.loads((folder / "component.json").read_text())
     code = (folder / "niivue.js").read_bytes()

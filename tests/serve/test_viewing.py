@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bright import bright_model, scene
+from bright import bright_model, make_scene
 from isopose.geometry.pose import PITCH
 from isopose.inference.predict import predict
 from isopose.inference.record import prediction_record
@@ -16,7 +16,7 @@ VOLUMES = {"dims": 3, "pose": {"per": "volume", "learned": False}} | SIZE
 
 
 def shown(folder, model, predicts, recorded):
-    volume = scene(slices=SLICES, roll=0.2, spacing=(2.1, 2.9, 9.0)).volume
+    volume = make_scene(slices=SLICES, roll=0.2, spacing=(2.1, 2.9, 9.0)).volume
     prediction = predicts(model, volume, crops=True)
     write_view(folder, model, volume, prediction, recorded(model, prediction, "0" * 64))
     view = read_view(folder)
@@ -43,7 +43,7 @@ def matrix_of(entry):
     return turn @ np.diag(np.exp([lx, ly]))
 
 
-def test_what_the_crop_shows_as_marked_has_the_area_that_is_restored(seen):
+def test_the_labeled_area_in_the_crop_equals_the_restored_area(seen):
     _, view, prediction, arrays, entries = seen
     assert [entry["slice"] for entry in entries] == list(range(SLICES))
     marked = prediction.labels.array > 0
@@ -58,8 +58,8 @@ def test_what_the_crop_shows_as_marked_has_the_area_that_is_restored(seen):
         assert in_crop > 1000
 
 
-def test_homogenized_slices_and_crops_show_the_same_in_their_places(seen):
-    """The bright mass in the crop is where the crop's square says that it is in the homogenized slice."""
+def test_homogenized_slices_and_crops_are_aligned(seen):
+    """The bright mass in the crop has the position that the crop's box gives in the homogenized slice."""
     _, _, _, arrays, entries = seen
     for entry in entries:
         z = entry["slice"]
@@ -79,22 +79,22 @@ def test_homogenized_slices_are_upright_and_as_large_as_the_outline(seen):
     for plane in arrays["homogenized"]:
         rows, columns = np.nonzero(plane > 0)
         size = plane.shape[0]
-        for found, wanted in (((columns.min(), columns.max()), 0), ((rows.min(), rows.max()), 1)):
-            ends = (2 * np.array(found) + 1) / size - 1
-            assert ends == pytest.approx([low[wanted], high[wanted]], abs=0.08)
+        for extent, expected in (((columns.min(), columns.max()), 0), ((rows.min(), rows.max()), 1)):
+            ends = (2 * np.array(extent) + 1) / size - 1
+            assert ends == pytest.approx([low[expected], high[expected]], abs=0.08)
 
 
-def test_a_slices_bytes_hold_all_steps(seen):
+def test_the_bytes_of_a_slice_hold_all_steps(seen):
     folder, view, *_ = seen
-    answer = slice_bytes(folder, tuple(view["shape"]), 3)
+    data = slice_bytes(folder, tuple(view["shape"]), 3)
     for name in (b"native", b"labels", b"homogenized", b"crop", b"crop_labels"):
-        assert b'"' + name + b'"' in answer[:600]
+        assert b'"' + name + b'"' in data[:600]
 
 
 def test_planes_of_a_volume_follow_its_pitch(tmp_path):
-    """A patient who leans: the plane of each slice meets it in the middle, where its brightest spot stays."""
+    """In a pitched patient, the plane of each slice passes through its middle, where the bright spot is."""
     model = bright_model(VOLUMES)
-    volume = scene(slices=SLICES, spacing=(2.1, 2.9, 9.0)).volume
+    volume = make_scene(slices=SLICES, spacing=(2.1, 2.9, 9.0)).volume
     # A bright rod from the feet to the head moves back with each slice.
     array = volume.array.copy()
     middle = array.shape[1] // 2, array.shape[2] // 2
@@ -116,5 +116,5 @@ def test_planes_of_a_volume_follow_its_pitch(tmp_path):
         point = (2 * np.array([columns.mean(), rows.mean()]) + 1) / size - 1
         to_frame = np.array(entry["frame_from_homogenized"])
         mm = np.array(view["frame"]["center_mm"]) + half * (to_frame[:, :2] @ point + to_frame[:, 2])
-        wanted = ((middle[1] - 3) * 2.1, (middle[0] - 2 + z // 2) * 2.9)
-        assert mm == pytest.approx(wanted, abs=4.5)
+        expected = ((middle[1] - 3) * 2.1, (middle[0] - 2 + z // 2) * 2.9)
+        assert mm == pytest.approx(expected, abs=4.5)

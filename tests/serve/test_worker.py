@@ -1,4 +1,4 @@
-"""Scans that break the process beside the server, in any way: each has its line, and the next one is done."""
+"""Scans that make the server's worker process fail in any way are reported; the next scan is predicted."""
 
 import os
 import shutil
@@ -30,8 +30,8 @@ SECRET = "ROE^JANE"
 class Unsendable(Exception):
     """One that is not the same once it was pickled."""
 
-    def __init__(self, place, line):
-        super().__init__(f"{place}: {line} {SECRET}")
+    def __init__(self, job_folder, line):
+        super().__init__(f"{job_folder}: {line} {SECRET}")
 
 
 RAISED = [
@@ -47,7 +47,7 @@ RAISED = [
 
 @pytest.fixture
 def queue(tmp_path, scan):
-    """A queue, and how to give it the scan once more."""
+    """A queue, and a function that adds the scan to it."""
     jobs = Jobs(tmp_path / "queue.sqlite")
 
     def give():
@@ -64,7 +64,7 @@ def queue(tmp_path, scan):
 
 @pytest.fixture(scope="module")
 def expected(model_folder, scan, tmp_path_factory):
-    """What the command line makes of the scan."""
+    """Results of the command line for the scan."""
     out = tmp_path_factory.mktemp("expected")
     model, scans = load_model(model_folder), find_scans([scan])
     predict_scans(model, scans, out, probabilities=False, reporter=Silent())
@@ -72,7 +72,7 @@ def expected(model_folder, scan, tmp_path_factory):
 
 
 class Pipe:
-    """Takes how far a scan is."""
+    """A pipe that ignores reported progress."""
 
     def send(self, message):
         pass
@@ -80,8 +80,8 @@ class Pipe:
 
 @pytest.mark.parametrize("where", ["inference.files.read_channels", "serve.report.write_scan_report"])
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
-def test_what_a_scan_raises_is_its_line(error, where, queue, model_folder, expected, monkeypatch):
-    """While it is read, and when all but the last file of its results is written."""
+def test_an_error_of_a_scan_becomes_its_message(error, where, queue, model_folder, expected, monkeypatch):
+    """Errors while reading, and while writing the last of the result files."""
 
     def fail(*args, **kwargs):
         raise error
@@ -96,15 +96,15 @@ def test_what_a_scan_raises_is_its_line(error, where, queue, model_folder, expec
     assert SECRET not in problem
     assert "\n" not in problem
     assert problem.startswith(str(line_of(error))[:20])
-    place = queue.folder / str(job.number)
-    assert [path.name for path in place.rglob("*") if path.is_file()] == ["upload.nii.gz"]
+    job_folder = queue.folder / str(job.number)
+    assert [path.name for path in job_folder.rglob("*") if path.is_file()] == ["upload.nii.gz"]
     # The same process goes on, with the same scan even.
     assert _predict(model, job, queue.folder, Pipe()) == ("done", None)
-    np.testing.assert_array_equal(read_labels(place / "result" / f"{RESULT}.nii.gz").array, expected)
+    np.testing.assert_array_equal(read_labels(job_folder / "result" / f"{RESULT}.nii.gz").array, expected)
 
 
 def work_that_dies(settings, pipe):
-    """Of the process: the first scan kills it, the second raises what cannot be sent."""
+    """Work of the process: the first scan kills it, the second raises an error that cannot be pickled."""
     from isopose.io import channels
 
     def read(path, series=None, original=channels.read_volume, **more):
@@ -181,7 +181,7 @@ def test_a_model_that_could_not_be_loaded_is_tried_again(queue, model_folder, mo
     assert pipe.sent[-1] == ("done", None)
 
 
-def test_what_a_request_raises_is_answered_in_one_line():
+def test_an_error_in_a_request_is_answered_in_one_line():
     app = FastAPI()
 
     @app.get("/fails")
@@ -190,7 +190,7 @@ def test_what_a_request_raises_is_answered_in_one_line():
 
     add_guard(app, Access("127.0.0.1", 8000))
     # A client that raises what the server's log would show.
-    answer = TestClient(app, base_url="http://127.0.0.1:8000").get("/fails")
-    assert answer.status_code == 500
-    assert answer.json()["detail"].startswith("failed unexpectedly by KeyError")
-    assert SECRET not in answer.text
+    response = TestClient(app, base_url="http://127.0.0.1:8000").get("/fails")
+    assert response.status_code == 500
+    assert response.json()["detail"].startswith("failed unexpectedly by KeyError")
+    assert SECRET not in response.text

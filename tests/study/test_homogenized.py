@@ -1,4 +1,4 @@
-"""The way of nnU-Net's homogenized arms without nnU-Net: there, timed once, and back."""
+"""Homogenization and restoration of nnU-Net's homogenized arms, without nnU-Net."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from isopose.study.results import StudyRun
 
 
 class Oracle:
-    """Answers with the reference as it was homogenized."""
+    """A stand-in for nnU-Net that predicts the homogenized reference."""
 
     def predict_from_files_sequential(self, inputs: list[list[str]], outputs: list[str]) -> None:
         [[source]], [target] = inputs, outputs
@@ -40,14 +40,14 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_answers_come_back_to_where_the_patient_lies(children: Path, tmp_path: Path) -> None:
+def test_predictions_are_restored_to_the_patients_position(children: Path, tmp_path: Path) -> None:
     root = tmp_path / "raw" / "Dataset001_study"
-    found = homogenize_patients(open_dataset(children), root, 192, Silent())
-    assert found.learned == ("phantom_000",)
+    result = homogenize_patients(open_dataset(children), root, 192, Silent())
+    assert result.learned == ("phantom_000",)
     assert sorted(path.name for path in (root / "imagesTr").iterdir()) == ["phantom_000_0000.nii.gz"]
     for case in ("phantom_001", "phantom_002"):
-        taken = found.predict(Oracle(), case, tmp_path / "upright", tmp_path / "predictions")
-        assert taken["cpu_seconds"] > found.seconds[case]["cpu_seconds"] > 0
+        taken = result.predict(Oracle(), case, tmp_path / "upright", tmp_path / "predictions")
+        assert taken["cpu_seconds"] > result.seconds[case]["cpu_seconds"] > 0
         truth = read_labels(children / "labelsTs" / f"{case}.nii.gz")
         back = read_labels(tmp_path / "predictions" / f"{case}.nii.gz")
         assert back.same_grid(truth)
@@ -57,14 +57,14 @@ def test_answers_come_back_to_where_the_patient_lies(children: Path, tmp_path: P
             assert dice > 0.9, (case, value, dice)
 
 
-def test_every_run_is_charged_with_what_is_done_once(
+def test_the_time_of_shared_preparation_counts_in_every_run(
     children: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, dataset = tmp_path / "raw" / "Dataset001_study", open_dataset(children)
     first = homogenize_patients(dataset, root, 64, Silent())
     row = first.row
     assert row["cpu_seconds"] == first.seconds["phantom_000"]["cpu_seconds"] > 0, "not the tested ones'"
-    made = (root / "imagesTr" / "phantom_000_0000.nii.gz").stat().st_mtime_ns
+    written_ns = (root / "imagesTr" / "phantom_000_0000.nii.gz").stat().st_mtime_ns
     # Stopped between a case and its time: that case alone is made and timed again.
     kept = json.loads((root.parent / SECONDS).read_text())
     del kept["phantom_001"]
@@ -72,7 +72,7 @@ def test_every_run_is_charged_with_what_is_done_once(
     again = homogenize_patients(dataset, root, 64, Silent())
     assert again.row == row
     assert again.seconds["phantom_001"]["cpu_seconds"] > 0.2 * first.seconds["phantom_001"]["cpu_seconds"]
-    assert (root / "imagesTr" / "phantom_000_0000.nii.gz").stat().st_mtime_ns == made
+    assert (root / "imagesTr" / "phantom_000_0000.nii.gz").stat().st_mtime_ns == written_ns
     # The next seed homogenizes nothing, and its curve begins as late as the first one's.
     monkeypatch.setattr("isopose.study.homogenized.homogenize", None)
     assert homogenize_patients(dataset, root, 64, Silent()).row == row
@@ -84,7 +84,7 @@ def test_every_run_is_charged_with_what_is_done_once(
 
 
 def test_a_patient_that_cannot_be_homogenized_stops_the_arm(children: Path, tmp_path: Path) -> None:
-    """The others' scores would be of other patients than those of the other arms."""
+    """Otherwise the arm would be scored on fewer patients than the others."""
     broken = tmp_path / "broken"
     shutil.copytree(children, broken)
     (broken / "imagesTr" / "phantom_000_0000.nii.gz").write_bytes(b"nothing")

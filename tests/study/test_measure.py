@@ -1,4 +1,4 @@
-"""What a run costs, and on what."""
+"""Time, memory and environment of a run."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from isopose.study.measure import Measuring, circumstances
 CPU = torch.device("cpu")
 
 
-def test_of_a_stage_in_two_processes_the_one_that_took_more_counts(
+def test_peak_memory_of_a_resumed_stage_is_the_larger_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A resumed process may start with more memory, so its peak is compared with its own start."""
@@ -26,17 +26,17 @@ def test_of_a_stage_in_two_processes_the_one_that_took_more_counts(
     assert Measuring(path, CPU).values["memory"]["unet"] == {"before_mb": 100.0, "peak_mb": 500.0}
 
 
-def test_memory_is_of_the_device_that_the_run_computes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU of a machine that has a GPU, too: nothing is allocated there."""
+def test_memory_is_measured_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on the CPU of a machine with a GPU must not measure the memory of the GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert measure.reset_peak(CPU) > 50
     assert measure.peak_memory(CPU) > 50
 
 
-def test_what_a_run_was_made_on() -> None:
-    found = circumstances(CPU, "32-true")
-    assert (found["device"], found["precision"]) == ("cpu", "32-true")
-    assert found["threads"] == str(torch.get_num_threads())
-    assert found["torch"] == torch.__version__
-    assert found["processor"]
-    assert os.uname().nodename not in found.values(), "a machine's name is nobody's business"
+def test_the_environment_of_a_run_is_recorded() -> None:
+    result = circumstances(CPU, "32-true")
+    assert (result["device"], result["precision"]) == ("cpu", "32-true")
+    assert result["threads"] == str(torch.get_num_threads())
+    assert result["torch"] == torch.__version__
+    assert result["processor"]
+    assert os.uname().nodename not in result.values(), "a machine's name is nobody's business"

@@ -60,9 +60,9 @@ def command(children: Path, output: Path, *arms: str) -> list[str]:
 
 
 def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path: Path) -> None:
-    done = subprocess.run(command(children, tmp_path / "study", *ARMS), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"report: {tmp_path / 'study' / 'report.html'}\n"
+    process = subprocess.run(command(children, tmp_path / "study", *ARMS), capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == f"report: {tmp_path / 'study' / 'report.html'}\n"
     raw = tmp_path / "study" / "stores" / "nnunet-fold-0" / "raw" / nnunet.NAME
     # No test patient is used for planning, normalization or training.
     assert sorted(p.name for p in (raw / "labelsTr").iterdir()) == [
@@ -99,7 +99,7 @@ def test_nnunet_trains_and_predicts_the_studys_patients(children: Path, tmp_path
 
 
 def _check_restored(stores: Path, run: Path, case: str, predicted: Volume) -> None:
-    """What nnU-Net marked in the homogenized scan, brought back by the transform of that scan."""
+    """Assert that the result is nnU-Net's prediction of the homogenized scan, restored by its transform."""
     root = stores / "nnunet-homogenized-fold-0" / "raw" / nnunet.NAME
     # Trained on is what lies there, at the pixels of the study's own arms.
     assert read_labels(root / "labelsTr" / "phantom_000.nii.gz").array.shape[1:] == (64, 64)
@@ -108,11 +108,11 @@ def _check_restored(stores: Path, run: Path, case: str, predicted: Volume) -> No
     np.testing.assert_array_equal(np.array([0, 1, 7], dtype=np.uint8)[back.array], predicted.array)
 
 
-def test_rotation_and_scaling_alone_are_taken_out_of_the_augmentation() -> None:
-    given = {"patch_size": (64, 64), "rotation_for_DA": (-3.0, 3.0), "deep_supervision_scales": None,
+def test_only_rotation_and_scaling_are_removed_from_the_augmentation() -> None:
+    parameters = {"patch_size": (64, 64), "rotation_for_DA": (-3.0, 3.0), "deep_supervision_scales": None,
              "mirror_axes": (0, 1), "do_dummy_2d_data_aug": False}  # fmt: skip
     turned, still = (
-        nnunet_trainer.make_trainer_class(BY_NAME[arm].peer).get_training_transforms(**given)
+        nnunet_trainer.make_trainer_class(BY_NAME[arm].peer).get_training_transforms(**parameters)
         for arm in HOMOGENIZED
     )
     assert [type(each) for each in turned.transforms] == [type(each) for each in still.transforms]
@@ -124,11 +124,11 @@ def test_rotation_and_scaling_alone_are_taken_out_of_the_augmentation() -> None:
     assert any(not torch.equal(turned.transforms[0](image=image)["image"], image) for _ in range(40))
 
 
-def test_a_training_that_is_stopped_goes_on(children: Path, tmp_path: Path) -> None:
-    given = command(children, tmp_path / "study", "nnunet-homogenized")
+def test_a_stopped_training_is_continued(children: Path, tmp_path: Path) -> None:
+    arguments = command(children, tmp_path / "study", "nnunet-homogenized")
     run = tmp_path / "study" / "runs" / "default" / "nnunet-homogenized" / "seed-0-fold-0"
     history = run / "history.json"
-    process = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     for _ in range(6000):
         time.sleep(0.1)
         if history.exists():
@@ -138,8 +138,8 @@ def test_a_training_that_is_stopped_goes_on(children: Path, tmp_path: Path) -> N
     assert process.returncode == 130, errors
     first = json.loads(history.read_text())
     assert len(first) < 3
-    done = subprocess.run(given, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    finished = subprocess.run(arguments, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
     rows = json.loads(history.read_text())
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[0] == first[0], "what was trained was not trained again"

@@ -1,4 +1,4 @@
-"""What a study will do: configurations of the arms, runs, folds, and whose folder it is."""
+"""Planning of a study: configurations of arms, runs, folds, and its folder."""
 
 import shutil
 from dataclasses import replace
@@ -41,7 +41,7 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def without_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the extra is not installed, wherever the tests run."""
+    """Simulate that the extra is not installed."""
     monkeypatch.setattr(nnunet, "available", lambda: False)
 
 
@@ -65,17 +65,17 @@ def of(options: Options, preset: str, arm: str) -> Config:
 
 def differing(a: Config, b: Config) -> set[str]:
     one, other = a.model_dump(), b.model_dump()
-    found = set()
+    result = set()
     for section, values in one.items():
         if isinstance(values, dict):
-            found |= {f"{section}.{k}" for k, v in values.items() if v != other[section][k]}
+            result |= {f"{section}.{k}" for k, v in values.items() if v != other[section][k]}
         elif values != other[section]:
-            found.add(section)
-    return found
+            result.add(section)
+    return result
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
-def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else(options: Options, preset: str) -> None:
+def test_arms_differ_only_in_the_settings_that_name_them(options: Options, preset: str) -> None:
     plain, pose = of(options, preset, "plain"), of(options, preset, "pose")
     assert differing(plain, of(options, preset, "augmented")) == {"unet.augmentation"}
     assert differing(pose, of(options, preset, "pose-mirror")) == {"unet.mirror", "predict.mirror"}
@@ -83,15 +83,15 @@ def test_arms_differ_in_what_they_are_named_for_and_in_nothing_else(options: Opt
     assert differing(pose, of(options, preset, "crop-full")) == {"crop.enabled"}
     assert differing(pose, of(options, preset, "moments")) <= {"pose.start", "pose.learned"}
     default = of(options, preset, "default")
-    given = load_config(preset, settings=options.settings)
-    assert (default.unet.mirror, default.predict.mirror) == (given.unet.mirror, given.predict.mirror)
-    assert default.unet.augmentation == given.unet.augmentation
+    config = load_config(preset, settings=options.settings)
+    assert (default.unet.mirror, default.predict.mirror) == (config.unet.mirror, config.predict.mirror)
+    assert default.unet.augmentation == config.unet.augmentation
     assert not plain.pose_estimated
     assert pose.pose_estimated
     assert plain.unet_size == pose.unet_size == 128
 
 
-def test_the_users_settings_hold_for_all_arms_and_every_stage_has_the_same_steps(options: Options) -> None:
+def test_settings_apply_to_all_arms_and_stages_have_equal_steps(options: Options) -> None:
     half = replace(options, scale=0.5)
     for preset in options.presets:
         steps = set()
@@ -113,21 +113,21 @@ def test_the_users_settings_hold_for_all_arms_and_every_stage_has_the_same_steps
     assert of(options, "default", "pose").unet.optimizer.epochs == 100
 
 
-def test_what_an_arm_is_named_for_wins_over_a_setting(options: Options) -> None:
-    given = replace(options, settings=(*options.settings, "pose.start=moments", "unet.augmentation=off"))
-    assert of(given, "default", "plain").pose.start == "identity"
-    assert of(given, "default", "augmented").unet.augmentation == "nnunet"
+def test_the_setting_that_names_an_arm_overrides_the_users(options: Options) -> None:
+    config = replace(options, settings=(*options.settings, "pose.start=moments", "unet.augmentation=off"))
+    assert of(config, "default", "plain").pose.start == "identity"
+    assert of(config, "default", "augmented").unet.augmentation == "nnunet"
 
 
-def test_a_gpu_by_its_number_is_not_promised_to_nnunet(options: Options) -> None:
-    """Whose trainer takes the first one that it sees, whatever it is given."""
+def test_a_numbered_gpu_is_refused_for_nnunet(options: Options) -> None:
+    """nnU-Net's trainer always uses the first visible GPU."""
     second = replace(options, settings=(*options.settings, "train.device=cuda:1"))
     assert of(second, "default", "pose").train.device == "cuda:1"
     with pytest.raises(InputError, match=r"train.device=cuda:1: nnU-Net .* CUDA_VISIBLE_DEVICES=1"):
         of(second, "default", "nnunet")
 
 
-def test_runs_are_every_arm_with_every_seed_and_twins_are_not_run_twice(options: Options) -> None:
+def test_runs_combine_arms_and_seeds_without_duplicates(options: Options) -> None:
     arms = arms_of(options, None)
     assert not any(arm.source for arm in arms)
     jobs, twins = jobs_of(options, arms)
@@ -151,7 +151,7 @@ def test_transfer_needs_a_source(options: Options, children: Path) -> None:
     assert set(twins) == {"paper/jitter", "paper/default"}
 
 
-def test_nnunets_arms_are_there_where_nnunet_is(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arms_of_nnunet_need_the_installed_package(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(arm.peer for arm in arms_of(options, None))
     with pytest.raises(InputError, match=r"add the extra: pip install 'isopose\[nnunet\]'"):
         arms_of(options, ["pose", "nnunet"])
@@ -185,14 +185,14 @@ def test_a_study_of_mr_leaves_out_what_finds_poses_in_ct_and_takes_no_source_of_
         check_options(replace(of_mr, source=options.dataset))
 
 
-def test_widths_are_of_bodies_of_the_stated_modality(
+def test_body_widths_use_the_configured_modality(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ``data.modality`` says, where the dataset says nothing or CT; every scan is measured once."""
-    asked = []
+    """The setting ``data.modality`` overrides the dataset; every scan is measured once."""
+    modalities = []
 
     def find(volume: Volume, data: DataConfig, modality: str) -> np.ndarray:
-        asked.append((data.body_threshold_hu, modality))
+        modalities.append((data.body_threshold_hu, modality))
         return np.ones(volume.array.shape, bool)
 
     monkeypatch.setattr(plan, "find_body", find)
@@ -201,7 +201,7 @@ def test_widths_are_of_bodies_of_the_stated_modality(
     dataset = patients_of(options, 0)
     for _ in range(2):
         measure_widths(tmp_path, [dataset], data, lambda *_: None)
-    assert asked == [(-300, "mr")] * len(held_out(dataset))
+    assert modalities == [(-300, "mr")] * len(held_out(dataset))
     assert set(known_widths(tmp_path, dataset)) == set(held_out(dataset))
 
 
@@ -245,7 +245,7 @@ def test_folds_test_every_patient_once_and_never_one_that_trains(options: Option
         ({"folds": 7}, "7 folds need as many labeled patients"),
     ],
 )
-def test_what_cannot_be_a_study_is_one_line(options: Options, change: dict, message: str) -> None:
+def test_invalid_studies_are_refused_in_one_line(options: Options, change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_options(replace(options, **change))
 
@@ -276,20 +276,20 @@ def test_what_cannot_be_a_study_is_one_line(options: Options, change: dict, mess
         (("crop.enabled=false",), {}, "STN2 of the arm crop-full (default preset) for 0 steps"),
     ],
 )
-def test_settings_that_shorten_an_stn_are_refused_unless_it_is_asked_for(
+def test_settings_that_shorten_an_stn_are_refused_unless_allowed(
     options: Options, settings: tuple[str, ...], values: dict, message: str
 ) -> None:
     """An earlier study trained STN1 for a twelfth of its steps and reported it as the paper's preset."""
-    given = replace(options, settings=(*options.settings, *settings), values={**options.values, **values})
+    config = replace(options, settings=(*options.settings, *settings), values={**options.values, **values})
     with pytest.raises(InputError, match="a study shortens only the U-Net") as error:
-        check_options(given)
+        check_options(config)
     assert message in str(error.value)
     assert "--short-stns" in str(error.value)
     assert "\n" not in str(error.value)
-    check_options(replace(given, short_stns=True))
+    check_options(replace(config, short_stns=True))
 
 
-def test_settings_that_leave_the_stns_as_long_or_longer_are_taken(options: Options) -> None:
+def test_settings_that_do_not_shorten_the_stns_are_accepted(options: Options) -> None:
     for settings in (
         ("pose.optimizer.epochs=100", "pose.optimizer.iterations=125"),
         ("pose.optimizer.epochs=50", "pose.optimizer.momentum=0.9", "crop.optimizer.epochs=60"),
@@ -301,8 +301,8 @@ def test_settings_that_leave_the_stns_as_long_or_longer_are_taken(options: Optio
         check_options(replace(options, settings=(*options.settings, *settings)))
 
 
-def test_a_study_whose_budget_shortened_the_stns_too_says_so(options: Options, tmp_path: Path) -> None:
-    """As an earlier version settled it: no word of what was scaled."""
+def test_a_former_study_with_shortened_stns_is_reported(options: Options, tmp_path: Path) -> None:
+    """An earlier version did not record which stages were shortened."""
     claim_study(tmp_path / "study", options)
     path = tmp_path / "study" / "study.json"
     write_json(path, read_json(path) | {"scale": 0.25})
@@ -323,7 +323,7 @@ def test_unknown_arms_are_refused(options: Options) -> None:
         arms_of(options, ["posed"])
 
 
-def test_a_folder_is_one_studys_and_keeps_its_length(options: Options, tmp_path: Path) -> None:
+def test_a_study_folder_refuses_another_study_or_length(options: Options, tmp_path: Path) -> None:
     assert claim_study(tmp_path / "study", options) == (options, False)
     # Broken off before its length was settled.
     assert claim_study(tmp_path / "study", options) == (options, False)

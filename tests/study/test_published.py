@@ -1,4 +1,4 @@
-"""Figures of the published study that README and docs quote, computed again from its scores."""
+"""Numbers of the published study in README and docs are recomputed from its scores."""
 
 import csv
 from collections import defaultdict
@@ -24,12 +24,12 @@ def rows() -> list[dict[str, str]]:
 
 
 def dice(rows: list[dict[str, str]], arm: str, target: str, preset: str = "default") -> dict[str, float]:
-    """Patient to the mean over seeds, in percent."""
-    found = defaultdict(list)
+    """Return the mean Dice over seeds by patient, in percent."""
+    scores = defaultdict(list)
     for row in rows:
         if (row["preset"], row["arm"], row["target"]) == (preset, arm, target):
-            found[row["patient"]].append(100 * float(row["dice"]))
-    return {patient: mean(values) for patient, values in found.items()}
+            scores[row["patient"]].append(100 * float(row["dice"]))
+    return {patient: mean(values) for patient, values in scores.items()}
 
 
 def small(rows: list[dict[str, str]]) -> set[str]:
@@ -43,7 +43,7 @@ def seeds_of(rows: list[dict[str, str]], arm: str, preset: str) -> set[str]:
 
 
 def gain(rows: list[dict[str, str]], arm: str, base: str, target: str, preset: str) -> dict[str, float]:
-    """Patient to the difference of two arms in points, over the seeds that both have."""
+    """Return the difference of two arms by patient in percentage points, over common seeds."""
     seeds = [
         {row["seed"] for row in rows if (row["preset"], row["arm"]) == (preset, one)} for one in (arm, base)
     ]
@@ -54,7 +54,7 @@ def gain(rows: list[dict[str, str]], arm: str, base: str, target: str, preset: s
 
 
 def split(values: dict[str, float], few: set[str]) -> list[float]:
-    """Mean, median, mean of the small tumors and of the others."""
+    """Return mean and median of all, and the means of small and of other tumors."""
     others = [value for patient, value in values.items() if patient not in few]
     return [mean(values.values()), median(values.values()), mean(values[p] for p in few), mean(others)]
 
@@ -69,8 +69,8 @@ def tables(page: str, begin: str, end: str) -> list[list[list[str]]]:
     """Return the rows of each table between two headings, as lists of cells, without the header."""
     text = (ROOT / page).read_text()
     part = text[text.index(f"\n{begin}\n") : text.index(f"\n{end}\n")]
-    found = [block.splitlines()[2:] for block in part.split("\n\n") if block.startswith("| ")]
-    return [[[cell.strip() for cell in line[1:-1].split("|")] for line in block] for block in found]
+    blocks = [block.splitlines()[2:] for block in part.split("\n\n") if block.startswith("| ")]
+    return [[[cell.strip() for cell in line[1:-1].split("|")] for line in block] for block in blocks]
 
 
 def protocol(steps: str) -> list[dict[str, str]]:
@@ -91,7 +91,7 @@ def missed(rows: list[dict[str, str]], arm: str) -> str:
         ("augmented", "nnU-Net's augmentation, whole slices"),
     ],
 )
-def test_the_headline_is_that_of_the_protocol(arm: str, name: str) -> None:
+def test_the_headline_matches_the_protocol(arm: str, name: str) -> None:
     rows = protocol("6,000")
     tumor, kidney = (dice(rows, arm, target) for target in ("tumor", "kidney"))
     few = below(rows, 20.0)
@@ -112,7 +112,7 @@ def below(rows: list[dict[str, str]], most: float, least: float = 0.0) -> set[st
     return {patient for patient, volume in volumes.items() if least <= volume < most}
 
 
-def test_the_protocols_tables_are_those_of_the_scores() -> None:
+def test_tables_of_the_protocol_match_the_scores() -> None:
     scores, goals, groups = tables("docs/published.md", "## By the protocol", "## Before the protocol")
     for run, arm, *cells in scores:
         rows, arm = protocol(run.split(" ")[0]), arm.strip("`")
@@ -139,7 +139,7 @@ def test_the_protocols_tables_are_those_of_the_scores() -> None:
         assert near(cells, [*values, mean(tumor), median(tumor), mean(kidney)])
 
 
-def test_the_studys_table_is_that_of_the_scores(rows) -> None:
+def test_the_table_of_the_study_matches_the_scores(rows) -> None:
     few = small(rows)
     [table] = tables("docs/published.md", "### On phantoms", "### What was expected, and what was found")
     assert [row[0] for row in table][:3] == ["`augmented`", "`moments`", "`pose`"]
@@ -154,10 +154,10 @@ def test_the_studys_table_is_that_of_the_scores(rows) -> None:
             assert near(cells[6:], split(gain(rows, arm, "augmented", "tumor", "default"), few)), arm
 
 
-def test_the_measured_tables_are_those_of_the_scores(rows) -> None:
+def test_tables_of_measurements_match_the_scores(rows) -> None:
     few = small(rows)
-    found = tables("docs/measurements.md", "## The study on phantoms", "### STN1 and rotation")
-    *presets, pairs = found
+    result = tables("docs/measurements.md", "## The study on phantoms", "### STN1 and rotation")
+    *presets, pairs = result
     for preset, table in zip(("default", "paper"), presets, strict=True):
         assert {row[0].strip("`") for row in table} == {row["arm"] for row in rows if row["preset"] == preset}
         for name, runs, *cells, _ in table:
@@ -179,7 +179,7 @@ def test_the_measured_tables_are_those_of_the_scores(rows) -> None:
             assert near(quoted, [mean(values), median(values)]), name
 
 
-def test_sentences_quote_the_scores(rows) -> None:
+def test_numbers_in_sentences_match_the_scores(rows) -> None:
     gains, few = gain(rows, "pose", "augmented", "tumor", "default"), small(rows)
     whole, middle, smaller, larger = (f"{value:.1f}" for value in split(gains, few))
     study = " ".join((ROOT / "docs" / "published.md").read_text().split())
@@ -198,7 +198,7 @@ def test_sentences_quote_the_scores(rows) -> None:
         assert (len(tumors), sum(row["outcome"] == "missed" for row in tumors)) == (30, number), arm
 
 
-def test_the_protocols_power_is_that_of_the_published_scores(rows) -> None:
+def test_the_power_in_the_protocol_matches_the_published_scores(rows) -> None:
     [goals, power] = tables("docs/study.md", "## Protocol", "## Time")
     assert len(goals) == 4
     for pair, target, *quoted in power:
@@ -211,16 +211,16 @@ def test_the_protocols_power_is_that_of_the_published_scores(rows) -> None:
         assert near(quoted, [detectable(spread.error(*each)) for each in planned]), (pair, target)
 
 
-def test_the_protocols_goals_are_the_codes() -> None:
+def test_goals_of_the_protocol_match_the_code() -> None:
     [goals, _] = tables("docs/study.md", "## Protocol", "## Time")
-    found = []
+    result = []
     for arm, base, *cells in goals:
         preset = "paper" if "paper" in arm else "default"
         for structure, cell in zip(("tumor", "kidney"), cells, strict=True):
             kind, number = cell.removesuffix(" points").replace(" of ", " than ").split(" than ")
             names = (name.split("`")[1] for name in (arm, base))
-            found.append(Goal(preset, *names, structure, float(number), kind))
-    assert tuple(found) == GOALS
+            result.append(Goal(preset, *names, structure, float(number), kind))
+    assert tuple(result) == GOALS
     text = " ".join((ROOT / "docs" / "study.md").read_text().split())
     assert f"gains less than {100 * MIN_RISE:g} points" in text
     assert [limit for _, limit, _ in VOLUMES] == [0.0, 20.0, 100.0]
@@ -229,7 +229,7 @@ def test_the_protocols_goals_are_the_codes() -> None:
     assert "turned by less than 10, to 25, and from 25 degrees" in text
 
 
-def test_no_page_claims_that_the_papers_preset_gains_nothing() -> None:
+def test_no_page_claims_that_the_paper_preset_has_no_gain() -> None:
     """It was not tested, because its STN1 was trained for a twelfth of its steps only."""
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         text = " ".join(page.read_text().split()).replace("*", "")

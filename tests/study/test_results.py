@@ -74,8 +74,8 @@ TO_BASELINE = [(name, "augmented") for name in ("plain", "moments", "pose")]
 PATIENTS = [f"p{n}" for n in range(8)]
 
 
-def test_only_seeds_that_both_have_are_compared() -> None:
-    """The second seed was kinder to all; the arm that has it is not better for that."""
+def test_arms_are_compared_on_common_seeds() -> None:
+    """All arms score higher with the second seed, so an arm that has it must not look better."""
     base = arm("augmented", run({"a": 0.5, "b": 0.6}), run({"a": 0.9, "b": 0.9}, seed=1))
     single = arm("pose", run({"a": 0.6, "b": 0.7}))
     [difference] = differences({"augmented": base, "pose": single}, TO_BASELINE)
@@ -86,7 +86,7 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     assert differences({"augmented": base, "pose": other}, TO_BASELINE) == []
 
 
-def test_a_patients_seeds_are_averaged_before_anything_else() -> None:
+def test_seeds_of_a_patient_are_averaged_first() -> None:
     result = arm("pose", run({"a": 0.6, "b": 0.8}), run({"a": 0.8, "b": 1.0}, seed=1))
     assert result.by_patient("kidney") == pytest.approx({"a": 0.7, "b": 0.9})
     base = arm("augmented", run({"a": 0.5, "b": 0.9}), run({"a": 0.7, "b": 0.9}, seed=1))
@@ -97,19 +97,19 @@ def test_a_patients_seeds_are_averaged_before_anything_else() -> None:
     assert difference.p_value is None, "two patients are too few for a test"
 
 
-def test_p_values_are_wilcoxons_corrected_over_all_rows() -> None:
+def test_p_values_are_wilcoxon_corrected_over_all_rows() -> None:
     rng = np.random.default_rng(3)
     base = {p: float(v) for p, v in zip(PATIENTS, rng.uniform(0.5, 0.8, 8), strict=True)}
     better = {p: v + 0.1 + 0.01 * n for n, (p, v) in enumerate(base.items())}
     same = {p: v + (0.01 if n % 2 else -0.011) for n, (p, v) in enumerate(base.items())}
     results = {"augmented": arm("augmented", run(base)), "pose": arm("pose", run(better)),
                "plain": arm("plain", run(same))}  # fmt: skip
-    found = {each.arm: each for each in differences(results, TO_BASELINE)}
+    by_arm = {each.arm: each for each in differences(results, TO_BASELINE)}
     raw = stats.wilcoxon([better[p] - base[p] for p in PATIENTS]).pvalue
-    assert found["pose"].p_value == pytest.approx(2 * raw)
-    assert found["plain"].p_value == stats.wilcoxon([same[p] - base[p] for p in PATIENTS]).pvalue
-    assert found["pose"].low < found["pose"].mean < found["pose"].high
-    assert found["pose"].low > 0.1
+    assert by_arm["pose"].p_value == pytest.approx(2 * raw)
+    assert by_arm["plain"].p_value == stats.wilcoxon([same[p] - base[p] for p in PATIENTS]).pvalue
+    assert by_arm["pose"].low < by_arm["pose"].mean < by_arm["pose"].high
+    assert by_arm["pose"].low > 0.1
 
 
 def test_arms_are_compared_within_each_stratum_of_the_baselines_scans() -> None:
@@ -133,7 +133,7 @@ def test_arms_are_compared_within_each_stratum_of_the_baselines_scans() -> None:
 
 
 def test_strata_are_the_same_for_all_arms() -> None:
-    """An arm with one fold of two has other scans, and by these alone its thirds would lie elsewhere."""
+    """An arm with one of two folds has other scans, whose own thirds would differ."""
     sizes = {p: 100.0 + 10 * n for n, p in enumerate(PATIENTS)}
     first, second = dict.fromkeys(PATIENTS[:3], 0.5), dict.fromkeys(PATIENTS[3:], 0.5)
     base = arm("augmented", run(first, sizes=sizes), run(second, fold=1, sizes=sizes))
@@ -173,7 +173,7 @@ def of_volumes(name: str, dice: list[float], truth_ml: list[float]) -> ArmResult
     return arm(name, replace(run({}), evaluation=Evaluation(("tumor",), cases)))
 
 
-def test_dice_by_the_volume_of_the_tumor_and_by_roll() -> None:
+def test_dice_is_stratified_by_tumor_volume_and_roll() -> None:
     """Small tumors are hard, and a mean over all sizes hides where arms differ. The limits are fixed."""
     truth_ml = [0.0, 2.0, 4.0, 20.0, 40.0, 100.0, 200.0]
     results = {"augmented": of_volumes("augmented", [0.0, 0.1, 0.3, 0.8, 0.9, 0.9, 0.9], truth_ml),
@@ -198,7 +198,7 @@ def test_dice_by_the_volume_of_the_tumor_and_by_roll() -> None:
     ]  # fmt: skip
 
 
-def test_a_goal_is_reached_by_its_mean_its_interval_and_p_over_all_goals() -> None:
+def test_a_goal_needs_its_mean_interval_and_corrected_p_value() -> None:
     rng = np.random.default_rng(5)
     base = rng.uniform(0.5, 0.7, 40).tolist()
     volumes = [50.0] * 40
@@ -207,25 +207,25 @@ def test_a_goal_is_reached_by_its_mean_its_interval_and_p_over_all_goals() -> No
         posed = of_volumes("pose", [a + float(b) for a, b in zip(base, gain, strict=True)], volumes)
         return {"paper": {"augmented": of_volumes("augmented", base, volumes), "pose": posed}}
 
-    [(goal, found)] = primary(results_with(rng.normal(0.03, 0.01, 40)))
+    [(goal, result)] = primary(results_with(rng.normal(0.03, 0.01, 40)))
     assert (goal.preset, goal.arm, goal.structure, goal.points) == ("paper", "pose", "tumor", 1.6)
-    assert found.p_value == pytest.approx(found.raw_p * len(GOALS)), "the goals not run count"
-    assert goal.is_reached(found)
+    assert result.p_value == pytest.approx(result.raw_p * len(GOALS)), "the goals not run count"
+    assert goal.is_reached(result)
     # A gain that is sure and too small, and one that is large and unsure.
     assert not goal.is_reached(primary(results_with(rng.normal(0.01, 0.005, 40)))[0][1])
     assert not goal.is_reached(primary(results_with(rng.normal(0.03, 0.3, 40)))[0][1])
     no_worse = next(each for each in GOALS if each.kind == "no worse")
     assert no_worse.points == -0.9
-    assert no_worse.is_reached(replace(found, low=-0.008))
-    assert not no_worse.is_reached(replace(found, mean=0.05, low=-0.0095))
-    assert not no_worse.is_reached(replace(found, p_value=None)), "too few patients"
+    assert no_worse.is_reached(replace(result, low=-0.008))
+    assert not no_worse.is_reached(replace(result, mean=0.05, low=-0.0095))
+    assert not no_worse.is_reached(replace(result, p_value=None)), "too few patients"
     [section] = _make_primary_section(results_with(rng.normal(0.03, 0.01, 40)))
     assert "8 goals, of which 1 were run" in section.text[0]
     assert _make_primary_section({"paper": {}}) == []
-    table = goal_table([(goal, found)])
+    table = goal_table([(goal, result)])
     row = dict(zip([c.name for c in table.columns], table.rows[0], strict=True))
     assert (row["Goal (points)"], row["Reached"]) == ("+1.6, gain", "yes")
-    assert row["Difference (points)"] == f"{100 * found.mean:+.1f}"
+    assert row["Difference (points)"] == f"{100 * result.mean:+.1f}"
 
 
 def test_failures_are_counted_over_all_runs() -> None:
@@ -239,8 +239,8 @@ def test_failures_are_counted_over_all_runs() -> None:
     assert failure_table({"pose": arm("pose", one)}).rows[0][-1] == "not known"
 
 
-def test_scores_at_equal_steps_at_equal_time_and_at_the_end() -> None:
-    """Of the pose arm a fifth of the time is its STN's; it learns faster and was trained longer."""
+def test_scores_at_equal_steps_equal_time_and_the_end() -> None:
+    """The pose arm spends a fifth of its time on the STN, learns faster and was trained longer."""
     base = arm("augmented", run({"a": 1.0}, history=history([0.3] * 3 + [0.6] * 7)),
                run({"a": 1.0}, seed=1, history=history([0.5] * 10)))  # fmt: skip
     rising = [0.5] * 4 + [0.9] * 8 + [1.0] * 8
@@ -273,7 +273,7 @@ def history_curve(values: list[float]) -> list[tuple[float, float]]:
     return [(float(n), value) for n, value in enumerate(values)]
 
 
-def test_a_band_is_where_all_runs_are_and_its_line_is_their_mean() -> None:
+def test_the_band_covers_all_runs_and_its_line_is_their_mean() -> None:
     first, second = [(10.0, 0.2), (20.0, 0.4), (30.0, 0.6)], [(15.0, 0.5), (25.0, 0.5)]
     band = band_of([first, second])
     assert band is not None
@@ -286,7 +286,7 @@ def test_a_band_is_where_all_runs_are_and_its_line_is_their_mean() -> None:
     assert band_of([[(1.0, 0.1)], [(2.0, 0.1)]]) is None, "never trained at the same time"
 
 
-def test_a_miss_has_no_hd95_and_is_reported_so() -> None:
+def test_a_missed_structure_has_no_hd95() -> None:
     missed = Scores(dice=0.0, surface_dice=0.0, hd95_mm=None, truth_ml=10.0, prediction_ml=0.0)
     alarm = Scores(dice=0.0, surface_dice=0.0, hd95_mm=None, truth_ml=0.0, prediction_ml=1.0)
     empty = Scores(dice=None, surface_dice=None, hd95_mm=None, truth_ml=0.0, prediction_ml=0.0)
@@ -354,15 +354,15 @@ def test_time_to_a_score_counts_pose_and_crop_and_leaves_validation_out() -> Non
         0.7,
     ]
     assert goals(plain, "dice kidney") == {(0, 0): pytest.approx(0.7)}
-    wanted = {(0, 0): 0.45, (1, 0): 0.45}
-    assert times_to(plain, "dice kidney", wanted) == {(0, 0): pytest.approx(40.0)}
+    expected = {(0, 0): 0.45, (1, 0): 0.45}
+    assert times_to(plain, "dice kidney", expected) == {(0, 0): pytest.approx(40.0)}
     posed = arm(
         "pose",
         run({"a": 1.0}, history=history(values, stn=7.0)),
         run({"a": 1.0}, seed=1, history=history([0.1] * 5)),
     )
     # One of the two runs never gets there.
-    assert times_to(posed, "dice kidney", wanted) == {(0, 0): pytest.approx(47.0), (1, 0): None}
+    assert times_to(posed, "dice kidney", expected) == {(0, 0): pytest.approx(47.0), (1, 0): None}
     # Twenty CPU seconds an epoch, of which validation has the part that it has of the clock's: two of twelve.
     in_cpu = times_to(posed, "dice kidney", {(0, 0): 0.45}, "cpu_seconds")
     assert in_cpu == {(0, 0): pytest.approx(7.0 + 4 * 20.0 * 10.0 / 12.0)}
@@ -370,7 +370,7 @@ def test_time_to_a_score_counts_pose_and_crop_and_leaves_validation_out() -> Non
     assert posed.cpu_seconds == pytest.approx(100.0 + 7.0 / 2)
 
 
-def test_nnunets_arms_are_held_to_nnunet_with_homogenizing_counted() -> None:
+def test_arms_of_nnunet_are_compared_with_nnunet_including_homogenization_time() -> None:
     values = [0.3] * 5 + [0.6] * 5
     before = {
         "stage": "homogenize",
@@ -395,8 +395,8 @@ def test_nnunets_arms_are_held_to_nnunet_with_homogenizing_counted() -> None:
     )
 
 
-def test_each_seed_is_held_to_its_own_validation_patients() -> None:
-    """The second seed's patients were harder: its baseline ended lower, and it is that which counts."""
+def test_each_seed_is_compared_on_its_own_validation_patients() -> None:
+    """The patients of the second seed are harder: its baseline scores lower and sets the target score."""
     easy, hard = [0.3, 0.6, 0.9, 0.9, 0.9], [0.1, 0.2, 0.3, 0.3, 0.3]
     base = arm("augmented", run({"a": 1.0}, history=history(easy)),
                run({"a": 1.0}, seed=1, history=history(hard)))  # fmt: skip
@@ -417,7 +417,7 @@ def test_each_seed_is_held_to_its_own_validation_patients() -> None:
     assert "kidney 0.900, 0.300" in table.notes[0]
 
 
-def test_memory_is_what_the_stage_added() -> None:
+def test_memory_is_the_increase_during_the_stage() -> None:
     assert run({"a": 1.0}).memory_mb() == 100.0
     assert run({"a": 1.0}).memory_mb("pose") is None
 

@@ -30,7 +30,7 @@ from isopose.study.job import run_job
 from isopose.study.nnunet_trainer import lengths
 from isopose.study.plan import Options, PlannedRun
 from isopose.study.run import RunFailed, _format_time, run_study
-from reporters import Listening
+from reporters import RecordingReporter
 
 pytestmark = pytest.mark.long
 
@@ -45,8 +45,8 @@ ARMS = ["plain", "augmented", "crop-half", "direct", "direct-homogenized", "deco
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs in this process, which is quicker; the folders that were run."""
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run studies in this process, which is faster; yields the list of folders that were run."""
     ran: list[str] = []
 
     def start(command: list[str]) -> SimpleNamespace:
@@ -70,11 +70,11 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def options(cohorts: tuple[Path, Path], **change) -> Options:
     children, adults = cohorts
-    given = {
+    values_of_study = {
         "dataset": children, "labels": None, "presets": ("default",), "seeds": (0,), "folds": 1,
         "settings": (), "values": SMALL, "source": adults, "short_stns": True,
     }  # fmt: skip
-    return Options(**given | change)
+    return Options(**values_of_study | change)
 
 
 def _check_homogenized(output: Path, folder: str, children: Path, modality: str = "ct") -> None:
@@ -84,13 +84,13 @@ def _check_homogenized(output: Path, folder: str, children: Path, modality: str 
     assert len(scans) == 2
     for scan in scans:
         case = scan.name.removesuffix("_0000.nii.gz")
-        found = read_labels(output / folder / "predictions" / f"{case}.nii.gz")
+        result = read_labels(output / folder / "predictions" / f"{case}.nii.gz")
         homogenizer = Homogenizer(reference=source, modality=modality)
         upright = homogenizer.transform(scan)
         marked = Pipeline.load(source, "cpu").predict(upright.image).labels
         expected = as_volume(homogenizer.inverse_transform(marked, upright))
-        assert found.same_grid(expected)
-        np.testing.assert_array_equal(found.array, expected.array)
+        assert result.same_grid(expected)
+        np.testing.assert_array_equal(result.array, expected.array)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -98,7 +98,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_study_of_mr_finds_bodies_and_poses_in_mr(tmp_path: Path, here: list[str]) -> None:
+def test_a_study_of_mr_finds_bodies_and_poses_in_mr(tmp_path: Path, in_process: list[str]) -> None:
     children, adults = (
         write_cohort(tmp_path / name, cases=5, slices=4, size=64, modality="mr", **more)
         for name, more in (
@@ -108,8 +108,8 @@ def test_a_study_of_mr_finds_bodies_and_poses_in_mr(tmp_path: Path, here: list[s
     )
     arms, output = ["pose", "direct-homogenized"], tmp_path / "study"
     # The paper's STN1 learns the roll itself.
-    asked = options((children, adults), presets=("paper",))
-    page = run_study(output, asked, arms=arms, reporter=Silent()).read_text()
+    study_options = options((children, adults), presets=("paper",))
+    page = run_study(output, study_options, arms=arms, reporter=Silent()).read_text()
     assert "STN1 and STN2 in each run" in page
     assert "<dt>Channels</dt><dd>MR</dd>" in page
     runs = {row["arm"]: row for row in rows(output / "runs.csv") if row["stage"] in ("pose", "")}
@@ -122,14 +122,16 @@ def test_a_study_of_mr_finds_bodies_and_poses_in_mr(tmp_path: Path, here: list[s
     _check_homogenized(output, str(folder), children, "mr")
 
 
-def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: list[str]) -> None:
-    reporter = Listening()
+def test_a_whole_study_writes_estimate_results_and_report(
+    cohorts, tmp_path: Path, in_process: list[str]
+) -> None:
+    reporter = RecordingReporter()
     output = tmp_path / "study"
     report = run_study(output, options(cohorts), arms=ARMS, reporter=reporter)
     assert report == output / "report.html"
     # Tried are the arms that train anew; the source is trained before what begins from it.
-    tried = [Path(folder).parts[-2] for folder in here if "tried" in folder]
-    ran = [Path(folder).parts[-2] for folder in here if "runs" in folder]
+    tried = [Path(folder).parts[-2] for folder in in_process if "tried" in folder]
+    ran = [Path(folder).parts[-2] for folder in in_process if "runs" in folder]
     assert tried == ["plain", "augmented", "crop-half", "source"]
     assert ran == ["plain", "augmented", "crop-half", "source", "direct", "direct-homogenized", "decoder"]
     assert not list((output / "tried").glob("*/*/seed*"))
@@ -171,13 +173,13 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
         assert word in text
     assert "Results on phantoms" in page
     assert page.count("data:image/png") >= 6
-    shown = re.findall(r"!\[.*\]\((.*)\)\n\n\*(.*)\.\* (.*)", text)
-    for figure, *_ in shown:
+    figures = re.findall(r"!\[.*\]\((.*)\)\n\n\*(.*)\.\* (.*)", text)
+    for figure, *_ in figures:
         assert (output / figure).read_bytes().startswith(b"\x89PNG")
     names = ["boxes", "curves", "size", "steps-best", "steps-median", "steps-worst"]
     # Fewer patients than pictures: one who is the median is also another.
-    assert [name for _, name, _ in shown] == [f"default-{name}" for name in names]
-    assert "of runs/default/crop-half/seed-0-fold-0, step by step" in shown[-1][2]
+    assert [name for _, name, _ in figures] == [f"default-{name}" for name in names]
+    assert "of runs/default/crop-half/seed-0-fold-0, step by step" in figures[-1][2]
     assert "* Training and validation patients: 4\n* Test patients: 2\n" in text
     assert re.search(r"\* Hardware and versions: cpu, .+, \d+ threads; isopose .+, torch .+\n", text)
     assert "may come from different machines" not in text
@@ -218,55 +220,55 @@ def test_a_study_from_its_estimate_to_its_report(cohorts, tmp_path: Path, here: 
     assert numbers["size"]["unet_multiply_adds"] > numbers["size"]["unet_parameters"]
 
     # The same again runs nothing; another seed runs that seed alone.
-    here.clear()
+    in_process.clear()
     run_study(output, options(cohorts), arms=ARMS, reporter=reporter)
-    assert here == []
+    assert in_process == []
     run_study(output, options(cohorts, seeds=(0, 1)), arms=["plain"], reporter=reporter)
-    assert [Path(folder).name for folder in here] == ["seed-1-fold-0"]
+    assert [Path(folder).name for folder in in_process] == ["seed-1-fold-0"]
     assert {row["seed"] for row in rows(output / "scores.csv") if row["arm"] == "plain"} == {"0", "1"}
     assert {row["seed"] for row in rows(output / "scores.csv") if row["arm"] == "decoder"} == {"0"}
 
 
-def test_a_source_is_only_trained_for_what_is_not_done(cohorts, tmp_path: Path, here: list[str]) -> None:
-    """A study that was carried here without its models trains the source again when that is needed."""
+def test_the_source_model_is_trained_only_if_needed(cohorts, tmp_path: Path, in_process: list[str]) -> None:
+    """A study that was copied without its models trains the source model again if an arm needs it."""
     output = tmp_path / "study"
     run_study(output, options(cohorts), arms=["decoder"], reporter=Silent())
     shutil.rmtree(output / "runs" / "default" / "source" / "seed-0-fold-0" / "model")
-    here.clear()
+    in_process.clear()
     run_study(output, options(cohorts), arms=["decoder"], reporter=Silent())
-    assert here == []
+    assert in_process == []
     run_study(output, options(cohorts), arms=["decoder", "direct"], reporter=Silent())
-    assert [Path(folder).parts[-2] for folder in here if "runs" in folder] == ["source", "direct"]
+    assert [Path(folder).parts[-2] for folder in in_process if "runs" in folder] == ["source", "direct"]
     # Without what was estimated it is tried again, though it is there.
     (output / "estimate.json").unlink()
-    here.clear()
+    in_process.clear()
     run_study(output, options(cohorts), arms=["all"], reporter=Silent())
-    assert [Path(folder).parts[-4::2] for folder in here] == [("tried", "source"), ("runs", "all")]
+    assert [Path(folder).parts[-4::2] for folder in in_process] == [("tried", "source"), ("runs", "all")]
 
 
-def test_a_source_has_labels_of_its_own(cohorts, tmp_path: Path, here: list[str]) -> None:
-    """The target's --label says nothing about the source, whose kidney may be the target's tumor."""
+def test_the_source_dataset_has_its_own_labels(cohorts, tmp_path: Path, in_process: list[str]) -> None:
+    """The option --label applies to the target; label values of the source may differ."""
     children, adults = cohorts
     turned = tmp_path / "turned"
     shutil.copytree(children, turned)
     for path in turned.glob("labelsT?/*.nii.gz"):
         labels = read_labels(path)
         write_labels(labels.with_array(np.array([0, 2, 1], dtype=np.uint8)[labels.array]), path)
-    given = options((turned, adults), labels={"tumor": 1, "kidney": 2}, presets=("default",))
+    study_options = options((turned, adults), labels={"tumor": 1, "kidney": 2}, presets=("default",))
     with pytest.raises(InputError, match="kidney, tumor, the dataset tumor, kidney: expected the same"):
-        run_study(tmp_path / "other", given, arms=["direct"], reporter=Silent())
-    given = options((children, adults), labels={"kidney": 1, "tumor": 2}, source_labels=None)
-    run_study(tmp_path / "study", given, arms=["direct"], reporter=Silent())
+        run_study(tmp_path / "other", study_options, arms=["direct"], reporter=Silent())
+    study_options = options((children, adults), labels={"kidney": 1, "tumor": 2}, source_labels=None)
+    run_study(tmp_path / "study", study_options, arms=["direct"], reporter=Silent())
     job = json.loads((tmp_path / "study/runs/default/source/seed-0-fold-0/job.json").read_text())
     assert job["labels"] is None
-    given = options(
+    study_options = options(
         (children, adults), labels={"kidney": 1, "tumor": 2}, source_labels={"kidney": 1, "tumor": 9}
     )
     with pytest.raises(InputError, match="holds a study of other source"):
-        run_study(tmp_path / "study", given, arms=["direct"], reporter=Silent())
-    given = options((children, adults), source=None, source_labels={"kidney": 1})
+        run_study(tmp_path / "study", study_options, arms=["direct"], reporter=Silent())
+    study_options = options((children, adults), source=None, source_labels={"kidney": 1})
     with pytest.raises(InputError, match="--source-label: there is no source"):
-        run_study(tmp_path / "none", given, arms=["plain"], reporter=Silent())
+        run_study(tmp_path / "none", study_options, arms=["plain"], reporter=Silent())
 
 
 def test_a_source_that_holds_a_patient_who_is_tested_on_is_refused(cohorts, tmp_path: Path) -> None:
@@ -281,7 +283,7 @@ def test_a_source_that_holds_a_patient_who_is_tested_on_is_refused(cohorts, tmp_
     assert not (tmp_path / "study").exists()
 
 
-def test_cross_validation_tests_every_patient_once(cohorts, tmp_path: Path, here: list[str]) -> None:
+def test_cross_validation_tests_every_patient_once(cohorts, tmp_path: Path, in_process: list[str]) -> None:
     run_study(tmp_path / "study", options(cohorts, folds=3, source=None), arms=["plain"], reporter=Silent())
     scores = [r for r in rows(tmp_path / "study" / "scores.csv") if r["target"] == "kidney"]
     assert sorted(r["case"] for r in scores) == [f"phantom_{n:03d}" for n in range(6)]
@@ -293,8 +295,8 @@ def test_cross_validation_tests_every_patient_once(cohorts, tmp_path: Path, here
         assert not any("was used to" in warning for warning in record["warnings"])
 
 
-def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_reported(
-    cohorts, tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_budget_shortens_all_arms_equally_and_is_refused_if_too_small(
+    cohorts, tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A second a batch: 8 of each U-Net and 4 of the crop are 20 s of training.
     tried = {"unet batch": 1.0, "unet validation": 0.0}
@@ -303,7 +305,7 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_reported(
         study_run, "_try_briefly",
         lambda study, job: tried | (crop if job.arm == "crop-half" else {}),
     )  # fmt: skip
-    given = options(cohorts, source=None)
+    study_options = options(cohorts, source=None)
     arms = ["plain", "crop-half"]
     # 4 s of 5 are the crop's.
     with pytest.raises(
@@ -311,19 +313,19 @@ def test_a_budget_shortens_all_arms_alike_and_one_that_is_too_small_is_reported(
         match=r"leaves 0\.2 of 4 epochs for each U-Net; STN1 and STN2 need 4 s and are not shortened; "
         r"give at least 16 s",
     ):
-        run_study(tmp_path / "small", given, arms=arms, budget_s=5.0, reporter=Silent())
-    run_study(tmp_path / "study", given, arms=arms, budget_s=16.0, reporter=Silent())
+        run_study(tmp_path / "small", study_options, arms=arms, budget_s=5.0, reporter=Silent())
+    run_study(tmp_path / "study", study_options, arms=arms, budget_s=16.0, reporter=Silent())
     epochs = {(r["arm"], r["stage"]): r["epochs"] for r in rows(tmp_path / "study" / "runs.csv")}
     # The crop's two epochs stay, whatever is left for the U-Nets: of 16 s 4 are its own.
     assert epochs == {("plain", "unet"): "3", ("crop-half", "unet"): "3", ("crop-half", "crop"): "2"}
     # Settled: arms that come later are as long, whatever is said then.
-    reporter = Listening()
-    run_study(tmp_path / "study", given, arms=["augmented"], budget_s=1000.0, reporter=reporter)
+    reporter = RecordingReporter()
+    run_study(tmp_path / "study", study_options, arms=["augmented"], budget_s=1000.0, reporter=reporter)
     assert any("--budget has no effect" in line for line in reporter.lines)
     assert {r["epochs"] for r in rows(tmp_path / "study" / "runs.csv") if r["stage"] == "unet"} == {"3"}
 
 
-def test_a_run_that_fails_is_reported_and_the_others_go_on(cohorts, tmp_path: Path, monkeypatch) -> None:
+def test_a_failed_run_is_reported_and_the_others_continue(cohorts, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
         study_run, "_try_briefly", lambda study, job: {"unet batch": 0.1, "unet validation": 0.0}
     )
@@ -336,22 +338,20 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(cohorts, tmp_path: Pa
         return SimpleNamespace(wait=lambda: code, poll=lambda: code)
 
     monkeypatch.setattr(study_run.subprocess, "Popen", start)
-    given = options(cohorts, source=None)
+    study_options = options(cohorts, source=None)
     with pytest.raises(IsoposeError, match=r"1 of the runs failed: default plain, seed 0, fold 0 \(code 1\)"):
-        run_study(tmp_path / "study", given, arms=["plain", "augmented"], reporter=Silent())
+        run_study(tmp_path / "study", study_options, arms=["plain", "augmented"], reporter=Silent())
     assert {row["arm"] for row in rows(tmp_path / "study" / "scores.csv")} == {"augmented"}
     # One that was stopped stops the study.
     codes["plain"] = 130
     with pytest.raises(IsoposeError, match="default plain, seed 0, fold 0: stopped"):
-        run_study(tmp_path / "study", given, arms=["plain", "pose"], reporter=Silent())
+        run_study(tmp_path / "study", study_options, arms=["plain", "pose"], reporter=Silent())
     codes["plain"] = 0
-    run_study(tmp_path / "study", given, arms=["plain", "augmented"], reporter=Silent())
+    run_study(tmp_path / "study", study_options, arms=["plain", "augmented"], reporter=Silent())
     assert {row["arm"] for row in rows(tmp_path / "study" / "scores.csv")} == {"plain", "augmented"}
 
 
-def test_an_arm_that_cannot_be_tried_costs_the_others_nothing(
-    cohorts, tmp_path: Path, here, monkeypatch
-) -> None:
+def test_an_unusable_arm_does_not_stop_the_others(cohorts, tmp_path: Path, in_process, monkeypatch) -> None:
     def tried(study, job):
         if job.arm in ("plain", "source"):
             raise RunFailed(f"{job.name} (code 1)")
@@ -364,8 +364,8 @@ def test_an_arm_that_cannot_be_tried_costs_the_others_nothing(
     assert {row["arm"] for row in rows(tmp_path / "study" / "scores.csv")} == {"augmented"}
 
 
-def test_a_prediction_that_was_not_timed_is_made_again(cohorts, tmp_path: Path, here, monkeypatch) -> None:
-    """Stopped between a result and its time: to find it there already takes no time at all."""
+def test_an_untimed_prediction_is_repeated(cohorts, tmp_path: Path, in_process, monkeypatch) -> None:
+    """If a study stops between a result and its timing, timing the existing result would give zero."""
     run_study(tmp_path / "study", options(cohorts), arms=["plain"], reporter=Silent())
     [folder] = (tmp_path / "study" / "runs").glob("*/*/*")
     measures = json.loads((folder / "measures.json").read_text())
@@ -373,21 +373,21 @@ def test_a_prediction_that_was_not_timed_is_made_again(cohorts, tmp_path: Path, 
     del measures["predict"][first]
     (folder / "measures.json").write_text(json.dumps(measures))
     (folder / "result.json").unlink()
-    made = []
+    predicted = []
     predict_scans = study_job.predict_scans
 
     def counted(model, scans, output, **named):
-        made.extend(scan.name for scan in scans if not (output / f"{scan.name}.json").exists())
+        predicted.extend(scan.name for scan in scans if not (output / f"{scan.name}.json").exists())
         return predict_scans(model, scans, output, **named)
 
     monkeypatch.setattr(study_job, "predict_scans", counted)
     run_job(folder)
-    assert made == [first]
+    assert predicted == [first]
     assert list(json.loads((folder / "result.json").read_text())["measures"]["predict"]) == [*others, first]
 
 
-def test_a_run_that_another_process_still_does_is_waited_for(tmp_path: Path) -> None:
-    """A study that was killed leaves its run's process behind, and starts again beside it."""
+def test_a_run_of_another_process_is_awaited(tmp_path: Path) -> None:
+    """A killed study may leave the process of a run behind; the restarted study waits for it."""
     # Of no dataset at all: had it begun, it would have failed.
     write_json(tmp_path / "job.json", {"splits": {}})
     held = threading.Event()
@@ -406,7 +406,7 @@ def test_a_run_that_another_process_still_does_is_waited_for(tmp_path: Path) -> 
     other.join()
 
 
-def test_a_folder_that_no_study_made_is_reported(tmp_path: Path) -> None:
+def test_a_folder_without_a_study_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         run_job(tmp_path / "nowhere")
     write_json(tmp_path / "job.json", [])
@@ -417,25 +417,27 @@ def test_a_folder_that_no_study_made_is_reported(tmp_path: Path) -> None:
 def test_nnunets_time_is_estimated_by_the_slices_it_sees(cohorts, tmp_path: Path, monkeypatch) -> None:
     """A patch of 64 slices: one of its iterations is tried where four were asked for, and three are run."""
     unet = {"optimizer": {"epochs": 2, "iterations": 30, "batch_size": 12}}
-    given = options(cohorts, source=None, values=SMALL | {"unet": SMALL["unet"] | unet})
+    study_options = options(cohorts, source=None, values=SMALL | {"unet": SMALL["unet"] | unet})
 
     def start(study, folder: Path, *rest, **named) -> None:
         row = {"stage": "unet", "seconds": 25.0, "validation_seconds": 5.0, "slices_a_batch": 128}
         write_json(folder / "result.json", {"history": [row, row]})
 
     monkeypatch.setattr(study_run, "_start_process", start)
-    study = study_run.Study(tmp_path, given, 0, Silent())
+    study = study_run.Study(tmp_path, study_options, 0, Silent())
     job = PlannedRun("default", "nnunet-3d", 0, 0)
     tried = study_run._try_briefly(study, job)
     assert tried == {"unet batch": pytest.approx(20.0 * 3 / 30), "unet validation": 5.0}
     # Two epochs of three iterations and a validation.
-    assert study_run._estimate_run(given, job, {"default/nnunet-3d": tried}) == pytest.approx(
+    assert study_run._estimate_run(study_options, job, {"default/nnunet-3d": tried}) == pytest.approx(
         2 * (60.0 + 5.0)
     )
-    assert lengths(study_run.config_of(given, "default", BY_NAME["nnunet"], 0).unet.optimizer, 12) == (30, 6)
+    assert lengths(
+        study_run.config_of(study_options, "default", BY_NAME["nnunet"], 0).unet.optimizer, 12
+    ) == (30, 6)
 
 
-def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
+def test_the_study_command_in_separate_processes(cohorts, tmp_path: Path) -> None:
     config = tmp_path / "small.json"
     config.write_text(json.dumps(SMALL))
     command = [sys.executable, "-m", "isopose", "study", str(cohorts[0]), "--output", str(tmp_path / "study"),
@@ -449,10 +451,10 @@ def test_the_command_in_processes_of_its_own(cohorts, tmp_path: Path) -> None:
     assert short.stderr.count("\n") == 1
     assert "a study shortens only the U-Net" in short.stderr
     assert not (tmp_path / "study").exists()
-    done = subprocess.run([*command, "--short-stns"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"report: {tmp_path / 'study' / 'report.html'}"
-    assert "estimate: 1 of 1 runs to do" in done.stderr
+    process = subprocess.run([*command, "--short-stns"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == f"report: {tmp_path / 'study' / 'report.html'}"
+    assert "estimate: 1 of 1 runs to do" in process.stderr
 
 
 def test_times_are_reported_in_hours_and_minutes() -> None:

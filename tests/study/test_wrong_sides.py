@@ -1,4 +1,4 @@
-"""A tumor that is marked on the other side of the body is found, however the patient lies."""
+"""Tumors predicted on the wrong side of the body are detected in any position of the patient."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_the_side_is_the_patients_and_not_the_headers(cohort: Path, tmp_path: Path) -> None:
+def test_the_side_is_that_of_the_patient_and_not_of_the_header(cohort: Path, tmp_path: Path) -> None:
     dataset, poses = open_dataset(cohort), true_poses(cohort)
     for case in dataset.cases:
         truth = read_labels(case.label)
@@ -28,22 +28,22 @@ def test_the_side_is_the_patients_and_not_the_headers(cohort: Path, tmp_path: Pa
         # Mirrored about the patient's own midplane, whichever way the scan shows it.
         index_from_patient = np.linalg.inv(truth.world_from_index) @ poses[case.id]
         mirror = index_from_patient @ np.diag([-1.0, 1, 1, 1]) @ np.linalg.inv(index_from_patient)
-        there = np.rint(mirror @ points)[:3].astype(int)
-        inside = np.all((there >= 0) & (there < np.array(truth.array.shape)[::-1, None]), axis=0)
+        index = np.rint(mirror @ points)[:3].astype(int)
+        inside = np.all((index >= 0) & (index < np.array(truth.array.shape)[::-1, None]), axis=0)
         mirrored = np.zeros_like(truth.array)
-        mirrored[tuple(there[::-1][:, inside])] = truth.array[z, y, x][inside]
+        mirrored[tuple(index[::-1][:, inside])] = truth.array[z, y, x][inside]
         write_labels(truth, tmp_path / "same" / f"{case.id}.nii.gz")
         write_labels(truth.with_array(mirrored), tmp_path / "mirrored" / f"{case.id}.nii.gz")
         write_labels(truth.with_array(np.zeros_like(mirrored)), tmp_path / "none" / f"{case.id}.nii.gz")
 
-    found = {
+    result = {
         name: count_sides(dataset.cases, dataset.labels, tmp_path / name, poses)["tumor"]
         for name in ("same", "mirrored", "none")
     }
-    known = found["same"]["known"]
+    known = result["same"]["known"]
     assert len(known) >= 3
-    assert found["same"]["wrong"] == found["none"]["wrong"] == [], "what is missed is on no side"
-    assert found["mirrored"] == {"known": known, "wrong": known}
+    assert result["same"]["wrong"] == result["none"]["wrong"] == [], "what is missed is on no side"
+    assert result["mirrored"] == {"known": known, "wrong": known}
     # Of real patients the pose is not known, and nothing is said.
     unknown = count_sides(dataset.cases, dataset.labels, tmp_path / "same", {})
     assert unknown["tumor"] == {"known": [], "wrong": []}

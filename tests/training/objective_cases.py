@@ -1,4 +1,4 @@
-"""Batches, networks and settings on which the objectives are tried."""
+"""Batches, networks and settings for tests of the objectives."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -47,7 +47,7 @@ def upright() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def batch_of(pose: Tensor, theta2: Tensor | None = None) -> Batch:
-    """The upright slice lying in poses, so that theta1 of the pose brings it back."""
+    """Make a batch of the upright slice in given poses, so that theta1 makes it upright."""
     image, mask, labels = upright()
     lying = invert(matrix_from_pose(pose))
     count = len(pose)
@@ -75,7 +75,7 @@ def pipeline_of(settings: Config) -> Networks:
 
 
 class Answering(torch.nn.Module):
-    """In the place of a U-Net: gives always the same logits and keeps what it was shown."""
+    """A stand-in for the U-Net that returns fixed logits and records its inputs."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -115,5 +115,5 @@ def joint(*settings: str) -> JointObjective:
 
 
 def from_identity(batch: Batch) -> Batch:
-    """As the joint stage gets it: the start's poses, here none."""
+    """Set the starting poses that the joint stage receives, here the identity."""
     return replace(batch, pose=identity_pose(len(batch.rows)))

@@ -25,7 +25,7 @@ PLAIN = ("pose.start=identity", "pose.learned=false", "crop.enabled=false", "une
 
 
 def batch_of(count: int, size: int = 64) -> Batch:
-    """A body off the middle with a bright square, marked, in its upper left."""
+    """Make an off-center body with a bright, labeled square in its upper left."""
     y, x = np.indices((size, size)) / size - 0.5
     body = (x / 0.32) ** 2 + (y / 0.26) ** 2 < 1
     image = np.where(body, 0.2, AIR).astype(np.float32)
@@ -41,7 +41,7 @@ def batch_of(count: int, size: int = 64) -> Batch:
     )
 
 
-def test_the_same_seed_gives_the_same_and_another_another() -> None:
+def test_augmentation_is_reproducible_by_seed() -> None:
     augment, batch = Augmentation(AIR), batch_of(12)
     one, same, other = (
         augment(batch, (1, 2, 3)),
@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_and_another_another() -> None:
     assert len({tuple(image.flatten().tolist()) for image in one.image}) > 6
 
 
-def test_channels_are_moved_alike_and_their_intensities_changed_apart() -> None:
+def test_channels_share_spatial_and_have_separate_intensity_augmentation() -> None:
     batch = batch_of(16)
     two = replace(batch, image=torch.cat([batch.image, batch.image + 1.0], dim=1))
     out = Augmentation(AIR, AIR + 1.0)(two, (5,))
@@ -70,8 +70,8 @@ def test_channels_are_moved_alike_and_their_intensities_changed_apart() -> None:
     assert ((first + 1.0 - second).abs().amax(dim=(1, 2)) > 0.05).sum() > 4
 
 
-def test_a_part_of_a_batch_is_disturbed_as_it_is_in_the_whole() -> None:
-    """A rank's share: whatever number of ranks trains, each slice is disturbed alike."""
+def test_augmentation_of_a_slice_does_not_depend_on_its_batch() -> None:
+    """So any number of ranks applies the same augmentation to a slice."""
     augment, batch = Augmentation(AIR), batch_of(8)
     whole = augment(batch, (1, 2, 3))
     places = torch.tensor([5, 2, 7])
@@ -80,7 +80,7 @@ def test_a_part_of_a_batch_is_disturbed_as_it_is_in_the_whole() -> None:
     assert torch.equal(part.labels, whole.labels[places])
 
 
-def test_types_sizes_and_what_is_not_seen_stay() -> None:
+def test_augmentation_keeps_types_sizes_and_other_fields() -> None:
     batch = batch_of(8)
     out = Augmentation(AIR)(batch, (0,))
     assert type(out.image) is type(out.labels) is torch.Tensor
@@ -91,7 +91,7 @@ def test_types_sizes_and_what_is_not_seen_stay() -> None:
     assert out.image.isfinite().all()
 
 
-def test_labels_go_where_the_image_goes() -> None:
+def test_labels_follow_the_augmented_image() -> None:
     augment = Augmentation(AIR)
     for seed in range(40):
         out = augment.spatial.set_random_state(seed)({"image": batch_of(1).image[0] - AIR,
@@ -110,7 +110,7 @@ def test_outside_of_a_turned_slice_is_air() -> None:
 
 
 def sizes(augment: Augmentation, count: int = 600) -> tuple[np.ndarray, np.ndarray]:
-    """Area of the marked square, and whether it lies in the upper left, of many disturbed slices."""
+    """For many augmented slices, return the labeled square's area and whether it lies in the upper left."""
     out = augment(batch_of(count), (5,))
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     marks = (out.labels == 1).float()
@@ -144,9 +144,7 @@ def test_intensities_change_as_often_as_nnunet_changes_them() -> None:
     assert kinds[-2:] == [RandAdjustContrastd, RandAdjustContrastd]
 
 
-def test_training_with_it_is_resumable_and_differs_from_training_without(
-    cohort: Path, tiny, tmp_path
-) -> None:
+def test_training_with_augmentation_is_resumable(cohort: Path, tiny, tmp_path) -> None:
     dataset = open_dataset(cohort)
     plain, augmented = (
         tiny(*PLAIN, "unet.mirror=0"),
@@ -162,13 +160,13 @@ def test_training_with_it_is_resumable_and_differs_from_training_without(
 @pytest.mark.parametrize(
     "setting", ["pose.start=moments", "crop.enabled=true", "pose.learned=true", "dims=3"]
 )
-def test_it_is_refused_beside_homogenization(setting: str) -> None:
+def test_nnunets_augmentation_is_refused_with_homogenization(setting: str) -> None:
     with pytest.raises(InputError, match="it augments slices without a pose"):
         load_config(settings=[*PLAIN, "unet.augmentation=nnunet", setting])
 
 
 @pytest.mark.parametrize(("name", "expected"), [("off", False), ("homogenized", False), ("nnunet", True)])
-def test_slices_as_they_lie_are_augmented_in_the_baseline_alone(name: str, expected: bool) -> None:
+def test_only_the_baseline_augments_slices_in_their_own_pose(name: str, expected: bool) -> None:
     base = {"pose": {"start": "identity"}, "crop": {"enabled": False}, "unet": {"augmentation": name}}
     context = SimpleNamespace(config=load_config(base=base), labels=Labels.create({"kidney": 1}))
     assert isinstance(_augmentation(context, SimpleNamespace(airs=(-2.0,))), Augmentation) == expected

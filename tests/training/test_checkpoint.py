@@ -1,4 +1,4 @@
-"""A stage's state goes to disk and comes back whole, or not at all."""
+"""Checkpoints of a stage are written and read completely or not at all."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def steps(module: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> No
 
 
 @pytest.mark.parametrize("name", ["adamw", "momentum", "plain"])
-def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, name: str) -> None:
+def test_resumed_training_equals_uninterrupted_training(tmp_path: Path, name: str) -> None:
     straight = network(0)
     optimizer = optimizer_of(straight, name)
     steps(straight, optimizer, 3)
@@ -58,8 +58,8 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, name: str) 
         assert torch.equal(resumed.state_dict()[key], value), key
 
 
-def test_saving_does_not_tie_the_file_to_the_weights(tmp_path: Path) -> None:
-    """Tensors that share memory, and such as lie in memory otherwise, are saved as what they hold."""
+def test_shared_and_strided_tensors_are_saved_with_their_own_values(tmp_path: Path) -> None:
+    """Tensors with shared memory or another memory format are saved by value."""
     weights = {"w": torch.arange(16.0).reshape(1, 2, 2, 4).to(memory_format=torch.channels_last)}
     path = tmp_path / "pose.safetensors"
     module = network(0)
@@ -83,8 +83,8 @@ def channels_last(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     return module, optimizer
 
 
-def test_nothing_is_copied_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the optimizer's state it is three times the network, more than a step of few slices takes."""
+def test_saving_does_not_copy_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With optimizer state, a copy would take three times the network's memory, more than a small step."""
     module, optimizer = channels_last(0)
     best = {name: value.clone() for name, value in module.state_dict().items()}
     seen: dict[str, torch.Tensor] = {}
@@ -97,7 +97,7 @@ def test_nothing_is_copied_to_be_written(tmp_path: Path, monkeypatch: pytest.Mon
         assert seen[name].data_ptr() == value.data_ptr(), name
 
 
-def test_weights_come_back_as_they_lay_in_memory(tmp_path: Path) -> None:
+def test_loading_keeps_the_memory_format_of_weights(tmp_path: Path) -> None:
     path = tmp_path / "unet.safetensors"
     module, optimizer = channels_last(0)
     save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimizer)
@@ -113,8 +113,8 @@ def test_weights_come_back_as_they_lay_in_memory(tmp_path: Path) -> None:
         assert state.stride() == optimizer.state[expected][name].stride() == weight.stride()
 
 
-def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
-    """It says nothing of layouts: all was written in the usual one."""
+def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    """Earlier checkpoints have no entry for the memory format."""
     path = tmp_path / "unet.safetensors"
     module, optimizer = channels_last(0)
     save_checkpoint(path, PROGRESS, module.state_dict(), module.state_dict(), optimizer)
@@ -144,13 +144,13 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, damage: str) -> N
     else:
         metadata = {"progress": '{"epochs": 3}'} if damage == "another progress" else None
         save_file({"last.w": torch.zeros(1)}, path, metadata=metadata)
-    with pytest.raises(InputError, match="damaged checkpoint") as caught:
+    with pytest.raises(InputError, match="damaged checkpoint") as error:
         load_checkpoint(path, optimizer_of(module, "plain"))
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_failed_write_leaves_the_last_good_one(tmp_path: Path, monkeypatch) -> None:
+def test_a_failed_write_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "unet.safetensors"
     module = network(0)
     optimizer = optimizer_of(module, "plain")
@@ -168,7 +168,7 @@ def test_a_failed_write_leaves_the_last_good_one(tmp_path: Path, monkeypatch) ->
     assert [p.name for p in tmp_path.iterdir()] == ["unet.safetensors"]
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_gives_one_line(tmp_path: Path, monkeypatch) -> None:
     module = network(0)
 
     def full(*_args, **_kwargs) -> None:
@@ -182,7 +182,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["optimizer.1&momentum.exp_avg", "optimizer.x.y", "color.a"])
-def test_names_that_no_checkpoint_has_are_refused_in_one_line(tmp_path, name):
+def test_unknown_tensor_names_are_refused_in_one_line(tmp_path, name):
     path = tmp_path / "unet.safetensors"
     save_file({name: torch.ones(2)}, path, metadata={"progress": "{}"})
     with pytest.raises(InputError, match="damaged checkpoint"):

@@ -1,4 +1,4 @@
-"""Neighbors as channels: in their own poses they lie over each other, in training as in prediction."""
+"""Neighboring slices as channels, aligned in their own poses, in training and prediction."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bright import LABELS, Brightness, bright_model, dice, scene
+from bright import LABELS, Brightness, bright_model, dice, make_scene
 from isopose.data.samples import Batch, Slices
 from isopose.data.store import write_store
 from isopose.geometry.volume import Volume
@@ -36,7 +36,7 @@ BOX = (-0.4, -0.75, 0.8, 0.45)
 
 
 class Channel(Brightness):
-    """Sees one channel, and keeps what it was shown."""
+    """Segment one channel by brightness; record all inputs."""
 
     def __init__(self, channel: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Channel(Brightness):
 
 @dataclass(frozen=True)
 class Turning:
-    """A scan that turns along z, and its slices as training has them."""
+    """A scan whose roll changes along z, and its slices as training reads them."""
 
     volume: Volume
     truth: np.ndarray
@@ -69,7 +69,7 @@ def model_of(context: int, channel: int | None = None, **changes: Any) -> Model:
 @pytest.fixture(scope="module")
 def turning(tmp_path_factory: pytest.TempPathFactory) -> Turning:
     folder: Path = tmp_path_factory.mktemp("turning")
-    parts = [scene(roll=math.radians(angle), slices=1, field=(250.0, 250.0)) for angle in DEGREES]
+    parts = [make_scene(roll=math.radians(angle), slices=1, field=(250.0, 250.0)) for angle in DEGREES]
     array = np.concatenate([part.volume.array for part in parts])
     volume = Volume(array, parts[0].volume.world_from_index)
     truth = np.concatenate([part.truth for part in parts])
@@ -103,7 +103,7 @@ def noises(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("augmentation", ["off", "homogenized"])
-def test_the_middle_channel_is_what_a_slice_alone_shows(turning: Turning, augmentation: str) -> None:
+def test_the_middle_channel_equals_the_slice_without_context(turning: Turning, augmentation: str) -> None:
     """With jitter, mirroring and deformation."""
     changes = {"augmentation": augmentation, "elastic": 1.0, "mirror": 0.5}
     noise, seen = noises(len(DEGREES)), {}
@@ -116,7 +116,7 @@ def test_the_middle_channel_is_what_a_slice_alone_shows(turning: Turning, augmen
     assert 0 < (noise[:, -2] < 0).sum() < 5
 
 
-def test_neighbors_lie_over_each_other_in_their_own_poses_alone(turning: Turning) -> None:
+def test_neighbors_in_their_own_poses_are_aligned(turning: Turning) -> None:
     model = model_of(1, unet={"mirror": 0.5})
     batch, noise = batch_of(turning, model, [1, 2, 3]), noises(3)
     own = crops_of(model, batch, noise)
@@ -130,8 +130,8 @@ def test_neighbors_lie_over_each_other_in_their_own_poses_alone(turning: Turning
             assert (apart > least).all(), apart
 
 
-def test_jitter_mirroring_and_deformation_are_those_of_the_slice_in_every_channel(turning: Turning) -> None:
-    """A neighbor that lies as the slice does is seen as the slice itself would be with its image."""
+def test_every_channel_shares_jitter_mirroring_and_deformation(turning: Turning) -> None:
+    """A neighbor in the slice's pose gets the same crop as the slice itself."""
     model = model_of(1, unet={"mirror": 1.0, "augmentation": "homogenized", "elastic": 1.0})
     batch, noise = batch_of(turning, model, [2]), noises(1)
     assert batch.channel_pose is not None
@@ -152,7 +152,7 @@ def test_a_mirrored_crop_is_the_crop_with_its_columns_reversed(turning: Turning)
     torch.testing.assert_close(seen[1], seen[0].flip(3), atol=1e-2, rtol=0)
 
 
-def test_prediction_shows_the_network_what_training_does(turning: Turning) -> None:
+def test_training_and_prediction_give_the_network_the_same_input(turning: Turning) -> None:
     model = model_of(2, unet={"pose_jitter": 0.0}, predict={"precision": "32-true"})
     batch = batch_of(turning, model)
     objective = SegmentationObjective(model.pipeline, LABELS)
@@ -168,32 +168,32 @@ def test_prediction_shows_the_network_what_training_does(turning: Turning) -> No
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_network_that_sees_the_slice_alone_answers_as_without_neighbors(
-    turning: Turning, cut: bool
-) -> None:
-    """Also where crops that cut are widened, with mirrored answers, and in what is kept of the crops."""
+def test_a_network_that_ignores_neighbors_predicts_as_without_context(turning: Turning, cut: bool) -> None:
+    """Also with widened crops, mirror averaging and returned crops."""
     changes = {"predict": {"mirror": cut, "precision": "32-true"}, "unet": {"input": "half"}}
-    found = []
+    results = []
     for context in (0, 1):
         model = model_of(context, **changes)
         if cut:
             model.pipeline.crop.start.copy_(torch.tensor((-0.1, -0.45, 0.6, 0.25)))
-        found.append(predict(model, turning.volume, crops=True))
-    assert found[0].scan_pose.widened.any() == cut
-    np.testing.assert_array_equal(found[1].labels.array, found[0].labels.array)
-    np.testing.assert_array_equal(found[1].crops, found[0].crops)
-    np.testing.assert_array_equal(found[1].scan_pose.theta2, found[0].scan_pose.theta2)
+        results.append(predict(model, turning.volume, crops=True))
+    assert results[0].scan_pose.widened.any() == cut
+    np.testing.assert_array_equal(results[1].labels.array, results[0].labels.array)
+    np.testing.assert_array_equal(results[1].crops, results[0].crops)
+    np.testing.assert_array_equal(results[1].scan_pose.theta2, results[0].scan_pose.theta2)
 
 
 @pytest.mark.parametrize("channel", [0, 2])
-def test_what_a_neighbor_shows_is_marked_where_the_slice_has_it(turning: Turning, channel: int) -> None:
-    """Slices turn by 20 to 25 degrees; in the neighbor's own pose its mass lies on that of the slice."""
+def test_structures_in_a_neighbor_are_segmented_at_their_position_in_the_slice(
+    turning: Turning, channel: int
+) -> None:
+    """Slices differ by 20 to 25 degrees of roll; in its own pose, the neighbor is aligned with the slice."""
     labels = predict(model_of(1, channel), turning.volume).labels
     for z in range(len(DEGREES)):
         assert dice(labels.array[z] > 0, turning.truth[z] > 0) > 0.85
 
 
-def test_a_part_of_the_rows_has_the_neighbors_of_the_whole(turning: Turning) -> None:
+def test_neighbors_of_a_subset_of_rows_come_from_the_whole_scan(turning: Turning) -> None:
     whole = turning.slices.subset(np.arange(5))
     whole.set_neighbors(model_of(1).config.unet)
     assert whole.channels.tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
@@ -207,34 +207,36 @@ def test_a_part_of_the_rows_has_the_neighbors_of_the_whole(turning: Turning) -> 
         assert batch.channel_pose is not None
         assert batch.image.shape == (len(rows), 3, 128, 128)
         assert batch.mask.shape == (len(rows), 1, 128, 128)
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             image, mask, labels = whole.cases[0].read(whole.channels[row].tolist())
-            np.testing.assert_array_equal(batch.image[place], image)
-            np.testing.assert_array_equal(batch.mask[place, 0], mask[1])
-            np.testing.assert_array_equal(batch.labels[place], labels[1])
-            assert torch.equal(batch.channel_pose[place], whole.pose[whole.channels[row]])
+            np.testing.assert_array_equal(batch.image[position], image)
+            np.testing.assert_array_equal(batch.mask[position, 0], mask[1])
+            np.testing.assert_array_equal(batch.labels[position], labels[1])
+            assert torch.equal(batch.channel_pose[position], whole.pose[whole.channels[row]])
 
 
-def test_trained_saved_and_loaded_it_predicts(cohort: Path, tiny: Any, tmp_path: Path) -> None:
+def test_a_model_with_context_is_trained_saved_loaded_and_predicts(
+    cohort: Path, tiny: Any, tmp_path: Path
+) -> None:
     short = ("pose.learned=false", "crop.learned=false", "unet.optimizer.epochs=1", "unet.base_features=2")
     config = tiny(*short, "unet.context=1", "unet.context_mm=7")
-    made = fit(open_dataset(cohort), tmp_path / "model", config)
-    assert made.pipeline.unet.first[0][0].weight.shape == (2, 3, 3, 3)
+    trained = fit(open_dataset(cohort), tmp_path / "model", config)
+    assert trained.pipeline.unet.first[0][0].weight.shape == (2, 3, 3, 3)
     assert "with 1 neighboring slices on each side" in (tmp_path / "model" / CARD).read_text()
     scan = read_volume(cohort / "imagesTs" / "Muster_Erika_6_0000.nii.gz")
-    found = predict(load_model(tmp_path / "model"), scan, crops=True)
-    assert found.labels.same_grid(scan)
-    np.testing.assert_array_equal(found.labels.array, predict(made, scan).labels.array)
+    result = predict(load_model(tmp_path / "model"), scan, crops=True)
+    assert result.labels.same_grid(scan)
+    np.testing.assert_array_equal(result.labels.array, predict(trained, scan).labels.array)
     # The figures show what the network saw: its middle channel, and its answer.
-    for step in steps_of(made, scan, found):
+    for step in steps_of(trained, scan, result):
         z = int(step.heading.split()[1])
         assert step.cropped.shape == (32, 32)
-        assert found.crops is not None
-        np.testing.assert_array_equal(step.crop_classes, found.crops[z])
+        assert result.crops is not None
+        np.testing.assert_array_equal(step.crop_classes, result.crops[z])
 
 
-def test_slices_as_they_lie_are_augmented_with_their_neighbors(turning: Turning) -> None:
-    """All channels are turned and scaled alike: equal ones stay equal but for the noise of a pixel."""
+def test_slices_and_their_neighbors_are_augmented_together(turning: Turning) -> None:
+    """All channels share rotation and scale, so equal channels stay equal but for pixel noise."""
     config = load_config(
         base={"pose": {"start": "identity"}, "crop": {"enabled": False}},
         settings=["unet.augmentation=nnunet", "unet.context=1"],

@@ -1,4 +1,4 @@
-"""Augmentation in the homogenized frame: MONAI's values, parts, seeds, one deformation for both."""
+"""Augmentation in the homogenized frame: values as in MONAI, fractions, seeds, a shared deformation."""
 
 import pytest
 import torch
@@ -35,12 +35,12 @@ def images(count: int = 4, shape: tuple[int, ...] = (32, 32), seed: int = 0) -> 
 
 
 def only(name: str) -> IntensityConfig:
-    """Every slice is changed in one way."""
+    """Configure a single augmentation that is applied to every slice."""
     return IntensityConfig(**{**OFF, name: 1.0})
 
 
 @pytest.mark.parametrize("gamma", [0.7, 1.0, 1.5])
-def test_gamma_is_that_of_monai(gamma: float) -> None:
+def test_gamma_agrees_with_monai(gamma: float) -> None:
     for image in images():
         plain = AdjustContrast(gamma, retain_stats=True)(image)
         inverted = AdjustContrast(gamma, invert_image=True, retain_stats=True)(image)
@@ -50,7 +50,7 @@ def test_gamma_is_that_of_monai(gamma: float) -> None:
 
 
 @pytest.mark.parametrize("factor", CONTRAST_FACTOR)
-def test_contrast_is_that_of_monai(factor: float) -> None:
+def test_contrast_agrees_with_monai(factor: float) -> None:
     for image in images():
         expected = ScaleIntensityFixedMean(factor - 1.0, preserve_range=True)(image)
         torch.testing.assert_close(
@@ -80,7 +80,7 @@ def test_blur_and_brightness_are_within_their_ranges() -> None:
 
 @pytest.mark.parametrize("shape", [(32, 32), (8, 16, 16)])
 @pytest.mark.parametrize("name", list(OFF))
-def test_each_change_is_made_alone_keeps_the_input_and_is_the_same_by_seed(
+def test_each_augmentation_is_independent_reproducible_and_keeps_its_input(
     name: str, shape: tuple[int, ...]
 ) -> None:
     image = images(4, shape)
@@ -94,7 +94,7 @@ def test_each_change_is_made_alone_keeps_the_input_and_is_the_same_by_seed(
     torch.testing.assert_close(again, out[[2, 0]])
 
 
-def test_the_configured_parts_are_changed_and_none_means_none() -> None:
+def test_only_the_configured_fraction_is_augmented() -> None:
     image = images(1).repeat(400, 1, 1, 1)
     off = augmented_intensities(image, range(400), IntensityConfig(**OFF), AIR)
     torch.testing.assert_close(off, image, rtol=0, atol=0)
@@ -103,7 +103,7 @@ def test_the_configured_parts_are_changed_and_none_means_none() -> None:
     assert 0.22 < part < 0.38
 
 
-def test_a_lower_resolution_keeps_what_is_coarse() -> None:
+def test_a_lower_resolution_keeps_low_frequencies() -> None:
     ramp = torch.linspace(-1.0, 1.0, 64).expand(1, 1, 64, 64)
     out = with_resolution(ramp, torch.tensor([0.5]))
     torch.testing.assert_close(out[..., 4:-4, 4:-4], ramp[..., 4:-4, 4:-4], atol=0.03, rtol=0)
@@ -127,7 +127,7 @@ def test_random_convolutions_keep_mean_and_deviation_and_change_the_order(shape:
     assert orders == {True, False}
 
 
-def test_random_convolutions_mix_from_the_image_itself_and_stand_a_constant_image() -> None:
+def test_random_convolutions_mix_with_the_image_and_keep_a_constant_one_finite() -> None:
     (image,) = images(1)
     same = randomly_convolved(image, 0.0, torch.Generator().manual_seed(1))
     torch.testing.assert_close(same, image, atol=1e-4, rtol=1e-4)
@@ -181,7 +181,7 @@ def test_a_deformation_needs_the_canonical_loss() -> None:
     load_config(settings=["unet.augmentation=homogenized", "unet.loss_space=native", "unet.elastic=0"])
 
 
-def test_channels_are_changed_apart_and_neighbors_alike() -> None:
+def test_channels_are_augmented_separately_and_neighbors_together() -> None:
     config, seeds, airs = IntensityConfig(), list(range(40)), (-2.0, 0.5)
     image = torch.randn(40, 6, 24, 24, generator=torch.Generator().manual_seed(1))
     out = each_changed(image, seeds, config, airs)

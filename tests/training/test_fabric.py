@@ -38,7 +38,7 @@ def test_theta_and_images_reach_the_objective_in_float32(name: str, tmp_path) ->
     trained(Watching(), tmp_path, precision_plugin(name, "cpu"), epochs=1)
 
 
-def test_the_losses_scale_survives_an_interruption(tmp_path) -> None:
+def test_the_loss_scale_survives_an_interruption(tmp_path) -> None:
     """float16 as on a GPU: the scale moves every few steps, so that a lost one would show."""
 
     def half() -> Autocast:
@@ -51,7 +51,7 @@ def test_the_losses_scale_survives_an_interruption(tmp_path) -> None:
     expected = trained(straight, tmp_path / "straight", half(), epochs=4, learning_rate=0.01)
     with pytest.raises(Interrupted):
         trained(Line(), tmp_path / "cut", half(), StopAfter(7), epochs=4, learning_rate=0.01)
-    found = trained(resumed, tmp_path / "cut", half(), epochs=4, learning_rate=0.01)
-    assert found.strategy.precision.state_dict() == expected.strategy.precision.state_dict()
-    assert found.strategy.precision.state_dict()["scale"] != 65536.0
+    result = trained(resumed, tmp_path / "cut", half(), epochs=4, learning_rate=0.01)
+    assert result.strategy.precision.state_dict() == expected.strategy.precision.state_dict()
+    assert result.strategy.precision.state_dict()["scale"] != 65536.0
     assert_same(weights(resumed), weights(straight))

@@ -44,7 +44,7 @@ from isopose.report.steps import write_steps
 from isopose.training.fit import _angles_to_reference, fit
 from isopose.training.mirroring import check_mirroring
 from isopose.training.transforms import poses_of, transforms_of
-from reporters import Listening
+from reporters import RecordingReporter
 
 MASKS = Path(__file__).parents[3] / "shared" / "data" / "kits19-masks"
 
@@ -58,13 +58,13 @@ class Fitted:
     dataset: Dataset
     config: Config
     store: Path
-    said: list[str]
+    lines: list[str]
 
 
 @pytest.fixture(scope="module")
 def fitted(cohort: Path, tiny, tmp_path_factory) -> Fitted:
     folder = tmp_path_factory.mktemp("fit")
-    dataset, config, reporter = open_dataset(cohort), tiny(), Listening()
+    dataset, config, reporter = open_dataset(cohort), tiny(), RecordingReporter()
     model = fit(dataset, folder / "model", config, store=folder / "store", reporter=reporter)
     return Fitted(model, folder / "model", dataset, config, folder / "store", reporter.lines)
 
@@ -92,7 +92,7 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_card_lies_with_the_model_and_names_nobody(fitted: Fitted) -> None:
+def test_the_model_card_is_written_and_names_no_patient(fitted: Fitted) -> None:
     card = (fitted.folder / CARD).read_text(encoding="utf-8")
     assert card == model_card(fitted.model)
     assert "Segments kidney, tumor in CT" in card
@@ -100,7 +100,7 @@ def test_the_card_lies_with_the_model_and_names_nobody(fitted: Fitted) -> None:
     assert str(fitted.folder) not in card
 
 
-def test_the_model_is_complete_and_names_nobody(fitted: Fitted) -> None:
+def test_the_model_folder_is_complete_and_names_no_patient(fitted: Fitted) -> None:
     manifest = (fitted.folder / "model.json").read_text()
     values = json.loads(manifest)
     assert values["labels"]["values"] == {"kidney": 1, "tumor": 2}
@@ -150,8 +150,8 @@ def test_three_stages_train_one_after_the_other(fitted: Fitted) -> None:
     assert pipeline.unet.first[0][1].running_mean.abs().max() > 0
 
 
-def test_the_reference_is_shown_and_kept_without_its_name(fitted: Fitted) -> None:
-    line = next(line for line in fitted.said if line.startswith("reference: "))
+def test_the_reference_is_reported_and_saved_without_its_name(fitted: Fitted) -> None:
+    line = next(line for line in fitted.lines if line.startswith("reference: "))
     assert "chosen automatically" in line
     training, _ = split_patients(fitted.dataset, 3, 0, 0)
     named = next(case for case in training if f" {case.id}," in line)
@@ -217,7 +217,7 @@ fit(open_dataset(Path(dataset)), Path(model), load_config(file=Path(config)), st
 """
 
 
-def test_killed_and_resumed_it_ends_with_the_same_weights(fitted: Fitted, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_training_gives_the_same_weights(fitted: Fitted, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(fitted.config.model_dump_json())
     arguments = [str(fitted.dataset.root), str(tmp_path / "model"), str(fitted.store), str(config), "unet"]
@@ -243,18 +243,18 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(fitted: Fitted, tmp_pa
     assert info_of(tmp_path / "model") == info_of(fitted.folder)
 
 
-def test_how_stn1_sees_the_roll_is_measured_kept_and_warned_of(fitted: Fitted, tiny, tmp_path: Path) -> None:
-    """From moments a slice is followed however short the training; from the identity nothing is learned."""
+def test_the_roll_slope_of_stn1_is_measured_saved_and_reported(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    """With a start from moments the roll is followed after any training; from the identity it is not yet."""
     turning = fitted.model.info.turning
     assert turning.slope > 0.8
     assert turning.degrees_from_truth is None
     assert turning.patients == "validation"
     assert turning.slices > 0
-    assert not any("has not learned rotation" in line for line in fitted.said)
-    assert any(line.startswith("STN1's roll on ") for line in fitted.said)
+    assert not any("has not learned rotation" in line for line in fitted.lines)
+    assert any(line.startswith("STN1's roll on ") for line in fitted.lines)
     assert json.loads((fitted.folder / "model.json").read_text())["info"]["turning"] == asdict(turning)
 
-    reporter, config = Listening(), tiny("pose.start=identity")
+    reporter, config = RecordingReporter(), tiny("pose.start=identity")
     model = fit(fitted.dataset, tmp_path / "still", config, store=fitted.store, reporter=reporter)
     assert model.info.turning.slope < 0.5
     [warning] = [line for line in reporter.lines if "has not learned rotation" in line]
@@ -262,7 +262,7 @@ def test_how_stn1_sees_the_roll_is_measured_kept_and_warned_of(fitted: Fitted, t
     assert "pose.optimizer.epochs" in warning
     # Nothing in it is a case's name, and a trial of the speed judges nothing.
     assert "Muster" not in warning
-    quick = Listening()
+    quick = RecordingReporter()
     tried = fit(fitted.dataset, tmp_path / "tried", config, store=fitted.store, reporter=quick, trial=True)
     assert tried.info.turning is None
     assert not any("learned rotation" in line for line in quick.lines)
@@ -271,19 +271,19 @@ def test_how_stn1_sees_the_roll_is_measured_kept_and_warned_of(fitted: Fitted, t
 def test_without_validation_patients_the_roll_is_measured_on_those_that_train(
     fitted: Fitted, tiny, tmp_path: Path
 ) -> None:
-    model = fit(fitted.dataset, tmp_path / "all", tiny("train.fold=all"), reporter=Listening())
+    model = fit(fitted.dataset, tmp_path / "all", tiny("train.fold=all"), reporter=RecordingReporter())
     assert model.info.turning.patients == "training"
 
 
 @pytest.mark.slow
-def test_of_phantoms_the_true_roll_is_known_against_the_reference(tiny, tmp_path: Path) -> None:
-    """In the paper preset the reference is used as scanned; its own roll is not an error of the others."""
+def test_true_rolls_of_phantoms_are_relative_to_the_reference(tiny, tmp_path: Path) -> None:
+    """In the paper preset the reference is used as scanned, so its own roll is subtracted."""
     cohort = write_cohort(tmp_path / "phantoms", cases=4, slices=4, size=64, test_fraction=0.0)
-    dataset, config, reporter = open_dataset(cohort), tiny(preset="paper"), Listening()
+    dataset, config, reporter = open_dataset(cohort), tiny(preset="paper"), RecordingReporter()
     model = fit(dataset, tmp_path / "model", config, reporter=reporter)
-    [shown] = [line for line in reporter.lines if line.startswith("reference: ")]
+    [reference_line] = [line for line in reporter.lines if line.startswith("reference: ")]
     rolls, (_, validation) = true_rolls(cohort), split_patients(dataset, 3, 0, 0)
-    own = rolls[shown.split()[1].rstrip(",")]
+    own = rolls[reference_line.split()[1].rstrip(",")]
     # After so few steps STN1 says about the same of all slices.
     off = np.degrees([abs(rolls[case.id] - own) for case in validation])
     turning = model.info.turning
@@ -297,7 +297,7 @@ def test_of_phantoms_the_true_roll_is_known_against_the_reference(tiny, tmp_path
 
 @pytest.mark.parametrize(("lean", "expected"), [(0.0, 0.5), (0.2, 0.7)])
 def test_a_reference_that_was_turned_upright_is_no_longer_where_it_lay(lean: float, expected: float) -> None:
-    """One that lay at 0.3 and was turned by 0.2 is shown at 0.1."""
+    """A reference with a roll of 0.3 that was rotated by 0.2 has a roll of 0.1."""
     reference = SimpleNamespace(case="a", lean=lean)
     assert _angles_to_reference({"a": 0.3, "b": 0.8}, reference)["b"] == pytest.approx(expected)
     assert _angles_to_reference({"b": 0.8}, reference) == {}
@@ -307,7 +307,7 @@ def test_a_reference_that_was_turned_upright_is_no_longer_where_it_lay(lean: flo
 def together(fitted: Fitted, tiny, tmp_path_factory) -> Fitted:
     """As ``fitted``, with one network for pose and crop."""
     folder = tmp_path_factory.mktemp("joint") / "model"
-    config, reporter = tiny("stn=joint"), Listening()
+    config, reporter = tiny("stn=joint"), RecordingReporter()
     model = fit(fitted.dataset, folder, config, store=fitted.store, reporter=reporter)
     return Fitted(model, folder, fitted.dataset, config, fitted.store, reporter.lines)
 
@@ -319,7 +319,7 @@ def test_pose_and_crop_are_one_stage_where_one_network_does_both(together: Fitte
     ]
     assert list(info.stages) == ["joint", "unet"]
     assert {"pose and crop", "mask dice", "moments alone", "box overlap"} <= info.history[0].keys()
-    assert any(line.startswith("joint: 2 epochs, best ") for line in together.said)
+    assert any(line.startswith("joint: 2 epochs, best ") for line in together.lines)
     assert (together.folder / "work" / "tensorboard" / "joint").is_dir()
     weights = weights_of(together.folder)
     assert weights["joint.output.weight"].shape[0] == 9
@@ -330,7 +330,7 @@ def test_pose_and_crop_are_one_stage_where_one_network_does_both(together: Fitte
     assert torch.equal(loaded.pipeline.joint.output.weight, weights["joint.output.weight"])
 
 
-def test_its_optimizer_is_that_of_the_crop(fitted: Fitted, tiny, tmp_path: Path) -> None:
+def test_the_joint_stage_uses_the_optimizer_of_the_crop(fitted: Fitted, tiny, tmp_path: Path) -> None:
     config = tiny(
         *_short("stn=joint", "crop.enabled=true", "crop.optimizer.epochs=1", "pose.optimizer.epochs=9")
     )
@@ -342,8 +342,8 @@ def test_its_optimizer_is_that_of_the_crop(fitted: Fitted, tiny, tmp_path: Path)
 
 
 @pytest.mark.parametrize("per", ["smooth", "volume"])
-def test_what_the_unet_learns_on_is_what_prediction_makes(together: Fitted, tiny, per: str) -> None:
-    """theta1 and theta2 of a training case, once by the way of training and once by that of prediction."""
+def test_training_and_prediction_give_the_same_transforms(together: Fitted, tiny, per: str) -> None:
+    """theta1 and theta2 of a training case, computed by training and by prediction."""
     model = replace(together.model, config=tiny("stn=joint", f"pose.per={per}"))
     model.pipeline.config, model.pipeline.pose.config = model.config, model.config.pose
     training, _ = split_patients(together.dataset, 3, 0, 0)
@@ -361,9 +361,7 @@ def test_what_the_unet_learns_on_is_what_prediction_makes(together: Fitted, tiny
     assert (theta2 - torch.eye(3)).abs().max() > 1e-3
 
 
-def test_killed_while_both_are_learned_it_ends_with_the_same_weights(
-    together: Fitted, tmp_path: Path
-) -> None:
+def test_a_killed_and_resumed_joint_stage_gives_the_same_weights(together: Fitted, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(together.config.model_dump_json())
     arguments = [
@@ -384,17 +382,19 @@ def test_killed_while_both_are_learned_it_ends_with_the_same_weights(
 
 
 @pytest.mark.parametrize("stn", ["separate", "joint"])
-def test_the_shipped_network_stays_as_it_is(fitted: Fitted, tiny, tmp_path: Path, stn: str) -> None:
+def test_the_shipped_roll_network_is_not_changed_by_training(
+    fitted: Fitted, tiny, tmp_path: Path, stn: str
+) -> None:
     """Weights and statistics: neither its use on training slices nor the joint stage changes them."""
     config = tiny(f"stn={stn}", "pose.start=anatomy", "pose.learned=false")
     model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store)
-    shipped, found = load_shipped(RollNetwork()).state_dict(), model.pipeline.pose.roll.state_dict()
-    assert shipped.keys() == found.keys()
-    assert [name for name in shipped if not torch.equal(shipped[name], found[name])] == []
+    shipped, result = load_shipped(RollNetwork()).state_dict(), model.pipeline.pose.roll.state_dict()
+    assert shipped.keys() == result.keys()
+    assert [name for name in shipped if not torch.equal(shipped[name], result[name])] == []
 
 
 @pytest.mark.parametrize("start", ["anatomy", "identity"])
-def test_the_joint_network_starts_from_anything(fitted: Fitted, tiny, tmp_path: Path, start: str) -> None:
+def test_the_joint_network_works_with_every_start(fitted: Fitted, tiny, tmp_path: Path, start: str) -> None:
     config = tiny("stn=joint", f"pose.start={start}", "pose.learned=false", "crop.per=slice")
     model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store)
     assert list(model.info.stages) == ["joint", "unet"]
@@ -408,18 +408,20 @@ def test_the_joint_network_starts_from_anything(fitted: Fitted, tiny, tmp_path: 
     assert {row["pose_from"] for row in outcome.record["slices"]} <= {"learned", start}
 
 
-def test_the_roll_network_may_be_fine_tuned_before(fitted: Fitted, tiny, tmp_path: Path) -> None:
+def test_the_roll_network_can_be_fine_tuned_before_the_joint_stage(
+    fitted: Fitted, tiny, tmp_path: Path
+) -> None:
     config = tiny("stn=joint", "pose.start=anatomy", "pose.learned=true", "unet.optimizer.epochs=1")
-    said = Listening()
-    model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store, reporter=said)
+    reporter = RecordingReporter()
+    model = fit(fitted.dataset, tmp_path / "model", config, store=fitted.store, reporter=reporter)
     assert list(model.info.stages) == ["pose", "joint", "unet"]
     assert "roll cosine" in model.info.history[0]
-    assert any("not calibrated" in line for line in said.lines)
+    assert any("not calibrated" in line for line in reporter.lines)
 
 
-def test_a_finished_run_is_not_done_again(fitted: Fitted) -> None:
+def test_a_finished_run_is_not_repeated(fitted: Fitted) -> None:
     before = snapshot(fitted.folder)
-    reporter = Listening()
+    reporter = RecordingReporter()
     model = fit(fitted.dataset, fitted.folder, fitted.config, resume=True, reporter=reporter)
     assert snapshot(fitted.folder) == before
     assert reporter.lines == [f"{fitted.folder} is finished already"]
@@ -436,14 +438,14 @@ def test_the_folder_of_another_run_is_refused(fitted: Fitted, tiny) -> None:
         (fitted.dataset, other, True, r"was started with another config"),
         (fewer, fitted.config, True, r"was started with another cases"),
     ):
-        with pytest.raises(InputError, match=message) as caught:
+        with pytest.raises(InputError, match=message) as error:
             fit(dataset, fitted.folder, config, resume=resume, store=fitted.store)
-        assert str(fitted.folder) in str(caught.value)
+        assert str(fitted.folder) in str(error.value)
     assert snapshot(fitted.folder) == before
 
 
-def test_a_folder_of_something_else_is_not_taken_over(fitted: Fitted, tiny, tmp_path: Path) -> None:
-    """A model copied without its ``work``, or a user's own files: never returned, never mixed with."""
+def test_a_folder_with_other_files_is_refused(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    """A model copied without its ``work`` folder, or a user's own files, are never reused."""
     for name in ("model.json", "notes.txt"):
         folder = tmp_path / name.split(".")[0]
         folder.mkdir()
@@ -510,8 +512,8 @@ def test_a_model_folder_that_is_a_file_is_refused(fitted: Fitted, tiny, tmp_path
     assert (tmp_path / "model").read_text() == "notes"
 
 
-def test_validation_and_test_patients_teach_nothing(fitted: Fitted, tiny, tmp_path: Path) -> None:
-    """Their images are replaced by others: fingerprint and weights stay, only their scores change."""
+def test_validation_and_test_patients_do_not_affect_the_weights(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    """Replacing their images changes only their scores, not fingerprint and weights."""
     config = tiny(*_short("unet.optimizer.patience=3"))
     _, validation = split_patients(fitted.dataset, 3, 0, 0)
     fit(fitted.dataset, tmp_path / "plain", config, store=tmp_path / "plain store")
@@ -540,14 +542,14 @@ def test_validation_and_test_patients_teach_nothing(fitted: Fitted, tiny, tmp_pa
     assert plain.info.history[0]["dice"] != new.info.history[0]["dice"]
 
 
-def test_all_patients_may_train(fitted: Fitted, tiny, tmp_path: Path) -> None:
+def test_fold_all_trains_on_all_patients(fitted: Fitted, tiny, tmp_path: Path) -> None:
     model = fit(fitted.dataset, tmp_path / "all", tiny(*_short("train.fold=all")), store=tmp_path / "store")
     assert (model.info.training.cases, model.info.training.validation_cases) == (6, 0)
     assert model.info.stages["unet"] == StageInfo(epochs=1, best_epoch=1, best=None)
 
 
-def test_all_patients_never_means_those_of_the_test(fitted: Fitted, tiny, tmp_path: Path) -> None:
-    """A second scan of a test patient trains on that patient, without a fold too."""
+def test_fold_all_never_trains_on_test_patients(fitted: Fitted, tiny, tmp_path: Path) -> None:
+    """A second scan of a test patient must not train either."""
     first, *others = fitted.dataset.cases
     again = replace(first, id="again", split="test")
     mixed = replace(fitted.dataset, cases=(first, again, *others))
@@ -570,7 +572,7 @@ def test_labels_only_where_no_body_is_are_refused(cohort: Path, tiny, tmp_path: 
         fit(open_dataset(tmp_path / "data"), tmp_path / "model", tiny(*_short()))
 
 
-def test_one_box_for_all_holds_every_training_label(fitted: Fitted, tiny, tmp_path: Path) -> None:
+def test_the_fixed_box_contains_every_training_label(fitted: Fitted, tiny, tmp_path: Path) -> None:
     config = tiny("crop.learned=false", "pose.learned=false", "unet.optimizer.epochs=1")
     model = fit(fitted.dataset, tmp_path / "box", config, store=fitted.store)
     x0, y0, x1, y1 = model.pipeline.crop.start.tolist()
@@ -615,7 +617,7 @@ def test_the_papers_preset_runs_all_stages(fitted: Fitted, tiny, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def kits(tmp_path_factory) -> Path:
-    """A KiTS19 folder of real masks, axial axis first, with images made of them, every few voxels."""
+    """A KiTS19 folder of real masks, axial axis first, subsampled, with synthetic images."""
     if not MASKS.is_dir():
         pytest.skip(f"no real masks: {MASKS} is absent")
     root = tmp_path_factory.mktemp("kits19")
@@ -649,7 +651,7 @@ def _image_around(labels: Volume) -> Volume:
     return labels.with_array(labels.reorientation().undo(array.round().astype(np.int16)))
 
 
-def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: Path) -> None:
+def test_real_masks_in_kits19_layout_are_trained_and_predicted(kits: Path, tiny, tmp_path: Path) -> None:
     dataset = open_dataset(kits)
     assert dataset.layout == "kits19"
     config = tiny(
@@ -662,7 +664,7 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
     outcomes = predict_scans(model, scans, tmp_path / "out", probabilities=False, reporter=Silent())
     assert [outcome.problem for outcome in outcomes] == [None, None, None]
     for case in dataset.cases:
-        image, truth, found = (
+        image, truth, result = (
             sitk.ReadImage(str(path))
             for path in (case.image, case.label, tmp_path / "out" / f"{case.id}.nii.gz")
         )
@@ -681,10 +683,10 @@ def test_real_masks_in_kits19_layout_go_all_the_way(kits: Path, tiny, tmp_path: 
         assert np.corrcoef(heights[0][::-1], heights[1])[0, 1] > 0.95
         assert np.corrcoef(heights[0], heights[1])[0, 1] < 0.95
 
-        assert found.GetSize() == image.GetSize()
+        assert result.GetSize() == image.GetSize()
         for name in ("GetSpacing", "GetOrigin", "GetDirection"):
-            assert getattr(found, name)() == pytest.approx(getattr(image, name)(), abs=1e-6)
-        marked, labeled = (sitk.GetArrayFromImage(part) > 0 for part in (found, truth))
+            assert getattr(result, name)() == pytest.approx(getattr(image, name)(), abs=1e-6)
+        marked, labeled = (sitk.GetArrayFromImage(part) > 0 for part in (result, truth))
         hit = (marked & labeled).sum() / marked.sum()
         assert hit > 0.8
         assert (marked & labeled).sum() > 0.3 * labeled.sum()
@@ -706,7 +708,7 @@ def _center(labels: sitk.Image, label: int) -> list[float]:
 
 
 def _center_of_frame(record: Record, seen: np.ndarray) -> list[float]:
-    """The same from the prepared slices, through the record's frame."""
+    """World position of a label's center in the prepared slices, by the frame in the record."""
     z, y, x = np.argwhere(seen).mean(axis=0)
     frame = record.frame
     corner = [center - frame.fov_mm / 2 for center in frame.center_mm]

@@ -1,4 +1,4 @@
-"""Training with several channels: a tumor that only the second channel shows is found with it."""
+"""Training with several channels, of which only the second shows the tumor."""
 
 import json
 from dataclasses import replace
@@ -78,7 +78,7 @@ def first_alone(dataset: Dataset) -> Dataset:
     return replace(dataset, cases=cases, channels=dataset.channels[:1])
 
 
-def test_a_tumor_that_only_the_second_channel_shows_is_found_with_it(
+def test_a_tumor_visible_only_in_the_second_channel_is_segmented(
     both: Path, stores: Path, tmp_path: Path
 ) -> None:
     opened = open_dataset(both)
@@ -87,27 +87,27 @@ def test_a_tumor_that_only_the_second_channel_shows_is_found_with_it(
     truth = read_volume(both / "labelsTs" / "case_6.nii.gz").array
     scores = []
     for name, dataset in (("ct", first_alone(opened)), ("both", opened)):
-        made = fit(dataset, tmp_path / name, config, store=stores)
-        found = predict(made, images[: len(dataset.channels)]).labels.array
-        scores.append([dice(found == value, truth == value) for value in (1, 2)])
+        trained = fit(dataset, tmp_path / name, config, store=stores)
+        result = predict(trained, images[: len(dataset.channels)]).labels.array
+        scores.append([dice(result == value, truth == value) for value in (1, 2)])
     (kidney_alone, tumor_alone), (kidney, tumor) = scores
     assert min(kidney_alone, kidney) > 0.8
     # In CT the tumor has the values of what is around it.
     assert tumor_alone < 0.3
     assert tumor > 0.8
-    assert made.pipeline.unet.first[0][0].weight.shape[1] == 2
-    assert made.channels == ("CT", "PET")
-    assert isinstance(made.fingerprint.channels[1].scale, ByScan)
+    assert trained.pipeline.unet.first[0][0].weight.shape[1] == 2
+    assert trained.channels == ("CT", "PET")
+    assert isinstance(trained.fingerprint.channels[1].scale, ByScan)
     # From the disk it is the same model, and it says what it takes.
     loaded = load_model(tmp_path / "both")
-    assert loaded.pipeline.airs == made.pipeline.airs
-    np.testing.assert_array_equal(predict(loaded, images).labels.array, found)
+    assert loaded.pipeline.airs == trained.pipeline.airs
+    np.testing.assert_array_equal(predict(loaded, images).labels.array, result)
     assert "Segments kidney, tumor in CT and PET, on" in (tmp_path / "both" / CARD).read_text()
     # The scans that trained it are known by all their channels.
-    assert len(set(made.info.training.images_sha256)) == len(made.info.training.images_sha256) == 4
+    assert len(set(trained.info.training.images_sha256)) == len(trained.info.training.images_sha256) == 4
 
 
-def test_other_images_of_a_channel_are_other_data(both: Path, stores: Path, tmp_path: Path) -> None:
+def test_a_changed_channel_is_refused_on_resume(both: Path, stores: Path, tmp_path: Path) -> None:
     opened, config = open_dataset(both), settings("unet.optimizer.epochs=1", "unet.optimizer.iterations=1")
     fit(opened, tmp_path / "model", config, store=stores)
     (tmp_path / "model" / "model.json").unlink()
@@ -126,7 +126,7 @@ def test_other_images_of_a_channel_are_other_data(both: Path, stores: Path, tmp_
     assert not (tmp_path / "new").exists()
 
 
-def test_volumes_and_folds_take_all_channels(both: Path, tmp_path: Path) -> None:
+def test_volumes_and_folds_use_all_channels(both: Path, tmp_path: Path) -> None:
     opened = open_dataset(both)
     images = [read_volume(path) for path in opened.cases[-1].images]
     short = (
@@ -137,9 +137,11 @@ def test_volumes_and_folds_take_all_channels(both: Path, tmp_path: Path) -> None
     )
     volumes = fit(opened, tmp_path / "volumes", settings("dims=3", "unet.depth=8", *short))
     assert volumes.pipeline.unet.first[0][0].weight.shape[1] == 2
-    found = predict(volumes, images).labels
-    assert found.same_grid(images[0])
-    np.testing.assert_array_equal(predict(load_model(tmp_path / "volumes"), images).labels.array, found.array)
+    result = predict(volumes, images).labels
+    assert result.same_grid(images[0])
+    np.testing.assert_array_equal(
+        predict(load_model(tmp_path / "volumes"), images).labels.array, result.array
+    )
     # The second channel reaches the network.
     other = images[1].with_array(images[1].array[:, ::-1].copy())
     changed = predict(volumes, [images[0], other], probabilities=True).probabilities
@@ -158,7 +160,7 @@ def test_volumes_and_folds_take_all_channels(both: Path, tmp_path: Path) -> None
     assert predict(ensemble, images).labels.same_grid(images[0])
 
 
-def test_the_memory_of_more_channels_is_foreseen() -> None:
+def test_predicted_memory_grows_with_channels() -> None:
     config = settings()
     alone, two, three = (training_bytes(config, 3, "cpu", channels) for channels in (1, 2, 3))
     assert training_bytes(config, 3, "cpu") == alone

@@ -1,4 +1,4 @@
-"""All folds of a dataset: one store and reference, shared out, resumed, cross-validated, made one model."""
+"""Training all folds: shared store and reference, several processes, resuming, cross-validation, ensemble."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from isopose.io.images import read_labels, read_volume
 from isopose.models.folder import for_prediction, load_model
 from isopose.training.fit import fit
 from isopose.training.folds import check_folds, fit_folds, fold_folder, of_fold
-from reporters import Listening
+from reporters import RecordingReporter
 
 SHORT = ("unet.optimizer.epochs=1", "pose.learned=false", "crop.enabled=false")
 
@@ -35,13 +35,13 @@ class Folds:
     dataset: Dataset
     config: Config
     evaluation: Evaluation
-    said: list[str]
+    lines: list[str]
 
 
 @pytest.fixture(scope="module")
 def folds(cohort: Path, tiny, tmp_path_factory) -> Folds:
     folder, dataset, config = tmp_path_factory.mktemp("folds") / "M", open_dataset(cohort), tiny(*SHORT)
-    reporter = Listening()
+    reporter = RecordingReporter()
     # Another process trains the second fold.
     held = fold_folder(folder, 1)
     assert fit_folds(dataset, folder, config, reporter=_Holding(held, reporter)) is False
@@ -58,15 +58,15 @@ def folds(cohort: Path, tiny, tmp_path_factory) -> Folds:
     return Folds(folder, dataset, config, evaluation, reporter.lines)
 
 
-class _Holding(Listening):
-    """Another process holds a folder, from when the first fold is begun to when no fold is left to take."""
+class _Holding(RecordingReporter):
+    """Let another process hold a fold's folder from the start of fold 0 until no fold is left to train."""
 
-    def __init__(self, folder: Path, heard: Listening) -> None:
+    def __init__(self, folder: Path, reporter: RecordingReporter) -> None:
         super().__init__()
-        self.folder, self.heard, self.process = folder, heard, None
+        self.folder, self.reporter, self.process = folder, reporter, None
 
     def say(self, text: str) -> None:
-        self.heard.say(text)
+        self.reporter.say(text)
         if self.process is None and text.startswith("fold 0"):
             self.folder.mkdir(parents=True)
             code = (
@@ -81,15 +81,15 @@ class _Holding(Listening):
             self.process.communicate()
 
 
-def test_folds_that_others_hold_are_left_to_them(folds: Folds) -> None:
-    assert folds.said.count("fold 1 is trained by another process") >= 1
-    assert "1 of 3 folds are left, all trained by other processes" in folds.said
-    assert [line for line in folds.said if line.startswith("fold ") and " of 3" in line].count(
+def test_folds_in_training_elsewhere_are_skipped(folds: Folds) -> None:
+    assert folds.lines.count("fold 1 is trained by another process") >= 1
+    assert "1 of 3 folds are left, all trained by other processes" in folds.lines
+    assert [line for line in folds.lines if line.startswith("fold ") and " of 3" in line].count(
         "fold 0 of 3"
     ) == 1
 
 
-def test_normalization_frame_and_reference_are_of_all_patients(folds: Folds) -> None:
+def test_folds_share_normalization_frame_and_reference(folds: Folds) -> None:
     members = load_ensemble([folds.folder]).members
     training = [case for case in folds.dataset.cases if case.split != "test"]
     assert len(training) == 6
@@ -127,7 +127,7 @@ def test_each_patient_is_scored_by_the_fold_that_did_not_see_it(folds: Folds) ->
     assert Evaluation.from_json(read_json(folds.folder / SCORES)) == folds.evaluation
 
 
-def test_the_model_names_its_members_and_no_case(folds: Folds) -> None:
+def test_the_manifest_names_the_folds_and_no_case(folds: Folds) -> None:
     text = (folds.folder / "model.json").read_text()
     manifest = json.loads(text)
     assert manifest["members"] == [
@@ -139,11 +139,11 @@ def test_the_model_names_its_members_and_no_case(folds: Folds) -> None:
     assert manifest["clean_up_dice"]["kidney"]["none"] == pytest.approx(mean)
     for word in ("Muster", "Erika", str(folds.dataset.root), str(folds.folder)):
         assert word not in text
-    found = predict(load_ensemble([folds.folder]), read_volume(folds.dataset.cases[0].image))
-    assert found.labels.array.shape == read_volume(folds.dataset.cases[0].image).array.shape
+    result = predict(load_ensemble([folds.folder]), read_volume(folds.dataset.cases[0].image))
+    assert result.labels.array.shape == read_volume(folds.dataset.cases[0].image).array.shape
 
 
-def test_a_finished_model_is_left_and_another_command_refused(folds: Folds) -> None:
+def test_a_finished_model_is_kept_and_other_settings_are_refused(folds: Folds) -> None:
     before = {path: path.stat().st_mtime_ns for path in folds.folder.rglob("*") if path.is_file()}
     assert fit_folds(folds.dataset, folds.folder, folds.config, resume=True) is True
     assert cross_validate(folds.dataset, folds.folder, folds.config) == folds.evaluation
@@ -160,8 +160,8 @@ def test_a_finished_model_is_left_and_another_command_refused(folds: Folds) -> N
     assert again.weights_sha256 == load_model(folds.folder / "fold-1").weights_sha256
 
 
-def test_patients_are_cross_validated_with_their_own_masks(folds: Folds, tmp_path: Path) -> None:
-    """Masks that are lost are missed, though each patient's result without a mask is there."""
+def test_cross_validation_uses_the_given_masks(folds: Folds, tmp_path: Path) -> None:
+    """Missing masks are reported, although results without masks exist."""
     lost = tuple(replace(case, mask=tmp_path / f"{case.id}.nii.gz") for case in folds.dataset.cases)
     finished = (folds.folder / "model.json").read_bytes()
     (folds.folder / "model.json").unlink()
@@ -172,7 +172,7 @@ def test_patients_are_cross_validated_with_their_own_masks(folds: Folds, tmp_pat
         (folds.folder / "model.json").write_bytes(finished)
 
 
-def test_what_has_no_folds_is_refused(folds: Folds, tiny) -> None:
+def test_splits_without_folds_are_refused(folds: Folds, tiny) -> None:
     for settings in (("train.fold=1",), ("train.fold=all",)):
         with pytest.raises(InputError, match="--folds all trains a model of each fold"):
             check_folds(folds.dataset, tiny(*settings))
@@ -184,12 +184,12 @@ def test_what_has_no_folds_is_refused(folds: Folds, tiny) -> None:
 
 
 def test_folds_all_and_fold_all_are_distinguished_in_one_line(folds: Folds, isopose, tmp_path) -> None:
-    given = ("fit", folds.dataset.root, "--model", tmp_path / "M", "--folds")
+    arguments = ("fit", folds.dataset.root, "--model", tmp_path / "M", "--folds")
     for more, line in (
         (("all", "--fold", "all"), "--folds all trains a model of each fold, --fold all a single model"),
         (("3",), "--folds: expected all, got '3'; --set train.folds=N"),
     ):
-        code, _, error = isopose(*given, *more)
+        code, _, error = isopose(*arguments, *more)
         assert (code, len(error.splitlines())) == (2, 1)
         assert line in error
     assert not (tmp_path / "M").exists()

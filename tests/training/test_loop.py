@@ -1,4 +1,4 @@
-"""The loop on a network of one line: schedule, early stopping, best weights, failure and resumption."""
+"""The training loop on a linear model: schedule, early stopping, best weights, failures, resuming."""
 
 import json
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ ROWS = 24
 
 
 class Table:
-    """Rows of numbers in the place of slices: the image holds x, the mask y = 3 x - 1."""
+    """Numbers in place of slices: the image holds x, the mask y = 3 x - 1."""
 
     def __init__(self) -> None:
         self.presence = np.arange(ROWS)[:, None] % 4 == 0
@@ -102,7 +102,7 @@ def settings(**changed: Any) -> OptimizerConfig:
 
 @pytest.fixture(autouse=True)
 def curves_are_kept_in_a_list(monkeypatch) -> list[dict[str, Any]]:
-    """TensorBoard takes seconds to import and is tried with a whole run."""
+    """Replace TensorBoard, which takes seconds to import and is tested with a whole run, by a list."""
     from contextlib import contextmanager
 
     drawn: list[dict[str, Any]] = []
@@ -148,7 +148,7 @@ def history(progress: StageProgress) -> list[dict[str, Any]]:
     ]
 
 
-def test_learns(tmp_path: Path, curves_are_kept_in_a_list) -> None:
+def test_training_lowers_the_loss(tmp_path: Path, curves_are_kept_in_a_list) -> None:
     objective = Line()
     progress = run(objective, tmp_path, settings(epochs=30, iterations=6, patience=30))
     losses = [row["loss"] for row in progress.history]
@@ -224,19 +224,19 @@ def test_smoothed_score_decides_when_to_stop(tmp_path: Path) -> None:
         assert_same(weights(objective), objective.seen[5])
 
 
-def test_not_before_the_minimum_of_epochs(tmp_path: Path) -> None:
+def test_no_early_stop_before_the_minimum_of_epochs(tmp_path: Path) -> None:
     objective = Line([0.9] + [0.1] * 9)
     progress = run(objective, tmp_path, settings(epochs=10, min_epochs=7, patience=2))
     assert (progress.epoch, progress.best_epoch) == (7, 1)
     assert_same(weights(objective), objective.seen[0])
 
 
-def test_to_the_last_epoch_while_it_improves(tmp_path: Path) -> None:
+def test_training_runs_to_the_last_epoch_while_it_improves(tmp_path: Path) -> None:
     progress = run(Line([0.1 * n for n in range(6)]), tmp_path, settings(patience=1))
     assert (progress.epoch, progress.best_epoch) == (6, 6)
 
 
-def test_without_validation_all_epochs_and_the_last_weights(tmp_path: Path) -> None:
+def test_without_validation_all_epochs_run_and_the_last_weights_are_kept(tmp_path: Path) -> None:
     objective = Line()
     progress = run(objective, tmp_path, settings(patience=1, epochs=4), judged=False)
     assert (progress.epoch, progress.best_epoch, progress.best, objective.judged) == (4, 4, None, 0)
@@ -258,7 +258,7 @@ def test_oversampling_reaches_the_batches(tmp_path: Path) -> None:
     assert table.drawn[:3] != table.drawn[3:]
 
 
-def test_a_transform_that_is_not_finite_ends_the_stage_in_the_same_words(tmp_path: Path) -> None:
+def test_a_transform_that_is_not_finite_ends_the_stage_with_the_same_message(tmp_path: Path) -> None:
     class Lost(Line):
         def forward(self, batch: Batch, noise: torch.Tensor) -> torch.Tensor:
             raise FloatingPointError("a pose or crop is not finite")
@@ -332,7 +332,7 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_scores_that_are_not_finite_never_reach_the_history(tmp_path: Path) -> None:
-    """A validation with nothing to judge says nothing; the model's JSON could not hold a NaN."""
+    """A validation without slices has no score; NaN cannot be stored in the model's JSON."""
 
     class Blind(Line):
         def judge(self, slices: Any, batches: Iterable[Batch]) -> dict[str, float]:
@@ -353,16 +353,16 @@ def test_mixed_precision_keeps_the_weights_in_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4])
-def test_a_batch_in_parts_learns_what_the_whole_learns(tmp_path: Path, parts: int) -> None:
-    """Where no statistics are of the batch: a mean of squares is the mean of its parts', by their sizes."""
-    found = []
+def test_gradient_accumulation_equals_the_whole_batch(tmp_path: Path, parts: int) -> None:
+    """Without batch statistics, the mean over a batch is the weighted mean over its parts."""
+    results = []
     for count in (1, parts):
         objective = Line(disturbed=0.3)
         objective.norm = nn.Identity()
         progress = run(objective, tmp_path / str(count), settings(parts=count))
-        found.append((weights(objective), [row["loss"] for row in progress.history]))
+        results.append((weights(objective), [row["loss"] for row in progress.history]))
         assert objective.losses == 18 * count
-    (whole, losses), (in_parts, same_losses) = found
+    (whole, losses), (in_parts, same_losses) = results
     assert losses == pytest.approx(same_losses, rel=1e-5)
     for name, value in whole.items():
         torch.testing.assert_close(in_parts[name], value, rtol=1e-5, atol=1e-6)

@@ -50,7 +50,7 @@ def test_crop_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("config", [L1, L2])
-def test_an_exact_crop_costs_nothing_and_its_gradient_is_finite(config: CropConfig) -> None:
+def test_the_loss_of_an_exact_crop_is_zero_with_a_finite_gradient(config: CropConfig) -> None:
     crop = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     predicted = theta(0.5, 0.1, 0.0).expand(2, 3, 3).clone().requires_grad_()
     cut = crop.clone().requires_grad_()
@@ -78,7 +78,7 @@ def oracle(probabilities: np.ndarray, target: np.ndarray) -> float:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 4), soft=st.booleans())
-def test_segmentation_loss_is_the_oracles(seed: int, classes: int, soft: bool) -> None:
+def test_segmentation_loss_agrees_with_a_naive_implementation(seed: int, classes: int, soft: bool) -> None:
     random = np.random.default_rng(seed)
     probabilities = random.dirichlet(np.ones(classes), (2, 3, 4)).transpose(0, 3, 1, 2)
     target = random.dirichlet(np.full(classes, 0.3), (2, 3, 4)).transpose(0, 3, 1, 2)
@@ -88,7 +88,7 @@ def test_segmentation_loss_is_the_oracles(seed: int, classes: int, soft: bool) -
     assert loss.item() == pytest.approx(oracle(probabilities, target), rel=1e-4)
 
 
-def test_dice_is_of_the_whole_batch() -> None:
+def test_dice_is_computed_over_the_whole_batch() -> None:
     """One slice found wholly, one missed wholly: 2 * 6 / (6 + 8), not the mean of 1 and 0."""
     labels = torch.zeros(2, 4, 4, dtype=torch.long)
     labels[0, :2, :3] = 1
@@ -100,7 +100,7 @@ def test_dice_is_of_the_whole_batch() -> None:
     assert segmentation_loss(probabilities, target).item() == pytest.approx(entropy + 1 - 12 / 14, rel=1e-5)
 
 
-def test_a_perfect_prediction_costs_nothing() -> None:
+def test_the_loss_of_a_perfect_prediction_is_zero() -> None:
     labels = torch.tensor([[[0, 1], [2, 0]]])
     target = one_hot(labels, 3)
     assert segmentation_loss(target, target).item() == pytest.approx(0.0, abs=1e-6)
@@ -108,7 +108,7 @@ def test_a_perfect_prediction_costs_nothing() -> None:
     assert segmentation_loss(wrong, target).item() > 10.0
 
 
-def test_a_class_that_is_absent_and_not_predicted_is_no_error() -> None:
+def test_an_absent_class_that_is_not_predicted_costs_nothing() -> None:
     labels = torch.tensor([[[0, 1], [1, 0]]])
     target = one_hot(labels, 3)
     assert segmentation_loss(target, target).item() == pytest.approx(0.0, abs=1e-6)
@@ -161,7 +161,7 @@ def test_all_losses_are_float32_under_autocast() -> None:
     )
 
 
-def test_one_hot() -> None:
+def test_one_hot_encoding() -> None:
     hot = one_hot(torch.tensor([[[2, 0]]], dtype=torch.uint8), 3)
     assert hot.tolist() == [[[[0.0, 1.0]], [[0.0, 0.0]], [[1.0, 0.0]]]]
 
@@ -193,13 +193,15 @@ def test_von_mises_loss_is_the_likelihood() -> None:
 def test_roll_loss_by_hand() -> None:
     """k (1 - cos 60 degrees) and the squared logarithm of the length over k."""
     seen, truth = evidence([60.0], [20.0]), torch.zeros(1)
-    given = torch.tensor([10.0])
-    assert roll_loss(seen, truth, given).item() == pytest.approx(10.0 * 0.5 + math.log(2.0) ** 2, rel=1e-5)
-    assert roll_loss(evidence([0.0], [10.0]), truth, given).item() == pytest.approx(0.0, abs=1e-5)
+    concentration = torch.tensor([10.0])
+    assert roll_loss(seen, truth, concentration).item() == pytest.approx(
+        10.0 * 0.5 + math.log(2.0) ** 2, rel=1e-5
+    )
+    assert roll_loss(evidence([0.0], [10.0]), truth, concentration).item() == pytest.approx(0.0, abs=1e-5)
 
 
-def test_roll_loss_does_not_reward_being_surer() -> None:
-    """Where the direction is right, likelihood pulls the length up without end; here it goes back to k."""
+def test_roll_loss_does_not_reward_overconfidence() -> None:
+    """For a correct direction, likelihood would grow the length without bound; this loss is minimal at k."""
     seen = evidence([0.0], [20.0]).requires_grad_()
     roll_loss(seen, torch.zeros(1), torch.tensor([10.0])).backward()
     assert seen.grad[0, 0] > 0
@@ -209,7 +211,7 @@ def test_roll_loss_does_not_reward_being_surer() -> None:
 
 
 @pytest.mark.parametrize("regions", [(), ((1, 2), (2,))])
-def test_pixels_without_label_change_nothing(regions: tuple[tuple[int, ...], ...]) -> None:
+def test_ignored_pixels_do_not_change_the_loss(regions: tuple[tuple[int, ...], ...]) -> None:
     """If half of a picture is not annotated, the loss is that of the other half alone."""
     random = torch.Generator().manual_seed(4)
     probabilities = torch.rand(2, 3, 4, 6, generator=random).softmax(dim=1).requires_grad_()
@@ -224,7 +226,7 @@ def test_pixels_without_label_change_nothing(regions: tuple[tuple[int, ...], ...
     assert (probabilities.grad[..., :3] != 0).any(dim=1).all()
 
 
-def test_a_pixel_labeled_in_part_weighs_its_part() -> None:
+def test_a_partly_labeled_pixel_is_weighted_by_its_fraction() -> None:
     """Two pixels, of which the second is labeled by a quarter, with sums by hand."""
     p = torch.tensor([[0.4, 0.5], [0.6, 0.5]]).reshape(1, 2, 1, 2)
     g = torch.tensor([[0.0, 0.0], [1.0, 0.25]]).reshape(1, 2, 1, 2)
@@ -233,7 +235,7 @@ def test_a_pixel_labeled_in_part_weighs_its_part() -> None:
     assert segmentation_loss(p, g, partial=True).item() == pytest.approx(entropy + 1 - dice, rel=1e-5)
 
 
-def test_regions_by_hand() -> None:
+def test_region_loss_by_hand() -> None:
     """One pixel of the second class; the whole is both classes: cross entropies of inside and outside."""
     p = torch.tensor([0.2, 0.5, 0.3]).reshape(1, 3, 1, 1)
     g = torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1)

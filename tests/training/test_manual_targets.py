@@ -1,4 +1,4 @@
-"""Poses and crops set by hand, as targets of training."""
+"""Manual corrections of poses and crops as targets of training."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def correction_of(image: Path, frame: Frame, reference_mask: torch.Tensor) -> Co
     return Correction(hash_of_source(image), frame, outline_of(reference_mask), (SetPose(0, POSE),), crops)
 
 
-def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
+def test_corrections_replace_the_targets_of_their_scan_alone(
     cohort: Path, tiny, tmp_path: Path, monkeypatch
 ) -> None:
     dataset, config = open_dataset(cohort), tiny(f"pose.reference={CASE}", "train.fold=all")
@@ -45,8 +45,8 @@ def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
     frame = Frame((140.0, 150.0), 300.0, 64)
     image = cohort / "imagesTr" / f"{CASE}_0000.nii.gz"
     correction = correction_of(image, frame, first.pipeline.pose.reference_mask)
-    given = {correction.image_sha256: correction}
-    model = fit(dataset, tmp_path / "model", config, store=tmp_path / "store", corrections=given)
+    corrections = {correction.image_sha256: correction}
+    model = fit(dataset, tmp_path / "model", config, store=tmp_path / "store", corrections=corrections)
     assert list(seen) == ["pose", "crop", "unet"]
     crop = torch.tensor([[0.6, 0, 0.1], [0, 0.6, 0], [0, 0, 1.0]])
     for name, (slices, pose, theta2, by_hand) in seen.items():
@@ -55,12 +55,12 @@ def test_each_stage_learns_from_what_was_set_and_only_in_that_scan(
         count = int(mine.sum())
         assert 0 < count < len(mine)
         own = slices.cases[number].record.frame
-        wanted = correction.poses_at(slices.rows[mine, 1], own, model.pipeline.pose.reference_mask)
+        expected = correction.poses_at(slices.rows[mine, 1], own, model.pipeline.pose.reference_mask)
         if name == "pose":
             assert pose is None
-            torch.testing.assert_close(by_hand[mine], wanted)
+            torch.testing.assert_close(by_hand[mine], expected)
         else:
-            torch.testing.assert_close(pose[mine], wanted)
+            torch.testing.assert_close(pose[mine], expected)
             assert pose.isfinite().all()
         if name == "crop":
             assert theta2 is None
@@ -85,34 +85,34 @@ def batch(count: int, pose: torch.Tensor | None = None) -> Batch:
     return Batch(torch.arange(count), image, mask, labels, pose, None)
 
 
-def test_a_pose_set_by_hand_costs_its_distance() -> None:
+def test_the_loss_of_a_corrected_pose_is_its_distance() -> None:
     pipeline = bright_model({"data": {"size": 64}}).pipeline
     with torch.no_grad():
-        found = PoseObjective(pipeline).pose(batch(2).image, batch(2).mask)
-        away = found.clone()
+        result = PoseObjective(pipeline).pose(batch(2).image, batch(2).mask)
+        away = result.clone()
         away[1] = torch.nan
         away[0, 3] += 0.3
         without, same, moved = (
             float(PoseObjective(pipeline, by_hand)(batch(2), torch.zeros(2, noise_size(2))))
-            for by_hand in (None, found, away)
+            for by_hand in (None, result, away)
         )
     assert same == pytest.approx(without, abs=1e-5)
     # One slice of two, whose matrix differs by 0.3 in one place.
     assert moved == pytest.approx(without + 0.15, abs=1e-5)
 
 
-def test_a_crop_set_by_hand_is_the_target() -> None:
-    """The loss is least where the network says what was set, and not where the labels' box is."""
+def test_a_corrected_crop_is_the_target() -> None:
+    """The loss is lowest at the corrected crop and not at the box of the labels."""
     pipeline = bright_model({"data": {"size": 64}}).pipeline
     with torch.no_grad():
         pose = torch.zeros(2, 5)
-        said = pipeline.crop(*CropObjective(pipeline)._homogenized_inputs(batch(2, pose))[:2])
-        by_hand = said.clone()
+        own_crop = pipeline.crop(*CropObjective(pipeline)._homogenized_inputs(batch(2, pose))[:2])
+        by_hand = own_crop.clone()
         by_hand[1] = torch.nan
         noise = torch.zeros(2, noise_size(2))
         without = float(CropObjective(pipeline)(batch(2, pose), noise))
         half = float(CropObjective(pipeline, by_hand)(batch(2, pose), noise))
-        whole = float(CropObjective(pipeline, said)(batch(2, pose), noise))
+        whole = float(CropObjective(pipeline, own_crop)(batch(2, pose), noise))
     assert whole == pytest.approx(0.0, abs=1e-3)
     assert whole < half < without
 

@@ -92,7 +92,7 @@ def run(*command: object, processes: int | None = None, fails: bool = False) -> 
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("processes")
     write_cohort(root / "data", cases=6, slices=8, size=64, seed=3, test_fraction=0)
     (root / "settings.toml").write_text(SETTINGS)
@@ -132,44 +132,44 @@ AUGMENTED = ("pose.start=identity", "pose.learned=false", "crop.enabled=false", 
     ],
     ids=["default", "paper", "augmented"],
 )
-def test_two_processes_learn_what_one_learns(place, more, request):
+def test_training_in_two_processes_equals_one(folder, more, request):
     name = f"two-{request.node.callspec.id}"
-    output = run(*fit(place, name, *more), processes=2)
+    output = run(*fit(folder, name, *more), processes=2)
     assert output.count("model: ") == 1
-    one = place / "one"
+    one = folder / "one"
     if more:
-        one = place / f"one-{name}"
-        run(*fit(place, one.name, *more))
-    expected, found = losses(one), losses(place / name)
+        one = folder / f"one-{name}"
+        run(*fit(folder, one.name, *more))
+    expected, result = losses(one), losses(folder / name)
     for stage in ("pose", "crop"):
-        assert found[stage] == pytest.approx(expected[stage], rel=1e-3)
+        assert result[stage] == pytest.approx(expected[stage], rel=1e-3)
     # Rounding grows from step to step; another number of threads changes it as much.
-    assert found["unet"] == pytest.approx(expected["unet"], rel=0.02)
-    assert load_model(place / name).info.training == load_model(one).info.training
+    assert result["unet"] == pytest.approx(expected["unet"], rel=0.02)
+    assert load_model(folder / name).info.training == load_model(one).info.training
 
 
-def test_validation_is_the_same_on_any_number(place):
-    (place / "judge.py").write_text(JUDGE)
-    run(place / "judge.py", place / "one", place / "alone")
-    run(place / "judge.py", place / "one", place / "shared", processes=3)
-    alone = json.loads((place / "alone-0.json").read_text())
+def test_validation_is_the_same_for_any_number_of_processes(folder):
+    (folder / "judge.py").write_text(JUDGE)
+    run(folder / "judge.py", folder / "one", folder / "alone")
+    run(folder / "judge.py", folder / "one", folder / "shared", processes=3)
+    alone = json.loads((folder / "alone-0.json").read_text())
     assert [sorted(numbers)[0] for numbers in alone] == ["box overlap", "dice"]
     for rank in range(3):
-        assert json.loads((place / f"shared-{rank}.json").read_text()) == alone
+        assert json.loads((folder / f"shared-{rank}.json").read_text()) == alone
 
 
-def test_batches_that_cannot_be_shared_out_are_refused(place):
-    output = run(*fit(place, "odd", "--set", "unet.optimizer.batch_size=6"), processes=2, fails=True)
+def test_batches_that_cannot_be_divided_are_refused(folder):
+    output = run(*fit(folder, "odd", "--set", "unet.optimizer.batch_size=6"), processes=2, fails=True)
     assert (
         "unet.optimizer.batch_size: expected a multiple of 4 (unet.optimizer.parts times processes), got 6"
         in output
     )
-    assert not (place / "odd").exists()
+    assert not (folder / "odd").exists()
 
 
-def test_a_killed_process_ends_the_training_and_any_number_goes_on(place):
+def test_a_killed_process_ends_the_training_which_resumes_on_any_number(folder):
     longer = ("--set", "unet.optimizer.epochs=4", "--set", "unet.optimizer.iterations=60")
-    process = start(*fit(place, "killed", *longer), processes=2)
+    process = start(*fit(folder, "killed", *longer), processes=2)
     assert process.stdout is not None
     lines: list[str] = []
     for line in process.stdout:
@@ -183,9 +183,9 @@ def test_a_killed_process_ends_the_training_and_any_number_goes_on(place):
     assert (
         "another process of this training is lost" in output or "stopped; finished results are kept" in output
     )
-    assert not (place / "killed" / "model.json").exists()
-    run(*fit(place, "killed", *longer, "--resume"))
-    rows = load_model(place / "killed").info.history
+    assert not (folder / "killed" / "model.json").exists()
+    run(*fit(folder, "killed", *longer, "--resume"))
+    rows = load_model(folder / "killed").info.history
     assert [row["epoch"] for row in rows if row["stage"] == "unet"] == [1, 2, 3, 4]
 
 
@@ -195,9 +195,9 @@ def _children(pid: int) -> list[int]:
         path = Path(f"/proc/{pid}/task/{pid}/children")
         if not path.exists():
             pytest.skip("needs /proc")
-        found = [int(child) for child in path.read_text().split()]
-        if found:
-            return found
+        children = [int(child) for child in path.read_text().split()]
+        if children:
+            return children
     raise AssertionError("torchrun has no process")
 
 

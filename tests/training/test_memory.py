@@ -1,4 +1,4 @@
-"""What a training takes is foreseen, and settings that fit are found in the order that is promised."""
+"""Predicted memory of training, and the choice of settings that fit."""
 
 import os
 import subprocess
@@ -18,14 +18,14 @@ def small(*settings: str) -> Config:
     return load_config(settings=[*SMALL, *settings])
 
 
-def test_bytes_are_read() -> None:
+def test_amounts_of_memory_are_parsed() -> None:
     assert [parse_bytes(text) for text in ("4GB", "1.5 gb", "800MB")] == [4e9, 1.5e9, 8e8]
     for text in ("4", "0GB", "4TB", "-1GB", "GB"):
         with pytest.raises(InputError, match="--memory: expected"):
             parse_bytes(text)
 
 
-def test_what_is_kept_grows_with_pixels_and_slices_and_less_is_kept_with_recompute_or_parts() -> None:
+def test_predicted_memory_grows_with_size_and_falls_with_recompute_and_parts() -> None:
     def of(*settings: str) -> float:
         return training_bytes(small(*settings), 3, "cpu") - PROCESS_BYTES
 
@@ -47,7 +47,7 @@ def test_what_is_kept_grows_with_pixels_and_slices_and_less_is_kept_with_recompu
     assert two - on_a_gpu == pytest.approx(weights / 5, rel=0.01)
 
 
-def test_the_first_that_fits_is_taken() -> None:
+def test_the_first_setting_that_fits_is_chosen() -> None:
     config = small("unet.input=full", "data.size=256")
     whole = training_bytes(config, 3, "cpu")
     assert fitted(config, 3, whole, "cpu") == config
@@ -72,7 +72,7 @@ def test_the_first_that_fits_is_taken() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system tells no peak of memory")
 @pytest.mark.parametrize("recompute", ["false", "true"])
-def test_a_step_keeps_to_what_was_foreseen(recompute: str) -> None:
+def test_a_training_step_uses_at_most_the_predicted_memory(recompute: str) -> None:
     program = f"""
 import torch
 from isopose.presets import load_config
@@ -101,6 +101,6 @@ print((peak_memory() - before) * MB, training_bytes(config, 3, "cpu") - PROCESS_
     # part of what is foreseen, and of what benchmarks/memory.py measures.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    taken, foreseen = map(float, done.stdout.split())
+    process = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    taken, foreseen = map(float, process.stdout.split())
     assert 0.5 * foreseen < taken < foreseen

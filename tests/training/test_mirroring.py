@@ -1,4 +1,4 @@
-"""Whether a model mirrors: by the sides of its labels, as their names or the training patients tell them."""
+"""Mirroring is decided by label names and by the sides on which labels lie in training patients."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,22 +11,13 @@ from isopose.labels import Labels
 from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.training.mirroring import decide_mirroring, one_sided
+from reporters import RecordingReporter
 
 SIDE = 40
 
 
-class Said(Silent):
-    """A reporter that keeps its messages."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-
 class Rows:
-    """As :class:`isopose.data.samples.Slices`, of pictures: one slice of each patient."""
+    """A stand-in for :class:`isopose.data.samples.Slices` with one slice of each patient."""
 
     def __init__(self, patients: dict[str, dict[int, tuple[int, int]]], offset: int = 0) -> None:
         """Draw labels as blocks between two columns, on a body of 20 columns from column 10 on."""
@@ -58,15 +49,15 @@ class Rows:
 LEFT, RIGHT, BOTH = (22, 27), (12, 17), (16, 24)
 
 
-def test_a_structure_of_one_side_is_found_wherever_the_body_lies() -> None:
-    """The mask's middle decides, not the picture's."""
+def test_one_sided_structures_are_recognized_for_any_body_position() -> None:
+    """Sides are relative to the middle of the body mask, not of the image."""
     patients = {str(n): {1: BOTH, 2: LEFT, 3: LEFT if n % 2 else RIGHT} for n in range(10)}
     for offset in (-10, 0, 10):
         assert one_sided(Rows(patients, offset)) == [False, True, False]
 
 
-def test_two_patients_in_ten_may_differ() -> None:
-    """Their scans may be mirrored or wrong in their header; a side is not given up for that."""
+def test_up_to_two_patients_in_ten_may_deviate() -> None:
+    """A few scans may be mirrored or have a wrong header."""
     patients = {str(n): {1: LEFT if n > 1 else RIGHT, 2: LEFT if n > 2 else RIGHT} for n in range(10)}
     assert one_sided(Rows(patients)) == [True, False]
 
@@ -82,7 +73,7 @@ def test_two_patients_in_ten_may_differ() -> None:
         (("kidney left", "tumor"), (LEFT, None), False),
     ],
 )
-def test_auto_mirrors_only_what_may_lie_on_either_side(names: Any, where: Any, mirrored: bool) -> None:
+def test_auto_mirrors_only_without_one_sided_structures(names: Any, where: Any, mirrored: bool) -> None:
     def block(number: int, place: Any) -> tuple[int, int]:
         return place or (LEFT if number % 2 else RIGHT)
 
@@ -90,18 +81,18 @@ def test_auto_mirrors_only_what_may_lie_on_either_side(names: Any, where: Any, m
         str(n): {label: block(n, place) for label, place in enumerate(where, start=1)} for n in range(10)
     }
     labels = Labels.create({name: number for number, name in enumerate(names, start=1)})
-    said = Said()
-    config = decide_mirroring(load_config(), labels, Rows(patients), said)  # type: ignore[arg-type]
+    reporter = RecordingReporter()
+    config = decide_mirroring(load_config(), labels, Rows(patients), reporter)  # type: ignore[arg-type]
     assert (config.unet.mirror, config.predict.mirror) == ((0.5, True) if mirrored else (0.0, False))
     assert (config.mirrored, config.averaged) == (config.unet.mirror, config.predict.mirror)
-    assert [names[0] in line for line in said.lines] == ([] if mirrored else [True])
+    assert [names[0] in line for line in reporter.lines] == ([] if mirrored else [True])
 
 
-def test_what_was_set_is_kept_and_nnunets_own_augmentation_mirrors_by_itself() -> None:
+def test_a_mirroring_probability_that_is_set_is_kept() -> None:
     labels = Labels.create({"liver": 1})
     rows: Any = Rows({"a": {1: RIGHT}})
-    given = load_config(settings=["unet.mirror=0.25"])
-    config = decide_mirroring(given, labels, rows, Silent())
+    configured = load_config(settings=["unet.mirror=0.25"])
+    config = decide_mirroring(configured, labels, rows, Silent())
     assert (config.unet.mirror, config.predict.mirror) == (0.25, True)
     config = decide_mirroring(
         load_config(settings=["unet.mirror=0.25", "predict.mirror=false"]), labels, rows, Silent()

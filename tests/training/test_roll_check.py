@@ -1,4 +1,4 @@
-"""How a network that finds poses follows turns, on estimates whose answer is known."""
+"""The slope of estimated against applied rotations, for estimators of known behavior."""
 
 import math
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ SIZE, AIR = 64, -2.0
 
 
 def lying_at(angles: list[float]) -> tuple[Tensor, Tensor]:
-    """Ellipses wider than deep, turned by angles in radians: image and mask."""
+    """Return image and mask of ellipses wider than deep, rotated by angles in radians."""
     y, x = torch.meshgrid(*(((torch.arange(SIZE) * 2 + 1) / SIZE - 1,) * 2), indexing="ij")
     mask = ((x / 0.7) ** 2 + (y / 0.4) ** 2 < 1).float()[None, None].expand(len(angles), 1, SIZE, SIZE)
     pose = identity_pose(len(angles))
@@ -43,38 +43,38 @@ def lying_at(angles: list[float]) -> tuple[Tensor, Tensor]:
 
 
 def axis(_: Tensor, mask: Tensor, *, part: float = 1.0, lean: float = 0.0) -> Tensor:
-    """Sees the axis of a mask, or a part of its angle, or with an offset."""
+    """Estimate the principal axis of a mask, times a factor, plus an offset."""
     pose = identity_pose(len(mask))
     pose[:, ANGLE] = part * moments(mask).angle + lean
     return pose
 
 
 def still(image: Tensor, _: Tensor) -> Tensor:
-    """As STN1 is before it has learned anything of the roll."""
+    """An estimator that always returns no roll, as STN1 before it has learned rotation."""
     return identity_pose(len(image))
 
 
 @pytest.mark.parametrize(("part", "lean"), [(1.0, 0.0), (0.3, 0.0), (-0.5, 0.0), (0.8, 0.4)])
-def test_the_slope_is_the_part_of_a_turn_that_the_estimate_follows(part: float, lean: float) -> None:
-    """The slope has the right sign, whatever roll is estimated for the slice as scanned."""
+def test_the_slope_is_the_fraction_of_a_rotation_that_the_estimate_follows(part: float, lean: float) -> None:
+    """The slope does not depend on the roll estimated for the slice as scanned."""
     image, mask = lying_at([0.0, 0.2, -0.3, 0.5])
-    found = slopes(lambda i, m: axis(i, m, part=part, lean=lean), image, mask, AIR)
-    torch.testing.assert_close(found, torch.full((4,), part), atol=0.03, rtol=0)
+    result = slopes(lambda i, m: axis(i, m, part=part, lean=lean), image, mask, AIR)
+    torch.testing.assert_close(result, torch.full((4,), part), atol=0.03, rtol=0)
 
 
-def test_what_does_not_turn_has_slope_0_and_half_a_turn_does_not_disturb() -> None:
+def test_a_constant_estimate_has_slope_0_and_wrapping_does_not_matter() -> None:
     image, mask = lying_at([0.1, 0.4])
     assert slopes(still, image, mask, AIR).tolist() == [0.0, 0.0]
     # At pi the angle jumps by a whole turn.
-    found = slopes(lambda i, m: wrapped_pose(axis(i, m, lean=math.pi)), image, mask, AIR)
-    torch.testing.assert_close(found, torch.ones(2), atol=0.03, rtol=0)
+    result = slopes(lambda i, m: wrapped_pose(axis(i, m, lean=math.pi)), image, mask, AIR)
+    torch.testing.assert_close(result, torch.ones(2), atol=0.03, rtol=0)
 
 
 def wrapped_pose(pose: Tensor) -> Tensor:
     return torch.cat([wrapped(pose[:, :1]), pose[:, 1:]], dim=1)
 
 
-def test_a_turned_slice_has_air_outside_and_its_angle_is_positive_from_x_to_y() -> None:
+def test_a_rotated_slice_is_padded_with_air_and_rotates_from_x_to_y() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def look(image: Tensor, mask: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def test_a_turned_slice_has_air_outside_and_its_angle_is_positive_from_x_to_y() 
         assert float(turned[0, 0, SIZE // 2, SIZE // 2]) == pytest.approx(5.0)
 
 
-def test_axes_have_no_head_and_angles_do() -> None:
+def test_errors_of_axes_are_modulo_half_a_turn() -> None:
     a = torch.tensor([0.1, 3.0, -3.0, math.pi])
     assert axis_distance(a, a + math.pi).abs().max() < 1e-6
     assert axis_distance(torch.tensor([0.0]), torch.tensor([0.7 * math.pi])).item() == pytest.approx(
@@ -100,7 +100,7 @@ def test_axes_have_no_head_and_angles_do() -> None:
 
 
 class Rows:
-    """Slices of two patients, in the place of a store's."""
+    """A stand-in for the slices of a store, with two patients."""
 
     def __init__(self, image: Tensor, mask: Tensor) -> None:
         self.image, self.mask = image, mask
@@ -121,7 +121,7 @@ class Rows:
 
 
 def pipeline_of(estimate: Any, reference: Tensor) -> Any:
-    """With something in the place of STN1's network."""
+    """Make a pipeline with a stand-in for STN1's network."""
 
     class Pose:
         localization = object()
@@ -137,7 +137,7 @@ LYING = [math.radians(d) for d in (0.0, 10.0, -20.0, 10.0, 30.0, 10.0)]
 TRUTH = {"one": math.radians(0.0), "two": math.radians(10.0)}
 
 
-def test_a_trained_stn1_is_measured_against_turns_moments_and_the_truth() -> None:
+def test_a_trained_stn1_is_compared_with_rotations_moments_and_truth() -> None:
     slices, reference = Rows(*lying_at(LYING)), lying_at([0.0])[1]
     fabric = Fabric(accelerator="cpu", devices=1)
     follows = check_roll(pipeline_of(axis, reference), slices, fabric, TRUTH, "validation")
@@ -161,12 +161,12 @@ def test_a_trained_stn1_is_measured_against_turns_moments_and_the_truth() -> Non
     assert unknown.slope == follows.slope
 
 
-def test_without_a_trained_network_of_the_roll_nothing_is_measured() -> None:
+def test_without_a_trained_roll_network_nothing_is_measured() -> None:
     shipped = SimpleNamespace(pose=SimpleNamespace(localization=None, roll=object()), joint=object(), air=AIR)
     assert check_roll(shipped, Rows(*lying_at(LYING)), Fabric(accelerator="cpu"), {}, "validation") is None
 
 
-def test_after_an_epoch_a_part_of_the_slices_is_turned_and_all_are_compared() -> None:
+def test_each_epoch_rotates_a_subset_and_compares_all_slices() -> None:
     slices, reference = Rows(*lying_at(LYING)), lying_at([0.0])[1]
     looked: list[int] = []
 
@@ -189,14 +189,14 @@ def test_after_an_epoch_a_part_of_the_slices_is_turned_and_all_are_compared() ->
     assert list(without) == ["roll slope", "degrees from moments"]
 
 
-def test_the_true_angle_is_that_of_a_rows_case_and_nan_where_it_is_not_known() -> None:
+def test_true_angles_are_looked_up_by_case_and_nan_if_unknown() -> None:
     slices = Rows(*lying_at(LYING))
-    found = true_angles({"two": 0.5}, slices, torch.tensor([3, 0, 1]))
-    assert found[[0, 2]].tolist() == [0.5, 0.5]
-    assert found[1].isnan()
+    result = true_angles({"two": 0.5}, slices, torch.tensor([3, 0, 1]))
+    assert result[[0, 2]].tolist() == [0.5, 0.5]
+    assert result[1].isnan()
 
 
-def test_the_warning_says_what_was_seen_and_what_to_change() -> None:
+def test_the_warning_names_the_measurement_and_the_settings() -> None:
     stuck = RollCheck(0.04, 11.5, 11.1, 3.2, 180, "validation")
     line = rotation_warning(stuck, "pose")
     assert "\n" not in line

@@ -1,4 +1,4 @@
-"""Fine-tuning of the shipped roll network: it learns from a user's slices, and not another upright."""
+"""Fine-tuning of the shipped roll network on a user's slices keeps what upright means."""
 
 import math
 from dataclasses import replace
@@ -47,16 +47,16 @@ def pipeline(slices) -> Networks:
     config = load_config(
         base={"data": {"size": 128}, "pose": {"learned": True}, "unet": {"base_features": 2}}
     )
-    made = Networks(config, 3, resize(slices.mask[:1], (64, 64)), AIR, TOP)
-    load_shipped(made.pose.roll)
-    return made
+    networks = Networks(config, 3, resize(slices.mask[:1], (64, 64)), AIR, TOP)
+    load_shipped(networks.pose.roll)
+    return networks
 
 
 def noise(seed: int, count: int = 12) -> torch.Tensor:
     return torch.rand(count, noise_size(2), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1.0
 
 
-def test_the_truth_is_the_scans_pose_and_the_known_turn(pipeline, slices):
+def test_the_target_is_the_scans_pose_plus_the_known_rotation(pipeline, slices):
     """The shipped network is near the optimum for a right pose, and far from it for a wrong one."""
     objective = RollObjective(pipeline)
     right = objective(slices, noise(1)).item()
@@ -66,7 +66,7 @@ def test_the_truth_is_the_scans_pose_and_the_known_turn(pipeline, slices):
     assert objective(wrong, noise(1)).item() > right + 5.0
 
 
-def test_a_few_steps_lower_the_loss_and_leave_the_statistics(pipeline, slices):
+def test_training_lowers_the_loss_and_keeps_batch_statistics(pipeline, slices):
     objective = RollObjective(pipeline)
     objective.train()
     before = {name: value.clone() for name, value in pipeline.pose.roll.named_buffers()}
@@ -83,8 +83,8 @@ def test_a_few_steps_lower_the_loss_and_leave_the_statistics(pipeline, slices):
         assert torch.equal(value, before[name]), name
 
 
-def test_the_network_gets_no_surer_than_it_was_shipped(pipeline, slices):
-    """Its own mean is always agreed with: likelihood alone would let the concentration grow without end."""
+def test_fine_tuning_does_not_raise_the_concentration(pipeline, slices):
+    """The network agrees with its own mean; likelihood alone would raise the concentration unboundedly."""
     objective = RollObjective(pipeline)
     objective.train()
     seen = objective.roll_input(slices.image, slices.mask)
@@ -100,7 +100,7 @@ def test_the_network_gets_no_surer_than_it_was_shipped(pipeline, slices):
     assert (after / before).median().item() == pytest.approx(1.0, abs=0.4)
 
 
-def test_the_score_is_the_agreement_with_what_the_scan_said(pipeline, slices):
+def test_the_score_is_the_agreement_with_the_scans_pose(pipeline, slices):
     objective = RollObjective(pipeline)
     objective.eval()
     with torch.no_grad():

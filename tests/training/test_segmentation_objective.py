@@ -45,13 +45,13 @@ from isopose.training.segmentation import POSE_JITTER, SegmentationObjective, pa
 def test_every_parameter_learns() -> None:
     batch = batch_of(poses())
     # An output of zeros, as it starts, gives no gradient to the layers before it: take it after a step.
-    for objective, given in (
+    for objective, batch_of_objective in (
         (PoseObjective(pipeline_of(config("pose.start=identity"))), batch),
         (CropObjective(pipeline_of(config())), batch),
         (joint(), from_identity(batch)),
     ):
-        train(objective, given, 1e-3, 1)
-        assert_all_learn(objective, objective(given, STILL))
+        train(objective, batch_of_objective, 1e-3, 1)
+        assert_all_learn(objective, objective(batch_of_objective, STILL))
     for space in ("native", "canonical"):
         objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")))
         assert_all_learn(objective, objective(batch, STILL))
@@ -73,7 +73,7 @@ def test_deep_supervision_weighs_levels_by_halves(space: str) -> None:
     assert objective(batch, STILL[:3]).item() == pytest.approx(parts[0] + 0.5 * parts[1], rel=1e-3)
 
 
-def test_native_and_canonical_agree_where_nothing_is_moved() -> None:
+def test_native_and_canonical_losses_agree_at_the_identity() -> None:
     batch = batch_of(identity_pose(4))
     losses = {}
     for space in ("native", "canonical"):
@@ -82,22 +82,22 @@ def test_native_and_canonical_agree_where_nothing_is_moved() -> None:
     assert losses["native"] == pytest.approx(losses["canonical"], rel=1e-3)
 
 
-def test_native_compares_where_the_patient_lies() -> None:
-    """With a network that is always right in the crop, both spaces cost little; mirrored labels cost much."""
+def test_the_native_loss_compares_in_the_patients_pose() -> None:
+    """For a perfect network both spaces have a low loss; mirrored labels have a high one."""
     theta2 = matrix_from_box(torch.tensor([[-0.75, -0.7, 0.65, 0.7]])).expand(4, 3, 3)
     batch = batch_of(poses(4), theta2)
     for space in ("native", "canonical"):
         objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")))
         theta = objective._theta(batch)
-        answer = warped_target(one_hot(batch.labels, 3), theta, (SIZE, SIZE))
-        objective.unet = Answering(answer.clamp(min=1e-4).log())
+        probabilities = warped_target(one_hot(batch.labels, 3), theta, (SIZE, SIZE))
+        objective.unet = Answering(probabilities.clamp(min=1e-4).log())
         loss = objective(batch, STILL[:4]).item()
         turned = objective(replace(batch, labels=batch.labels.flip(2)), STILL[:4]).item()
         assert loss < 0.25
         assert turned > loss + 0.5
 
 
-def test_noise_disturbs_pose_and_crop_as_configured() -> None:
+def test_jitter_of_pose_and_crop_follows_the_configuration() -> None:
     noise = torch.rand(6, noise_size(2), generator=torch.Generator().manual_seed(1)) * 2 - 1
     theta2 = matrix_from_box(torch.tensor([[-0.5, -0.4, 0.5, 0.6]])).expand(6, 3, 3)
     batch = batch_of(poses(), theta2)
@@ -118,8 +118,8 @@ def test_noise_disturbs_pose_and_crop_as_configured() -> None:
     assert torch.allclose(whole._jittered(without, noise), matrix_from_pose(pose), atol=1e-6)
 
 
-def test_one_scale_is_jittered_as_one() -> None:
-    """Where poses have one scale, no slice is shown stretched along one axis."""
+def test_a_single_scale_is_jittered_isotropically() -> None:
+    """With a single scale, jitter must not stretch slices along one axis."""
     noise = torch.rand(6, noise_size(2), generator=torch.Generator().manual_seed(1)) * 2 - 1
     batch = batch_of(identity_pose(6))
     for scales in (1, 2):
@@ -137,7 +137,7 @@ SWAPPED = [0, 3, 2, 1]
 
 
 def sided(batch: Batch) -> Batch:
-    """What lies in the right half of the picture, the patient's left, as class 1, else class 3."""
+    """Label the right half of the image (the patient's left) as class 1, the other half as class 3."""
     right = (batch.labels == 1) & (torch.arange(SIZE) < SIZE // 2)
     return replace(batch, labels=torch.where(right, 3, batch.labels.long()).to(torch.uint8))
 
@@ -164,8 +164,8 @@ OFF_CENTER = torch.tensor([[-0.75, -0.4, 0.15, 0.5]])
 
 
 @pytest.mark.parametrize("space", ["native", "canonical"])
-def test_the_loss_in_the_mirror_is_that_of_the_flipped_crop_and_the_swapped_target(space: str) -> None:
-    """Jittered or not; written out with flips of pictures, no mirrored transform."""
+def test_the_mirrored_loss_equals_that_of_the_flipped_crop_and_swapped_target(space: str) -> None:
+    """With and without jitter; the expected loss is computed by flipped images, not mirrored transforms."""
     batch = sided(batch_of(poses(), matrix_from_box(OFF_CENTER).expand(6, 3, 3)))
     jitter = ("unet.pose_jitter=0.4", "crop.jitter_shift=0.1", "crop.jitter_scale=0.1")
     objective = sided_objective(f"unet.loss_space={space}", "unet.mirror=1", *jitter)
@@ -176,14 +176,16 @@ def test_the_loss_in_the_mirror_is_that_of_the_flipped_crop_and_the_swapped_targ
     swapped = one_hot(batch.labels, 4)[:, SWAPPED]
     expected = 0.0
     for level, logits in enumerate(copy.deepcopy(objective.unet)(flipped, deep=True)):
-        answer = logits.softmax(dim=1)
+        probabilities = logits.softmax(dim=1)
         if space == "canonical":
             goal = warped_target(swapped, theta, (SIZE, SIZE)).flip(3)
         else:
-            answer = restore(answer.flip(3), theta, (SIZE >> level, SIZE >> level), mode="nearest")
+            probabilities = restore(
+                probabilities.flip(3), theta, (SIZE >> level, SIZE >> level), mode="nearest"
+            )
             goal = swapped
         goal = torch.nn.functional.avg_pool2d(goal, 2**level)
-        expected += 0.5**level * segmentation_loss(answer, goal).item()
+        expected += 0.5**level * segmentation_loss(probabilities, goal).item()
     assert objective(batch, noise).item() == pytest.approx(expected, rel=1e-4)
     # Neither the plain loss, nor that of targets that keep their sides, is near it.
     assert plain(batch, noise).item() != pytest.approx(expected, rel=3e-3)
@@ -192,8 +194,8 @@ def test_the_loss_in_the_mirror_is_that_of_the_flipped_crop_and_the_swapped_targ
 
 
 @pytest.mark.parametrize("space", ["native", "canonical"])
-def test_mirrored_twice_the_loss_is_as_before(space: str) -> None:
-    """The mirror image of a patient, mirrored in training, is the patient as he lies."""
+def test_mirroring_twice_gives_the_same_loss(space: str) -> None:
+    """Mirroring the mirror image of a patient in training gives the patient."""
     batch = sided(batch_of(identity_pose(6), torch.eye(3).expand(6, 3, 3)))
     image = torch.where(batch.labels[:, None] == 1, 2.5, batch.image)
     batch = replace(batch, image=image)
@@ -226,7 +228,7 @@ def test_slices_are_mirrored_with_the_given_probability() -> None:
     assert share == pytest.approx(0.3, abs=0.015)
 
 
-def test_mirroring_is_not_seen_in_validation() -> None:
+def test_validation_does_not_mirror() -> None:
     batch = sided(batch_of(poses(3)))
     scores = []
     for probability in (0, 1):
@@ -235,14 +237,14 @@ def test_mirroring_is_not_seen_in_validation() -> None:
     assert scores[0] == scores[1]
 
 
-def test_a_side_without_a_partner_is_no_hindrance_where_nothing_is_mirrored() -> None:
+def test_a_side_without_a_partner_is_accepted_without_mirroring() -> None:
     names = numbered(("kidney_left", "tumor"))
     assert SegmentationObjective(pipeline_of(config()), names).partners == [0, 1, 2]
     with pytest.raises(InputError, match="'kidney_left' names a side"):
         SegmentationObjective(pipeline_of(config("unet.mirror=0.5")), names)
 
 
-def test_segmentation_learns() -> None:
+def test_training_lowers_the_segmentation_loss() -> None:
     batch = batch_of(poses(), matrix_from_box(torch.tensor([[-0.7, -0.6, 0.7, 0.8]])).expand(6, 3, 3))
     objective = SegmentationObjective(pipeline_of(config("unet.input=half")))
     losses = train(objective, batch, 0.01, 40)
@@ -252,7 +254,7 @@ def test_segmentation_learns() -> None:
     assert scores["dice 1"] > 0.7
 
 
-def test_dice_is_judged_on_the_frame_patient_by_patient() -> None:
+def test_validation_dice_is_per_patient_on_the_frame() -> None:
     """Two patients, three slices: the network answers with given classes and the pose is undone."""
     batch = batch_of(poses(3))
     objective = SegmentationObjective(pipeline_of(config()))
@@ -270,7 +272,7 @@ def test_dice_is_judged_on_the_frame_patient_by_patient() -> None:
     )
 
 
-def test_nothing_to_judge_is_no_score() -> None:
+def test_validation_without_slices_has_no_score() -> None:
     batch = replace(batch_of(identity_pose(2)), labels=torch.zeros(2, SIZE, SIZE, dtype=torch.uint8))
     objective = SegmentationObjective(pipeline_of(config()))
     nothing = torch.tensor([9.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(2, 3, SIZE, SIZE)
@@ -289,7 +291,7 @@ def test_patient_dice_by_hand() -> None:
     assert dice[1].tolist() == pytest.approx([6 / 7, 0.0])
 
 
-def test_warped_targets_are_restored_to_the_labels() -> None:
+def test_restoring_warped_targets_gives_the_labels() -> None:
     """Canonical targets and restored predictions are inverse to each other, and sum to one."""
     batch = batch_of(poses())
     theta = matrix_from_pose(batch.pose)
@@ -303,25 +305,25 @@ def test_warped_targets_are_restored_to_the_labels() -> None:
     assert (target.argmax(dim=1) == batch.labels).float().mean() < 0.97
 
 
-def test_a_chequered_answer_costs_as_much_in_the_patient_s_pose_as_in_the_crop() -> None:
-    """Means of neighbors hide it: with them a network stays there, kidneys at a Dice of one half."""
+def test_a_checkerboard_prediction_costs_as_much_in_native_as_in_canonical_space() -> None:
+    """Averaging neighbors would hide a checkerboard, and training would stay at a Dice of one half."""
     shrunk = torch.tensor([[0.1, -0.29, -0.23, 0.0, 0.02]]).expand(4, 5)
     batch = batch_of(shrunk)
     cost = {}
     for space in ("native", "canonical"):
         objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")))
-        answer = warped_target(one_hot(batch.labels, 3), objective._theta(batch), (SIZE, SIZE))
+        perfect = warped_target(one_hot(batch.labels, 3), objective._theta(batch), (SIZE, SIZE))
         squares = (torch.arange(SIZE)[:, None] + torch.arange(SIZE)) % 2 == 0
-        empty = torch.zeros_like(answer)
+        empty = torch.zeros_like(perfect)
         empty[:, 0] = 1.0
-        for name, shown in (("whole", answer), ("chequered", torch.where(squares, answer, empty))):
-            objective.unet = Answering(shown.clamp(min=1e-3).log())
+        for name, probabilities in (("whole", perfect), ("chequered", torch.where(squares, perfect, empty))):
+            objective.unet = Answering(probabilities.clamp(min=1e-3).log())
             cost[space, name] = objective(batch, STILL[:4]).item()
     extra = {space: cost[space, "chequered"] - cost[space, "whole"] for space in ("native", "canonical")}
     assert extra["native"] > 0.8 * extra["canonical"]
 
 
-def test_the_augmented_loss_is_that_of_the_changed_crop_and_the_deformed_target() -> None:
+def test_the_augmented_loss_equals_that_of_the_augmented_crop_and_deformed_target() -> None:
     """Written out: the deformation moves image and target, and the last value of the noise is the seed."""
     batch = sided(batch_of(poses(), matrix_from_box(OFF_CENTER).expand(6, 3, 3)))
     objective = sided_objective("unet.augmentation=homogenized", "unet.elastic=1")
@@ -355,8 +357,8 @@ def half_ignored(batch: Batch) -> tuple[Batch, Tensor]:
 
 @pytest.mark.parametrize("space", ["native", "canonical"])
 @pytest.mark.parametrize("regions", [{}, {"both": 1, "tumor": 2}])
-def test_what_nobody_labeled_has_no_gradient(space: str, regions: dict[str, int]) -> None:
-    """Logits count where the labeled half is restored or warped to, and nowhere else."""
+def test_ignored_pixels_have_no_gradient(space: str, regions: dict[str, int]) -> None:
+    """Only logits that map to the labeled half have a gradient."""
     labels = Labels.create({"kidney": 1, "tumor": 2, "ignore": 3}, {"both": ("kidney", "tumor")}, regions)
     batch, ignored = half_ignored(batch_of(identity_pose(2)))
     objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")), labels)
@@ -377,7 +379,7 @@ def test_what_nobody_labeled_has_no_gradient(space: str, regions: dict[str, int]
 
 
 @pytest.mark.parametrize("space", ["native", "canonical"])
-def test_a_batch_that_nobody_labeled_costs_nothing(space: str) -> None:
+def test_an_entirely_ignored_batch_has_zero_loss(space: str) -> None:
     batch = batch_of(poses(2))
     labels = Labels.create({"kidney": 1, "tumor": 2, "ignore": 9})
     objective = SegmentationObjective(pipeline_of(config(f"unet.loss_space={space}")), labels)
@@ -394,25 +396,25 @@ def test_a_batch_that_nobody_labeled_costs_nothing(space: str) -> None:
         assert all(p.grad is None or not p.grad.any() for p in objective.unet.parameters())
 
 
-def test_validation_counts_what_is_labeled_and_regions_where_there_are() -> None:
+def test_validation_scores_labeled_pixels_and_regions() -> None:
     batch, ignored = half_ignored(batch_of(identity_pose(2)))
     names = Labels.create(
         {"kidney": 1, "tumor": 2, "ignore": 3}, {"both": ("kidney", "tumor")}, {"both": 1, "tumor": 2}
     )
     plain = replace(names, regions={})
-    answer = torch.zeros(2, 3, SIZE, SIZE)
+    probabilities = torch.zeros(2, 3, SIZE, SIZE)
     # All that is labeled is called tumor, and so is all that is not.
-    answer[:, 2] = 5.0 * ((batch.labels > 0) | ignored)
-    answer[:, 0] = 1.0
+    probabilities[:, 2] = 5.0 * ((batch.labels > 0) | ignored)
+    probabilities[:, 0] = 1.0
     kidney, tumor = (int((batch.labels == index).sum()) for index in (1, 2))
     expected = 2 * tumor / (kidney + 2 * tumor)
     objective = SegmentationObjective(pipeline_of(config()), plain)
-    objective.unet = Answering(answer)
+    objective.unet = Answering(probabilities)
     scores = judge(objective, batch, "aa")
     assert scores["dice tumor"] == pytest.approx(expected, abs=1e-6)
     assert scores["dice kidney"] == 0.0
     objective = SegmentationObjective(pipeline_of(config()), names)
-    objective.unet = Answering(answer)
+    objective.unet = Answering(probabilities)
     scores = judge(objective, batch, "aa")
     assert scores.keys() == {"dice", "dice both", "dice tumor"}
     assert scores["dice both"] == 1.0

@@ -1,4 +1,4 @@
-"""Who becomes the reference, how it lies in the frame, and the boxes that the crop is trained toward."""
+"""Choice and pose of the reference, and target boxes of the crop."""
 
 import math
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def torso(width: float, *, roll: float = 0.0, flank: float = 0.0, shift: tuple[f
 
 
 class Drawn:
-    """A case as a store gives it, of five slices, of which slices 1 and 3 carry a label."""
+    """A stand-in for a stored case of five slices, of which slices 1 and 3 are labeled."""
 
     def __init__(self, name: str, width: float, *, labeled: tuple[int, ...] = (1, 3), **how) -> None:
         slices = [torso(width if z == 3 or not labeled else 0.2, **how) for z in range(5)]
@@ -63,7 +63,7 @@ def cohort() -> list[Drawn]:
     ]
 
 
-def test_of_median_size_upright_and_symmetric(cohort: list[Drawn]) -> None:
+def test_the_reference_has_median_size_and_is_upright_and_symmetric(cohort: list[Drawn]) -> None:
     """The newborn and the large one are the most upright and symmetric of all, but of another size."""
     reference = choose_reference(cohort, PoseConfig(size=SIZE), AIR)
     assert (reference.case, reference.chosen) == ("good", "automatically")
@@ -77,12 +77,12 @@ def test_of_median_size_upright_and_symmetric(cohort: list[Drawn]) -> None:
     assert torch.equal(again.mask, reference.mask)
 
 
-def test_one_that_is_not_of_median_size_does_not_stand_in(cohort: list[Drawn]) -> None:
+def test_a_patient_of_another_size_is_not_chosen_as_reference(cohort: list[Drawn]) -> None:
     without = [case for case in cohort if case.record.id not in ("good", "lopsided")]
     assert choose_reference(without, PoseConfig(size=SIZE), AIR).case in ("leaning", "also leaning")
 
 
-def test_the_named_one_is_taken_whatever_it_looks_like(cohort: list[Drawn]) -> None:
+def test_a_named_reference_is_used(cohort: list[Drawn]) -> None:
     reference = choose_reference(cohort, PoseConfig(size=SIZE, reference="leaning"), AIR)
     assert (reference.case, reference.chosen) == ("leaning", "by the user")
     assert math.degrees(reference.lean) == pytest.approx(16.0, abs=1.5)
@@ -90,7 +90,7 @@ def test_the_named_one_is_taken_whatever_it_looks_like(cohort: list[Drawn]) -> N
         choose_reference(cohort, PoseConfig(size=SIZE, reference="nobody"), AIR)
 
 
-def test_without_labels_the_middle_of_the_body(cohort: list[Drawn]) -> None:
+def test_without_labels_the_middle_slice_of_the_body_is_the_reference(cohort: list[Drawn]) -> None:
     bare = Drawn("bare", 0.5, labeled=())
     bare.record.body_fraction = (0.0, 0.3, 0.3, 0.3, 0.3)
     assert choose_reference([bare], PoseConfig(size=SIZE), AIR).slice == 3
@@ -107,7 +107,9 @@ def test_a_labeled_slice_without_a_body_is_no_reference(cohort: list[Drawn]) -> 
 
 
 @pytest.mark.parametrize(("fill", "size"), [(0.92, 96), (0.7, 64)])
-def test_upright_centered_and_filling_the_frame(cohort: list[Drawn], fill: float, size: int) -> None:
+def test_the_reference_is_made_upright_centered_and_fills_the_frame(
+    cohort: list[Drawn], fill: float, size: int
+) -> None:
     config = PoseConfig(size=size, reference="leaning", fill=fill)
     reference = choose_reference([Drawn("leaning", 0.45, roll=16.0, shift=(0.2, -0.15))], config, AIR)
     assert reference.mask.shape == reference.image.shape == (1, 1, size, size)
@@ -126,7 +128,7 @@ def test_upright_centered_and_filling_the_frame(cohort: list[Drawn], fill: float
     assert reference.image[0, 0, 0, 0].item() == pytest.approx(AIR)
 
 
-def test_without_fill_as_it_lies(cohort: list[Drawn]) -> None:
+def test_without_fill_the_reference_keeps_its_pose(cohort: list[Drawn]) -> None:
     reference = choose_reference(cohort, PoseConfig(size=SIZE, fill=None, reference="leaning"), AIR)
     assert reference.lean == 0.0
     assert np.allclose(reference.mask[0, 0].numpy(), cohort[1].mask[3], atol=1e-3)
@@ -147,9 +149,9 @@ def targets_of(batch: Batch, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return crop_targets(batch.labels, matrix_from_pose(pose), CropConfig(size=SIZE, margin=0.1))
 
 
-def test_boxes_by_hand() -> None:
-    theta, found = targets_of(labeled_batch(), identity_pose(4))
-    assert found.tolist() == [True, True, False, True]
+def test_target_boxes_by_hand() -> None:
+    theta, has_box = targets_of(labeled_batch(), identity_pose(4))
+    assert has_box.tolist() == [True, True, False, True]
     # Columns 12 to 72 of 96 and rows 24 to 60 hold both labels: the longer side is 60, with 6 on each side.
     side, x, y = 72 / 96, (12 + 72) / 96 - 1, (24 + 60) / 96 - 1
     assert torch.allclose(theta[0], torch.tensor([[side, 0, x], [0, side, y], [0, 0, 1.0]]), atol=1e-6)
@@ -160,12 +162,12 @@ def test_boxes_by_hand() -> None:
     assert torch.allclose(theta[3], torch.eye(3), atol=1e-6)
 
 
-def test_boxes_are_seen_in_the_pose() -> None:
+def test_target_boxes_contain_the_labels_in_any_pose() -> None:
     """All labels of the slice lie in its crop, with the margin, in whatever pose it is seen."""
     batch = labeled_batch()
     pose = torch.tensor([[0.4, 0.2, 0.1, 0.1, -0.05]]).expand(4, 5)
-    theta, found = targets_of(batch, pose)
-    assert found.tolist() == [True, True, False, True]
+    theta, has_box = targets_of(batch, pose)
+    assert has_box.tolist() == [True, True, False, True]
     rows, columns = (batch.labels[0] > 0).nonzero(as_tuple=True)
     points = torch.stack([(2 * columns + 1) / SIZE - 1, (2 * rows + 1) / SIZE - 1, torch.ones(len(rows))])
     in_crop = (invert(theta[0]) @ invert(matrix_from_pose(pose[0])) @ points)[:2]
@@ -176,23 +178,23 @@ def test_boxes_are_seen_in_the_pose() -> None:
     assert not torch.allclose(theta[0], plain[0], atol=0.05)
 
 
-def test_a_label_out_of_view_is_no_target() -> None:
+def test_labels_outside_the_frame_give_no_target() -> None:
     away = torch.tensor([[0.0, 0.0, 0.0, 2.5, 0.0]]).expand(4, 5)
     assert targets_of(labeled_batch(), away)[1].tolist() == [False] * 4
 
 
-def test_what_nobody_labeled_is_no_target() -> None:
+def test_ignored_pixels_give_no_target() -> None:
     """A slice that is ignored in part has the box of its labels, one that is ignored wholly has none."""
     batch = labeled_batch()
     expected = targets_of(batch, identity_pose(4))[0]
     batch.labels[:2][batch.labels[:2] == 0] = IGNORED
     batch.labels[2:] = IGNORED
-    theta, found = targets_of(batch, identity_pose(4))
-    assert found.tolist() == [True, True, False, False]
+    theta, has_box = targets_of(batch, identity_pose(4))
+    assert has_box.tolist() == [True, True, False, False]
     assert torch.allclose(theta[:2], expected[:2], atol=0.03)
 
 
-def test_a_volume_with_few_drawn_slices_has_the_box_of_what_they_show() -> None:
+def test_the_box_of_a_partly_annotated_volume_is_that_of_its_labels() -> None:
     labels = torch.full((1, 24, SIZE, SIZE), IGNORED, dtype=torch.uint8)
     labels[:, 3::6] = 0
     labels[:, 9:16:6, 24:48, 12:72] = 1

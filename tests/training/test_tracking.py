@@ -16,6 +16,7 @@ from isopose.errors import InputError
 from isopose.progress import Silent
 from isopose.training import tracking
 from isopose.training.tracking import Tracked, curves
+from reporters import RecordingReporter
 
 pytestmark = pytest.mark.long
 
@@ -24,17 +25,6 @@ ROWS = [
     {"stage": "unet", "epoch": 1, "loss": 2.0, "dice kidney (left)": 0.25},
     {"stage": "unet", "epoch": 2, "loss": 1.0, "dice kidney (left)": 0.75},
 ]
-
-
-class Recording(Silent):
-    def __init__(self):
-        self.said, self.rows = [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def epoch(self, row):
-        self.rows.append(row)
 
 
 @pytest.fixture(autouse=True)
@@ -64,18 +54,18 @@ def wandb_records(work):
 
     records = []
     for path in sorted(work.glob("wandb/offline-run-*/run-*.wandb")):
-        data, place = path.read_bytes(), 7
+        data, offset = path.read_bytes(), 7
         assert data.startswith(b":W&B")
         assert len(data) < 32768
-        while place < len(data):
-            _, length, kind = struct.unpack_from("<IHB", data, place)
+        while offset < len(data):
+            _, length, kind = struct.unpack_from("<IHB", data, offset)
             assert kind == 1, "a whole record"
-            records.append(Record.FromString(data[place + 7 : place + 7 + length]))
-            place += 7 + length
+            records.append(Record.FromString(data[offset + 7 : offset + 7 + length]))
+            offset += 7 + length
     return records
 
 
-def test_tensorboard_has_the_rows_and_none_of_a_killed_epoch(tmp_path):
+def test_tensorboard_has_every_row_once_after_a_kill(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with curves(tmp_path, 0) as draw:
@@ -88,7 +78,7 @@ def test_tensorboard_has_the_rows_and_none_of_a_killed_epoch(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("unet/loss")] == [(1, 2.0), (2, 1.0)]
 
 
-def test_mlflow_has_settings_and_rows_and_one_run_however_often_it_is_stopped(tmp_path, tiny):
+def test_mlflow_has_settings_rows_and_one_run_after_resuming(tmp_path, tiny):
     pytest.importorskip("mlflow")
     config = tiny("pose.reference=phantom_000:2")
     tracked = Tracked(Silent(), ["mlflow"], tmp_path, config)
@@ -98,7 +88,7 @@ def test_mlflow_has_settings_and_rows_and_one_run_however_often_it_is_stopped(tm
     tracked.__exit__(KeyboardInterrupt, stopped, None)
     client, [run] = mlflow_runs()
     assert run.info.status == "KILLED"
-    reporter = Recording()
+    reporter = RecordingReporter()
     with Tracked(reporter, ["mlflow", "mlflow"], tmp_path, config) as tracked:
         report_rows(tracked, ROWS[2:])
     client, [run] = mlflow_runs()
@@ -148,7 +138,7 @@ def test_an_unknown_or_missing_tracker_is_reported_before_training(tmp_path, tin
     assert not any(tmp_path.iterdir())
 
 
-def test_one_that_does_not_begin_is_reported_in_one_line(tmp_path, tiny, monkeypatch):
+def test_a_tracker_that_cannot_start_is_reported_in_one_line(tmp_path, tiny, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at/all")
     with (
@@ -159,7 +149,7 @@ def test_one_that_does_not_begin_is_reported_in_one_line(tmp_path, tiny, monkeyp
         pass
 
 
-def test_one_that_fails_on_the_way_costs_no_training(tmp_path, tiny, monkeypatch):
+def test_a_tracker_that_fails_midway_does_not_stop_training(tmp_path, tiny, monkeypatch):
     @contextmanager
     def failing(*_):
         def draw(row):
@@ -168,14 +158,14 @@ def test_one_that_fails_on_the_way_costs_no_training(tmp_path, tiny, monkeypatch
         yield "id", draw
 
     monkeypatch.setitem(tracking.TRACKERS, "json", failing)
-    reporter = Recording()
+    reporter = RecordingReporter()
     with Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
         report_rows(tracked, ROWS)
     assert reporter.rows == ROWS
-    assert reporter.said == ["json: the line is cut; the training continues without it"]
+    assert reporter.lines == ["json: the line is cut; the training continues without it"]
 
 
-def test_one_that_fails_at_the_end_costs_no_model_and_hides_no_error(tmp_path, tiny, monkeypatch):
+def test_a_tracker_that_fails_at_the_end_keeps_the_model_and_other_errors(tmp_path, tiny, monkeypatch):
     @contextmanager
     def failing(*_):
         try:
@@ -184,10 +174,10 @@ def test_one_that_fails_at_the_end_costs_no_model_and_hides_no_error(tmp_path, t
             raise ConnectionError("the line is cut")
 
     monkeypatch.setitem(tracking.TRACKERS, "json", failing)
-    reporter = Recording()
+    reporter = RecordingReporter()
     with Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
         report_rows(tracked, ROWS)
-    assert reporter.said == ["--track: the runs could not be ended (the line is cut)"]
+    assert reporter.lines == ["--track: the runs could not be ended (the line is cut)"]
     with pytest.raises(InputError, match="ours"), Tracked(reporter, ["json"], tmp_path, tiny()) as tracked:
         fail_after(tracked)
 
@@ -197,13 +187,13 @@ def fail_after(tracked):
     raise InputError("ours")
 
 
-def test_without_a_tracker_nothing_is_kept(tmp_path, tiny):
-    with Tracked(Recording(), [], tmp_path, tiny()) as tracked:
+def test_without_a_tracker_nothing_is_recorded(tmp_path, tiny):
+    with Tracked(RecordingReporter(), [], tmp_path, tiny()) as tracked:
         report_rows(tracked, ROWS)
     assert not any(tmp_path.iterdir())
 
 
-def test_fit_is_tracked_and_gone_on_with(cohort: Path, tiny, tmp_path: Path) -> None:
+def test_a_resumed_fit_continues_its_tracked_run(cohort: Path, tiny, tmp_path: Path) -> None:
     """The command itself, stopped and resumed: one run with each epoch once."""
     pytest.importorskip("mlflow")
     config = tmp_path / "tiny.json"
@@ -218,8 +208,8 @@ def test_fit_is_tracked_and_gone_on_with(cohort: Path, tiny, tmp_path: Path) -> 
     process.send_signal(signal.SIGTERM)
     process.communicate()
     if process.returncode:
-        done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        finished = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr
     client, [run] = mlflow_runs()
     assert run.info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "unet/loss")] == [1, 2, 3]

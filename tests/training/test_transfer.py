@@ -22,7 +22,7 @@ from isopose.presets import load_config
 from isopose.progress import Silent
 from isopose.training.fit import fit
 from isopose.training.transfer import check_source, fine_tuning_settings
-from reporters import Listening
+from reporters import RecordingReporter
 
 VOLUMES: dict[str, Any] = {
     "dims": 3,
@@ -48,7 +48,7 @@ class Source:
 
 
 class Stopping(Silent):
-    """Breaks off after an epoch."""
+    """A reporter that interrupts training after an epoch."""
 
     def epoch(self, row) -> None:
         raise KeyboardInterrupt
@@ -69,8 +69,8 @@ def going_on(source: Source, *settings: str) -> Config:
 
 
 def go_on(source: Source, folder: Path, *settings: str, **options: Any) -> Model:
-    given = {"source": source.model, "store": source.store} | options
-    return fit(source.dataset, folder, going_on(source, *settings), **given)
+    arguments = {"source": source.model, "store": source.store} | options
+    return fit(source.dataset, folder, going_on(source, *settings), **arguments)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -85,14 +85,14 @@ def changed(one: Path, other: Path) -> set[str]:
 
 
 def of_levels(source: Source, levels: int, *, encoder: bool) -> set[str]:
-    """All tensors of the last levels of the decoder and, if wanted, of as many first ones of the encoder."""
+    """Return tensor names of the last levels of the decoder, optionally also of the encoder's first."""
     parts = ("up", "decode", "outputs", *(("first", "down") if encoder else ()))
     names = [name.split(".") for name in source.model.pipeline.state_dict()]
     return {".".join(n) for n in names if n[0] == "unet" and n[1] in parts and int(n[2]) < levels}
 
 
 @pytest.mark.parametrize(("parts", "levels", "encoder"), [("decoder", 99, False), ("first2-last2", 2, True)])
-def test_only_the_named_parts_learn_on(
+def test_only_the_named_parts_are_trained(
     source: Source, tmp_path: Path, parts: str, levels: int, encoder: bool
 ) -> None:
     model = go_on(source, tmp_path / "model", f"train.parts={parts}", "train.seed=5")
@@ -104,7 +104,7 @@ def test_only_the_named_parts_learn_on(
     assert model.fingerprint == source.model.fingerprint
 
 
-def test_everything_learns_on_from_the_weights_of_the_source(source: Source, tmp_path: Path) -> None:
+def test_all_parts_are_trained_from_the_source_weights(source: Source, tmp_path: Path) -> None:
     sections = ("crop", "unet") if source.model.config.dims == 3 else ("pose", "crop", "unet")
     settings = ("learning_rate=1e-12", "weight_decay=0")
     go_on(source, tmp_path / "slow", *(f"{p}.optimizer.{setting}" for p in sections for setting in settings))
@@ -118,7 +118,7 @@ def test_everything_learns_on_from_the_weights_of_the_source(source: Source, tmp
     assert "pose.reference_mask" not in moved
 
 
-def test_a_run_that_was_broken_off_goes_on_to_the_same_weights(source: Source, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_weights(source: Source, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         go_on(source, tmp_path / "broken", "train.parts=decoder", reporter=Stopping())
     go_on(source, tmp_path / "broken", "train.parts=decoder", resume=True)
@@ -126,7 +126,7 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_weights(source: Source, t
     assert changed(tmp_path / "broken", tmp_path / "whole") == set()
 
 
-def test_another_model_to_begin_from_is_another_run(source: Source, tmp_path: Path) -> None:
+def test_another_source_model_is_refused_on_resume(source: Source, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         go_on(source, tmp_path / "model", "train.parts=decoder", reporter=Stopping())
     other = replace(source, model=replace(source.model, weights_sha256="0" * 64))
@@ -134,8 +134,8 @@ def test_another_model_to_begin_from_is_another_run(source: Source, tmp_path: Pa
         go_on(other, tmp_path / "model", "train.parts=decoder", resume=True)
 
 
-def test_patients_that_the_source_has_seen_are_reported_and_kept(source: Source, tmp_path: Path) -> None:
-    reporter = Listening()
+def test_patients_seen_by_the_source_are_reported_and_recorded(source: Source, tmp_path: Path) -> None:
+    reporter = RecordingReporter()
     model = go_on(source, tmp_path / "model", "train.parts=decoder", "train.fold=1", reporter=reporter)
     assert any("2 of 2 validation cases are training cases of the model" in line for line in reporter.lines)
     seen = set(source.model.info.training.images_sha256)
@@ -153,7 +153,7 @@ def test_patients_that_the_source_has_seen_are_reported_and_kept(source: Source,
         ("pose.reference=Muster_Erika_1", "keeps its own reference"),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(
+def test_settings_that_do_not_match_the_source_are_refused_before_writing(
     source: Source, tmp_path: Path, setting: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -177,7 +177,7 @@ def test_other_labels_and_channels_are_refused(source: Source, cohort: Path) -> 
         check_source(source.model, going_on(source), replace(opened, channels=("CT", "PET")))
 
 
-def test_parts_of_no_model_are_refused(cohort: Path, tiny, tmp_path: Path) -> None:
+def test_unknown_parts_are_refused(cohort: Path, tiny, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name it with --from"):
         fit(open_dataset(cohort), tmp_path / "model", tiny("train.parts=decoder"))
 
@@ -203,10 +203,10 @@ def run(monkeypatch, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-def test_the_command_line_begins_with_the_models_settings(
+def test_fit_starts_from_the_settings_of_the_source(
     source: Source, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    given = (
+    arguments = (
         "fit",
         str(source.dataset.root),
         "--model",
@@ -214,17 +214,17 @@ def test_the_command_line_begins_with_the_models_settings(
         "--from",
         str(source.folder),
     )
-    assert run(monkeypatch, *given, "--preset", "paper") == 2
+    assert run(monkeypatch, *arguments, "--preset", "paper") == 2
     assert "--preset: fine-tuning keeps the model's own settings" in capsys.readouterr().err
     quick = ("--set", "train.folds=3", "--set", "train.device=cpu", "--workers", "0")
-    assert run(monkeypatch, *given, *quick, "--train", "nothing") == 2
+    assert run(monkeypatch, *arguments, *quick, "--train", "nothing") == 2
     assert "train.parts" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
-    assert run(monkeypatch, *given, *quick, "--train", "decoder", "--set", "unet.optimizer.epochs=1") == 0
+    assert run(monkeypatch, *arguments, *quick, "--train", "decoder", "--set", "unet.optimizer.epochs=1") == 0
     saved = json.loads((tmp_path / "model" / "model.json").read_text())
-    wanted = source.model.config.model_dump(mode="json")
+    expected = source.model.config.model_dump(mode="json")
     assert saved["config"].pop("train")["parts"] == "decoder"
-    wanted.pop("train")
-    wanted["unet"]["optimizer"]["epochs"] = 1
-    assert saved["config"] == wanted
+    expected.pop("train")
+    expected["unet"]["optimizer"]["epochs"] = 1
+    assert saved["config"] == expected
     assert load_model(tmp_path / "model").info.stages["unet"].epochs == 1

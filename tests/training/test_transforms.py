@@ -16,12 +16,12 @@ def slices_of(*sizes: int) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(("sizes", "expected"), [((64,), 32), ((256,), 32), ((256, 512), 8), ((4096,), 1)])
-def test_no_more_pixels_are_held_at_once_than_32_slices_of_256_have(sizes, expected) -> None:
+def test_batches_have_at_most_the_pixels_of_32_slices_of_256(sizes, expected) -> None:
     assert transforms.batch_size_of(slices_of(*sizes)) == expected
 
 
-def test_poses_are_found_in_such_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poses_are_estimated_in_limited_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transforms, "slice_poses", lambda _, __, batches, ___: batches)
-    found = transforms.slices_of_scan(None, slices_of(512), np.arange(3, 23), 0.5, torch.device("cpu"))
-    assert [len(rows) for rows in found] == [8, 8, 4]
-    assert np.concatenate(found).tolist() == list(range(3, 23))
+    result = transforms.slices_of_scan(None, slices_of(512), np.arange(3, 23), 0.5, torch.device("cpu"))
+    assert [len(rows) for rows in result] == [8, 8, 4]
+    assert np.concatenate(result).tolist() == list(range(3, 23))

@@ -39,9 +39,9 @@ def pipeline(*settings: str) -> Networks:
         "unet": {"input": "half", "depth": 16, "base_features": 4},
     }
     torch.manual_seed(0)
-    made = Networks(load_config(base=base, settings=settings), 3, torch.ones(1, 1, 32, 32), -2.0, 3.0)
-    made.reach.fill_(0.8)
-    return made
+    networks = Networks(load_config(base=base, settings=settings), 3, torch.ones(1, 1, 32, 32), -2.0, 3.0)
+    networks.reach.fill_(0.8)
+    return networks
 
 
 def case(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -77,10 +77,10 @@ STRAIGHT = torch.zeros(9)
 LEANING = torch.tensor([0.3, 0.12, -0.1, -0.2, -0.2, -0.2, 0.05, -0.04, 0.06])
 
 
-def test_targets_are_the_labels_boxes_in_the_homogenized_volume():
-    """The same box for a patient who lies straight and one who leans, is smaller and elsewhere."""
-    target, found = targets_of(pipeline(), batch(STRAIGHT, LEANING))
-    assert found.tolist() == [True, True]
+def test_targets_are_the_boxes_of_labels_in_the_homogenized_volume():
+    """The box is the same for a straight patient and for one that is tilted, smaller and shifted."""
+    target, has_box = targets_of(pipeline(), batch(STRAIGHT, LEANING))
+    assert has_box.tolist() == [True, True]
     # By hand: x 0.1 to 0.5, y -0.1 to 0.3, z -0.45 to 0.25 over a reach of 0.8.
     expected = torch.tensor([0.1, -0.1, -0.45 / 0.8, 0.5, 0.3, 0.25 / 0.8])
     for box in box_from_matrix(target):
@@ -102,7 +102,7 @@ def test_the_margin_widens_targets_and_slices_without_labels_have_none():
     assert loss.item() == 0.0
 
 
-def test_the_crop_learns_and_its_loss_is_nothing_at_the_target():
+def test_the_crop_learns_and_its_loss_is_zero_at_the_target():
     torch.manual_seed(2)
     objective = CropObjective(pipeline())
     target, _ = targets_of(objective.networks[0], batch(STRAIGHT, LEANING))
@@ -144,14 +144,14 @@ def test_the_unet_learns_in_the_crop():
 
 
 def test_a_perfect_network_scores_nearly_one_in_the_frame():
-    """Crop and restore the labels themselves: only resampling loses anything."""
-    made = pipeline("unet.input=full", "unet.depth=64")
-    objective = SegmentationObjective(made, named("kidney", "tumor"))
+    """The cropped and restored labels lose only by resampling."""
+    networks = pipeline("unet.input=full", "unet.depth=64")
+    objective = SegmentationObjective(networks, named("kidney", "tumor"))
 
     def truth(crop):
         return [20.0 * torch.cat([(crop < 1).float(), ((crop >= 1) & (crop < 2.2)), (crop >= 2.2)], dim=1)]
 
-    made.unet.forward = truth
+    networks.unet.forward = truth
     scores = objective.judge(SimpleNamespace(patients=["a", "b"]), [batch(STRAIGHT, LEANING)])
     assert scores["dice kidney"] > 0.85
     assert scores["dice tumor"] > 0.85
@@ -160,13 +160,13 @@ def test_a_perfect_network_scores_nearly_one_in_the_frame():
 @pytest.mark.parametrize(("place", "limit"), [(0, 0.17), (1, 0.09), (3, 0.1), (6, 0.1)])
 def test_jitter_disturbs_pose_and_crop_within_their_bounds(place, limit):
     objective = SegmentationObjective(pipeline("unet.pose_jitter=0.5"), named("a", "b"))
-    made, examples = objective.networks[0], batch(STRAIGHT)
+    networks, examples = objective.networks[0], batch(STRAIGHT)
     assert torch.allclose(objective._jittered(examples, STILL[:1]), objective._theta(examples))
     noise = torch.zeros(1, noise_size(3))
     noise[0, place] = 1.0
     pose = torch.zeros(1, 9)
     pose[0, place] = 0.5 * limit
-    expected = made.input_from_homogenized(pose, STACK_FROM_FRAME) @ examples.theta2
+    expected = networks.input_from_homogenized(pose, STACK_FROM_FRAME) @ examples.theta2
     assert torch.allclose(objective._jittered(examples, noise), expected, atol=1e-6)
     still = pipeline("unet.pose_jitter=0.5", "crop.enabled=false")
     noise = torch.zeros(1, noise_size(3))
@@ -187,7 +187,7 @@ def test_gradients_reach_the_image_through_pose_crop_and_network():
 def test_a_mirrored_volume_is_the_flip_with_the_sides_swapped():
     """The loss of a mirrored volume is that of the flipped crop against the flipped, swapped target."""
     objective = SegmentationObjective(pipeline("unet.mirror=1"), named("left kidney", "right kidney"))
-    made, examples, seen = objective.networks[0], batch(LEANING), []
+    networks, examples, seen = objective.networks[0], batch(LEANING), []
     truth = one_hot(examples.labels[0], 3)
     whole = warp(truth, objective._theta(examples), (16, 32, 32))
 
@@ -196,7 +196,7 @@ def test_a_mirrored_volume_is_the_flip_with_the_sides_swapped():
         return [torch.zeros(1, 3, 16, 32, 32)]
 
     objective.unet.forward = unet
-    plain = made.cut(examples.image[0], objective._theta(examples))
+    plain = networks.cut(examples.image[0], objective._theta(examples))
     objective(examples, STILL[:1])
     assert torch.allclose(seen[0], plain.flip(-1), atol=1e-4)
     targets = []
@@ -209,7 +209,7 @@ def test_a_mirrored_volume_is_the_flip_with_the_sides_swapped():
     assert torch.allclose(targets[0][:, 1:], whole.flip(-1)[:, [2, 1]], atol=1e-4)
 
 
-def test_overlap_of_boxes():
+def test_overlap_of_boxes_by_hand():
     a = matrix_from_box(torch.tensor([[-0.5, -0.5, -0.5, 0.5, 0.5, 0.5]]))
     b = matrix_from_box(torch.tensor([[-0.5, -0.5, 0.0, 0.5, 0.5, 0.5]]))
     c = matrix_from_box(torch.tensor([[0.5, -0.5, -0.5, 1.5, 0.5, 0.5]]))

@@ -39,7 +39,7 @@ def fitted(cohort: Path, config: Config, tmp_path_factory) -> tuple[Model, Path,
     return model, folder / "model", folder / "store"
 
 
-def test_two_stages_and_a_model_of_volumes(fitted) -> None:
+def test_crop_and_unet_of_volumes_are_trained(fitted) -> None:
     model, folder, _ = fitted
     assert isinstance(model.pipeline, Networks)
     stages = model.info.stages
@@ -80,7 +80,7 @@ def test_predict_writes_labels_on_the_scans_grid_and_a_record(fitted, cohort, tm
     assert np.array_equal(again.labels.array, labels.array)
 
 
-def test_steps_are_refused_with_one_line(fitted, cohort, tmp_path) -> None:
+def test_steps_are_refused_for_volumes_in_one_line(fitted, cohort, tmp_path) -> None:
     scans = [Scan("six", cohort / "imagesTs" / "Muster_Erika_6_0000.nii.gz")]
     with pytest.raises(InputError, match="--steps draws single slices"):
         predict_scans(
@@ -89,7 +89,7 @@ def test_steps_are_refused_with_one_line(fitted, cohort, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_broken_off_and_resumed_it_ends_with_the_same_weights(
+def test_an_interrupted_run_resumes_to_the_same_weights(
     fitted, cohort, config, tmp_path, monkeypatch
 ) -> None:
     _, whole, store = fitted
@@ -110,7 +110,7 @@ def test_broken_off_and_resumed_it_ends_with_the_same_weights(
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-def test_without_a_network_the_crop_holds_every_training_label(fitted, cohort, tiny, tmp_path) -> None:
+def test_the_fixed_crop_contains_every_training_label(fitted, cohort, tiny, tmp_path) -> None:
     _, _, store = fitted
     settings = ("crop.learned=false", "unet.optimizer.epochs=1", "train.fold=all")
     model = fit(open_dataset(cohort), tmp_path / "model", tiny(*SMALL, *settings), store=store)
@@ -123,7 +123,7 @@ def test_without_a_network_the_crop_holds_every_training_label(fitted, cohort, t
     shutil.rmtree(tmp_path / "model")
 
 
-def test_a_whole_case_is_what_its_slices_are(fitted) -> None:
+def test_a_whole_case_equals_its_slices(fitted) -> None:
     store = open_store(next(path.parent for path in fitted[2].rglob("store.json")))
     volumes = Volumes(store.cases)
     batch = volumes.read(np.array([2, 0]))
@@ -145,5 +145,5 @@ def test_volumes_labeled_in_part_train_and_no_voxel_is_predicted_to_ignore(
     assert all(np.isfinite(row["loss"]) for row in model.info.history)
     assert "dice kidney and tumor" in model.info.history[-1]
     path = sparse / "imagesTs" / "Muster_Erika_6_0000.nii.gz"
-    found = predict(model, read_volume(path)).labels.array
-    assert set(np.unique(found)) <= {0, 1, 2}
+    result = predict(model, read_volume(path)).labels.array
+    assert set(np.unique(result)) <= {0, 1, 2}

@@ -48,7 +48,7 @@ def codes_of(meaning):
         (["Niere"], [("Anatomical Structure", "91723000", None, None)]),
     ],
 )
-def test_names_mean_what_they_say(names, expected):
-    found = meanings(names)
-    assert [codes_of(one) for one in found] == expected
-    assert [one.name for one in found] == names
+def test_label_names_map_to_codes(names, expected):
+    result = meanings(names)
+    assert [codes_of(one) for one in result] == expected
+    assert [one.name for one in result] == names

@@ -1,4 +1,4 @@
-"""SEG, RTSTRUCT and report read back by other software, and where they say that voxels are."""
+"""SEG, RTSTRUCT and SR are read by other software; voxels and contours have their positions in space."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ dcmqi = pytest.mark.skipif(
 
 
 def series(folder, *, turn=None, flipped=False, count=6, size=(18, 22)):
-    """A series of slices in an order that is not theirs, in any place."""
+    """Write a series at any position, with file names in another order than the slices."""
     axes = np.eye(3) if turn is None else rotation(turn)
     if flipped:  # rows that run to the right, as in a prone patient
         axes = axes @ np.diag([-1.0, -1.0, 1.0])
@@ -51,7 +51,7 @@ def series(folder, *, turn=None, flipped=False, count=6, size=(18, 22)):
 
 
 def one_file(folder):
-    """An enhanced CT whose frames are stored in an order that is not theirs."""
+    """Write an enhanced CT whose frames are not stored in order of position."""
     raw = np.random.default_rng(3).integers(0, 4096, (6, 18, 22)).astype(np.uint16)
     data = enhanced(raw, (3, 0, 5, 1, 4, 2))
     data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(), generate_uid()
@@ -61,7 +61,7 @@ def one_file(folder):
 
 
 def marked(volume):
-    """Labels without any symmetry, the last of which marks nothing."""
+    """Make an asymmetric label map; the last label has no voxels."""
     array = np.zeros(volume.array.shape, np.uint8)
     array[1:4, 3:9, 4:15] = 3
     array[2, 5:7, 6:9] = 0  # a hole
@@ -86,7 +86,7 @@ def written(folder, source, labels=None, names=NAMES, formats=FORMATS):
 
 
 def places(volume, value):
-    """World positions of the voxels of a value, sorted."""
+    """Return the sorted world positions of the voxels of a label value."""
     index = np.argwhere(volume.array == value)[:, ::-1]
     points = np.column_stack([index, np.ones(len(index))]) @ volume.world_from_index.T
     return np.array(sorted(np.round(points[:, :3], 2).tolist())).reshape(-1, 3)
@@ -107,7 +107,7 @@ def each_source(request, tmp_path):
 
 
 @dcmqi
-def test_dcmqi_finds_every_voxel_of_the_segmentation_in_its_place(source, tmp_path):
+def test_dcmqi_reads_every_voxel_of_the_segmentation_at_its_position(source, tmp_path):
     labels, files, warnings = written(tmp_path, source)
     assert warnings == ()
     out = tmp_path / "read"
@@ -143,8 +143,8 @@ def test_highdicom_reads_the_same_segments_and_references(source, tmp_path):
         volume = read.get_volume(segment_numbers=[number], combine_segments=True)
         index = np.argwhere(volume.array == number)
         points = np.column_stack([index, np.ones(len(index))]) @ volume.affine.T
-        there = np.array(sorted(np.round(points[:, :3], 2).tolist()))
-        np.testing.assert_allclose(there, places(labels, value), atol=0.02)
+        actual = np.array(sorted(np.round(points[:, :3], 2).tolist()))
+        np.testing.assert_allclose(actual, places(labels, value), atol=0.02)
 
 
 def test_contours_enclose_the_marked_voxels(source, tmp_path):
@@ -161,7 +161,7 @@ def test_contours_enclose_the_marked_voxels(source, tmp_path):
     by_uid = {header.SOPInstanceUID: header for header in headers}
     index_from_world = np.linalg.inv(labels.world_from_index)
     for item, value in zip(read.ROIContourSequence, NAMES.values(), strict=True):
-        found = np.zeros(labels.array.shape, bool)
+        result = np.zeros(labels.array.shape, bool)
         for contour in item.ContourSequence:
             points = np.array(contour.ContourData, float).reshape(-1, 3)
             assert len(points) == contour.NumberOfContourPoints
@@ -175,12 +175,12 @@ def test_contours_enclose_the_marked_voxels(source, tmp_path):
                 header = header.PlanePositionSequence[0]
             origin = labels.world_from_index @ [0, 0, z, 1]
             np.testing.assert_allclose(header.ImagePositionPatient, origin[:3], atol=0.01)
-            found[z] ^= filled(index[:, :2], found[z].shape)
-        np.testing.assert_array_equal(found, labels.array == value)
+            result[z] ^= filled(index[:, :2], result[z].shape)
+        np.testing.assert_array_equal(result, labels.array == value)
 
 
 def filled(polygon, shape):
-    """Pixels whose centers a polygon encloses, by drawing it eight times as large."""
+    """Return the pixels whose centers lie in a polygon, rasterized at eight times the resolution."""
     canvas = Image.new("1", (shape[1] * 8, shape[0] * 8))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in (polygon * 8 + 4).tolist()], fill=1)
     return np.asarray(canvas)[4::8, 4::8]
@@ -204,7 +204,7 @@ def test_dcmqi_reads_volumes_from_the_report(source, tmp_path):
     assert groups[0]["Laterality"]["CodeMeaning"] == "Left"
 
 
-def test_nothing_marked_is_a_result_too(tmp_path):
+def test_an_empty_label_map_is_written(tmp_path):
     source = series(tmp_path / "series")
     nothing = read_volume(source).with_array(np.zeros((6, 18, 22), np.uint8))
     with warnings.catch_warnings():
@@ -230,7 +230,7 @@ def test_the_same_result_has_the_same_identifiers(tmp_path):
     assert not {pydicom.dcmread(file).SOPInstanceUID for file in files.values()} & set(uids[0])
 
 
-def test_names_of_patient_and_label_may_be_in_two_scripts(tmp_path):
+def test_patient_and_label_names_may_use_different_scripts(tmp_path):
     source = series(tmp_path / "series")
     for file in source.iterdir():
         data = pydicom.dcmread(file)
@@ -261,9 +261,9 @@ def test_a_series_without_study_is_reported_and_one_without_instances_refused(tm
         data = pydicom.dcmread(file)
         data.file_meta.MediaStorageSOPInstanceUID = ""
         pydicom.dcmwrite(file, data, enforce_file_format=False)
-    with pytest.raises(InputError, match="expected SOPInstanceUID") as caught:
+    with pytest.raises(InputError, match="expected SOPInstanceUID") as error:
         written(tmp_path, source)
-    assert not any(secret in str(caught.value) for secret in SECRETS)
+    assert not any(secret in str(error.value) for secret in SECRETS)
 
 
 def test_a_series_that_changed_is_refused(tmp_path):
@@ -277,7 +277,7 @@ def test_a_series_that_changed_is_refused(tmp_path):
 
 @pytest.mark.skipif(not (SHARED / "real-ct").is_dir(), reason="../shared/data/real-ct is not there")
 @dcmqi
-def test_organs_of_the_real_series(tmp_path):
+def test_organs_of_the_real_series_are_written_and_read(tmp_path):
     source = SHARED / "real-ct" / "dicom-series"
     volume = read_volume(source)
     organs = read_labels(SHARED / "real-ct" / "dicom-series-organs.nii.gz", volume)
@@ -289,5 +289,5 @@ def test_organs_of_the_real_series(tmp_path):
     command = [BIN / "segimage2itkimage", "--inputDICOM", files["dicom-seg"], "--outputDirectory", tmp_path]
     subprocess.run([*map(str, command), "-t", "nii"], check=True, capture_output=True)
     for number, value in enumerate(names.values(), start=1):
-        there = places(read_labels(tmp_path / f"{number}.nii.gz"), number)
-        np.testing.assert_allclose(there, places(kept, value), atol=0.02)
+        expected = places(read_labels(tmp_path / f"{number}.nii.gz"), number)
+        np.testing.assert_allclose(expected, places(kept, value), atol=0.02)

@@ -28,14 +28,14 @@ STEP = 2.5
 
 @dataclass(frozen=True)
 class Raw:
-    """Bytes as they stand in a file, with a kind of value that need not be the element's."""
+    """Raw bytes of an element, with a value representation that may be wrong for it."""
 
     vr: str
     value: bytes
 
 
 def fill(data: Dataset, fields: dict[str, Any]) -> None:
-    """Set elements to anything; None removes one."""
+    """Set elements to any value, also an invalid one; None removes the element."""
     for name, value in fields.items():
         if value is None:
             if name in data:
@@ -55,7 +55,7 @@ def lax(monkeypatch):
 
 
 def series(folder: Path, **fields: Any) -> Path:
-    """Five slices with a study and a frame of reference, but for what ``fields`` say."""
+    """Write five slices with study and frame of reference; ``fields`` override elements."""
     raw = np.random.default_rng(2).integers(0, 4096, (5, 10, 14)).astype(np.uint16)
     same = {name: generate_uid() for name in ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesInstanceUID")}
     for i, pixels in enumerate(raw):
@@ -74,7 +74,7 @@ def marked(volume):
 
 
 def written(folder: Path, source: Path):
-    """Write all formats, with warnings as errors; the labels, the objects as read again, the warnings."""
+    """Write all formats; return the labels, the objects as read back, and the warnings of the record."""
     labels = marked(read_volume(source))
     files = result_files(folder, "scan", FORMATS)
     with warnings.catch_warnings():
@@ -97,31 +97,31 @@ def places(array, matrix):
 
 
 def same_voxels(labels, objects):
-    """The segmentation's voxels, the contours' planes and the report's volumes are those of the label map."""
+    """Assert that voxels of SEG, planes of RTSTRUCT and volumes of SR agree with the label map."""
     segments = hd.seg.Segmentation.from_dataset(objects["dicom-seg"])
     for number, value in enumerate(NAMES.values(), start=1):
         read = segments.get_volume(segment_numbers=[number], combine_segments=True)
         index = np.column_stack([np.argwhere(read.array == number), np.ones((read.array == number).sum())])
-        found = np.array(sorted(np.round((index @ read.affine.T)[:, :3], 2).tolist()))
-        np.testing.assert_allclose(found, places(labels.array == value, labels.world_from_index), atol=0.02)
+        result = np.array(sorted(np.round((index @ read.affine.T)[:, :3], 2).tolist()))
+        np.testing.assert_allclose(result, places(labels.array == value, labels.world_from_index), atol=0.02)
         contours = objects["rtstruct"].ROIContourSequence[number - 1].ContourSequence
         heights = {round(float(contour.ContourData[2]), 2) for contour in contours}
-        assert heights == {round(float(z), 2) for z in found[:, 2]}
+        assert heights == {round(float(z), 2) for z in result[:, 2]}
     assert numbers(objects["dicom-sr"]) == [12.5, 0.5]
 
 
 def numbers(report):
-    """All numbers of a report."""
-    found = []
+    """Return all numeric values of a structured report."""
+    result = []
     for item in report.get("ContentSequence", []):
         if item.ValueType == "NUM":
-            found.append(float(item.MeasuredValueSequence[0].NumericValue))
-        found += numbers(item)
-    return found
+            result.append(float(item.MeasuredValueSequence[0].NumericValue))
+        result += numbers(item)
+    return result
 
 
 def valid(objects):
-    """Every element can be read by a reader that refuses what the standard does not allow."""
+    """Assert that a strict reader accepts every element."""
     before = pydicom.config.settings._reading_validation_mode
     pydicom.config.settings.reading_validation_mode = pydicom.config.RAISE
     try:
@@ -184,7 +184,7 @@ INVALID = {
 
 
 @pytest.mark.parametrize("fields", INVALID.values(), ids=INVALID)
-def test_what_is_not_valid_is_left_empty_and_named(fields, lax, tmp_path):
+def test_invalid_elements_are_left_empty_and_named(fields, lax, tmp_path):
     name = next(name for name in fields if name != "SpecificCharacterSet")
     source = series(tmp_path / "series", **fields)
     labels, objects, lines = written(tmp_path, source)
@@ -254,19 +254,19 @@ KEPT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("fields", "expected"), KEPT.values(), ids=KEPT)
-def test_what_is_unusual_and_valid_is_kept(fields, expected, lax, tmp_path):
+def test_unusual_but_valid_elements_are_kept(fields, expected, lax, tmp_path):
     labels, objects, lines = written(tmp_path, series(tmp_path / "series", **fields))
     assert lines == ()
     for data in objects.values():
         for name, value in expected.items():
-            found = data.get(name)
-            assert (str(found or "") if isinstance(value, str) else found) == value
+            result = data.get(name)
+            assert (str(result or "") if isinstance(value, str) else result) == value
     same_voxels(labels, objects)
     valid(objects)
 
 
 @pytest.mark.parametrize("thickness", [None, "", 0, -3, Raw("DS", b"5 mm"), Raw("DS", b"1\\2")])
-def test_a_missing_thickness_is_the_distance_of_slices(thickness, lax, tmp_path):
+def test_a_missing_slice_thickness_is_replaced_by_the_slice_distance(thickness, lax, tmp_path):
     labels, objects, lines = written(tmp_path, series(tmp_path / "series", SliceThickness=thickness))
     assert lines == ()
     [measures] = objects["dicom-seg"].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
@@ -277,7 +277,7 @@ def test_a_missing_thickness_is_the_distance_of_slices(thickness, lax, tmp_path)
 
 @pytest.mark.parametrize("name", ["StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"])
 @pytest.mark.parametrize("held", ["", None, "Erika Muster", "1." * 40 + "1", Raw("UI", b"1.2\\1.3")])
-def test_an_identifier_that_cannot_be_named_is_made_up(name, held, lax, tmp_path):
+def test_an_invalid_identifier_is_replaced(name, held, lax, tmp_path):
     labels, objects, lines = written(tmp_path, series(tmp_path / "series", **{name: held}))
     [line] = lines
     assert name in line
@@ -307,7 +307,7 @@ def test_an_identifier_with_leading_zeros_ties_results_to_the_series(lax, tmp_pa
     same_voxels(labels, objects)
 
 
-def test_instances_that_cannot_be_named_are_made_up(lax, tmp_path):
+def test_invalid_instance_uids_are_replaced(lax, tmp_path):
     source = series(tmp_path / "series")
     for number, file in enumerate(sorted(source.iterdir())):
         data = pydicom.dcmread(file)
@@ -354,8 +354,8 @@ def test_nothing_but_valid_elements_of_patient_and_study_is_copied(lax, tmp_path
         assert b"Secret" not in whole
 
 
-def test_an_unknown_class_keeps_its_name(lax, tmp_path):
-    """Of a scanner's own classes highdicom knows nothing; the pixels may be read all the same."""
+def test_an_unknown_sop_class_is_kept(lax, tmp_path):
+    """highdicom does not know private SOP classes, but the pixels can be read."""
     source = series(tmp_path / "series")
     labels = marked(read_volume(source))
     for file in source.iterdir():
@@ -393,7 +393,7 @@ def test_positions_that_are_rounded_lie_on_the_grid_of_the_label_map(tmp_path):
     )
 
 
-def test_files_without_preamble_and_meta_header(tmp_path):
+def test_files_without_preamble_and_meta_header_are_referenced(tmp_path):
     source = series(tmp_path / "series")
     for file in source.iterdir():
         bare = Dataset()
@@ -405,7 +405,7 @@ def test_files_without_preamble_and_meta_header(tmp_path):
     same_voxels(labels, objects)
 
 
-def test_an_archive_of_a_series(lax, tmp_path):
+def test_results_of_an_archived_series(lax, tmp_path):
     source = series(tmp_path / "series", PatientSex="X")
     packed = tmp_path / "series.zip"
     with ZipFile(packed, "w") as archive:
@@ -438,11 +438,11 @@ def test_an_enhanced_series_without_thickness_whose_frames_each_say_where_they_a
     for frame in objects["dicom-seg"].PerFrameFunctionalGroupsSequence:
         [source] = frame.DerivationImageSequence[0].SourceImageSequence
         group = data.PerFrameFunctionalGroupsSequence[source.ReferencedFrameNumber - 1]
-        there = group.PlanePositionSequence[0].ImagePositionPatient
-        np.testing.assert_allclose(frame.PlanePositionSequence[0].ImagePositionPatient, there, atol=1e-3)
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        np.testing.assert_allclose(frame.PlanePositionSequence[0].ImagePositionPatient, position, atol=1e-3)
 
 
-def test_several_enhanced_files_of_one_series(tmp_path):
+def test_results_of_several_enhanced_files_of_one_series(tmp_path):
     raw = np.random.default_rng(3).integers(0, 4096, (6, 10, 14)).astype(np.uint16)
     uids = [generate_uid() for _ in "abc"]
     for number, order in enumerate([(0, 1, 2), (3, 4, 5)]):
@@ -457,11 +457,11 @@ def test_several_enhanced_files_of_one_series(tmp_path):
     assert number.ReferencedFrameNumber == 2
 
 
-def test_no_library_says_anything_and_settings_stay(lax, tmp_path, caplog):
+def test_libraries_print_nothing_and_logging_settings_are_restored(lax, tmp_path, caplog):
     source = series(tmp_path / "series", PatientName="Mustermann", PatientBirthDate="1980.02.03")
     logging.getLogger("highdicom").setLevel(logging.DEBUG)
     try:
-        with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as heard:
+        with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             files = result_files(tmp_path, "scan", FORMATS)
             labels = marked(read_volume(source))
@@ -476,7 +476,7 @@ def test_no_library_says_anything_and_settings_stay(lax, tmp_path, caplog):
             )
             logging.getLogger("highdicom.base").debug("still heard")
             warnings.warn("still heard", stacklevel=1)
-        assert [str(one.message) for one in heard] == ["still heard"]
+        assert [str(one.message) for one in caught] == ["still heard"]
         assert [record.message for record in caplog.records] == ["still heard"]
         assert logging.getLogger("highdicom").level == logging.DEBUG
     finally:

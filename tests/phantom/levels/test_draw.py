@@ -23,7 +23,7 @@ def test_a_body_depends_on_seed_and_index_only(level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_slice_shows_a_body_within_the_picture(level):
+def test_every_slice_shows_a_body_within_the_image(level):
     for index in range(6):
         volume = sample_level_slab(SEED, index, level=level, slices=5, size=64).volume
         part = body_mask(volume, -250.0).mean(axis=(1, 2))
@@ -44,7 +44,7 @@ def painted(level: str, height: float, **alike: object) -> tuple[Sheet, Person]:
 
 
 def at(sheet: Sheet, x: float, y: float) -> float:
-    """HU at a place in half widths and half depths."""
+    """Return the HU at a position in half widths and half depths."""
     return float(sheet.hu[round(y * 50.0 + 79.5), round(x * 50.0 + 79.5)])
 
 
@@ -96,7 +96,7 @@ def test_thighs_are_two_legs_with_a_shaft_in_front_of_the_middle():
         assert sheet.y[shaft].mean() < -0.05
 
 
-def test_bodies_without_a_roll_have_any():
+def test_bodies_without_a_given_roll_have_random_rolls():
     rolls = np.array(
         [sample_level_slab(SEED, index, level="unknown", slices=2, size=64).roll for index in range(80)]
     )

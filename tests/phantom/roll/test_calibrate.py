@@ -10,7 +10,7 @@ from isopose.scan.prior import probability_within
 
 
 def made(claimed: float, true: float, shared: float, patients: int = 400, slices: int = 10) -> RollEvidence:
-    """Slices that claim one concentration and have another; part of the variance is common to a patient."""
+    """Simulate slices whose stated concentration is wrong; part of the variance is shared by a patient."""
     rng = np.random.default_rng(0)
     spread = 1.0 / math.sqrt(true)
     common = rng.normal(0.0, spread * math.sqrt(shared), (patients, 1))
@@ -21,7 +21,7 @@ def made(claimed: float, true: float, shared: float, patients: int = 400, slices
 
 
 @pytest.mark.parametrize(("claimed", "true"), [(400.0, 100.0), (50.0, 200.0), (150.0, 150.0)])
-def test_the_true_concentration_is_found_of_slices(claimed, true):
+def test_the_concentration_of_slices_is_recovered(claimed, true):
     calibration = calibrate(made(claimed, true, 0.0))
     assert calibrated_concentration(torch.tensor([claimed]), calibration).item() == pytest.approx(
         true, rel=0.1
@@ -29,13 +29,13 @@ def test_the_true_concentration_is_found_of_slices(claimed, true):
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.8])
-def test_what_slices_share_is_found_of_patients(shared):
+def test_the_variance_shared_by_a_patients_slices_is_recovered(shared):
     calibration = calibrate(made(100.0, 100.0, shared))
     expected = 10.0 / (1.0 + 9.0 * shared)
     assert effective_count(torch.tensor([10.0]), calibration).item() == pytest.approx(expected, rel=0.25)
 
 
-def test_probabilities_are_then_those_that_happen():
+def test_calibrated_probabilities_match_frequencies():
     seen = made(500.0, 80.0, 0.0)
     concentration = calibrated_concentration(seen.evidence.norm(dim=1), calibrate(seen))
     expected = probability_within(torch.zeros_like(concentration), concentration).mean()
@@ -43,8 +43,8 @@ def test_probabilities_are_then_those_that_happen():
     assert expected.item() == pytest.approx(happened.item(), abs=0.02)
 
 
-def test_directions_that_are_arbitrary_where_little_is_seen_give_the_odds():
-    """Of long evidence all directions are right; of short evidence a third is anywhere."""
+def test_the_odds_of_arbitrary_directions_are_recovered():
+    """Directions with long evidence are correct; a third of those with short evidence is random."""
     sure, rng = made(400.0, 150.0, 0.0), np.random.default_rng(1)
     vague = made(9.0, 150.0, 0.0)
     lost = torch.from_numpy(rng.random(len(vague.patient)) < 1.0 / 3.0)
@@ -55,6 +55,6 @@ def test_directions_that_are_arbitrary_where_little_is_seen_give_the_odds():
     assert seen.patient.unique().numel() == 2 * sure.patient.unique().numel()
     calibration = calibrate(seen)
     arbitrary = (seen.error[len(sure.patient) :].abs() > math.radians(30.0)).float().mean().item()
-    found = log_odds_of(torch.tensor([9.0, 400.0]), calibration).sigmoid()
-    assert 1.0 - found[0].item() == pytest.approx(arbitrary, abs=0.15)
-    assert found[1].item() > 0.998
+    result = log_odds_of(torch.tensor([9.0, 400.0]), calibration).sigmoid()
+    assert 1.0 - result[0].item() == pytest.approx(arbitrary, abs=0.15)
+    assert result[1].item() > 0.998

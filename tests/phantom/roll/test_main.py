@@ -24,7 +24,7 @@ def run(output, steps, *more):
     return result.output
 
 
-def test_makes_weights_that_load_and_says_what_they_are_worth(tmp_path, monkeypatch):
+def test_training_writes_loadable_weights_and_prints_their_error(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_STEPS", 2)
     assert "roll.json" in run(tmp_path / "one", 4)
     tensors = load_file(tmp_path / "one" / WEIGHTS["ct"])

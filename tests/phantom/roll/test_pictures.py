@@ -18,7 +18,7 @@ from isopose.phantom.roll.slabs import (
 
 
 def leaning(*degrees: float) -> Slabs:
-    """Discs with a bright spine at the back and a mark on the left, each leaning by its angle."""
+    """Draw discs with a bright spine at the back and a mark on the left, each with its roll."""
     line = ((2.0 * torch.arange(STORED_SIZE) + 1.0) / STORED_SIZE - 1.0) * STORED_REACH
     x, y = line[None, :], line[:, None]
     hu, masks = [], []
@@ -45,13 +45,13 @@ def middle(image: torch.Tensor, above: float) -> tuple[float, float]:
     )
 
 
-def test_kept_bytes_are_hounsfield_units_again():
+def test_bytes_are_converted_back_to_hounsfield_units():
     assert hounsfield(torch.tensor([0, 75, 255], dtype=torch.uint8)).tolist() == [-300.0, 0.0, 720.0]
 
 
-def test_pictures_are_upright_whatever_the_lean():
+def test_views_are_upright_for_any_roll():
     slabs = leaning(0, 35, -60, 150)
-    found = []
+    results = []
     for seed in range(12):
         image, mask = picture(slabs, torch.arange(4), torch.Generator().manual_seed(seed))
         assert image.shape == mask.shape == (4, 1, DEFORMED_SIZE, DEFORMED_SIZE)
@@ -60,12 +60,12 @@ def test_pictures_are_upright_whatever_the_lean():
         for one in image[:, 0]:
             peak = one[:, DEFORMED_SIZE // 3 : -DEFORMED_SIZE // 3]
             if float(peak.max()) > 0.9:
-                found.append(middle(one, 0.9)[1])
+                results.append(middle(one, 0.9)[1])
     # The spine is the brightest: at the back, in most of the disturbed pictures.
-    assert np.median(found) > 0.15
+    assert np.median(results) > 0.15
 
 
-def test_alike_disturbs_all_in_the_same_way():
+def test_alike_disturbs_all_slices_in_the_same_way():
     slabs = leaning(20, 20, 20)
     for seed in range(6):
         image, mask = picture(slabs, torch.arange(3), torch.Generator().manual_seed(seed), alike=True)
@@ -78,7 +78,7 @@ def test_alike_disturbs_all_in_the_same_way():
 
 
 def test_the_truth_of_a_view_is_its_angle():
-    """A view turned back by its own truth shows the spine at the back."""
+    """A view rotated back by its true angle shows the spine at the back."""
     slabs = leaning(0, 0, 0, 0)
     seen, angle, mirrored = batch(slabs, torch.arange(4), torch.Generator().manual_seed(1))
     assert seen.shape == (4 * VIEWS, 2, SIZE, SIZE)
@@ -100,7 +100,7 @@ def test_a_batch_depends_on_its_number_alone():
     assert not torch.equal(one[7][1], one[8][1])
 
 
-def test_slabs_are_drawn_once_and_are_the_phantoms(tmp_path):
+def test_slabs_are_cached_and_equal_the_phantoms(tmp_path):
     slabs = draw_slabs(tmp_path, 5, range(2), 3, 0)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = draw_slabs(tmp_path, 5, range(2), 3, 0)

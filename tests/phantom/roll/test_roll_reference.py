@@ -12,20 +12,20 @@ from isopose.phantom.roll.reference import PATIENTS, draw_outline, main
 each = pytest.mark.parametrize("name", REFERENCES)
 
 
-def test_the_shipped_files_are_what_the_command_makes(tmp_path) -> None:
+def test_the_shipped_files_equal_those_of_the_command(tmp_path) -> None:
     from safetensors.torch import load_file
 
     main(tmp_path / "new")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {*REFERENCES.values()}
     for name, file in REFERENCES.items():
-        made, shipped = load_file(tmp_path / "new" / file), load_reference(name)
-        assert set(made) == {"mask", "side_mm"}
-        torch.testing.assert_close(made["mask"].float(), shipped.mask, atol=2e-3, rtol=0)
-        assert float(made["side_mm"]) == pytest.approx(shipped.side_mm, rel=1e-5)
+        produced, shipped = load_file(tmp_path / "new" / file), load_reference(name)
+        assert set(produced) == {"mask", "side_mm"}
+        torch.testing.assert_close(produced["mask"].float(), shipped.mask, atol=2e-3, rtol=0)
+        assert float(produced["side_mm"]) == pytest.approx(shipped.side_mm, rel=1e-5)
 
 
 @pytest.mark.parametrize(("name", "age_years"), [("child", 2.0), ("adult", 30.0)])
-def test_it_is_a_patient_of_an_age_in_its_true_size(name, age_years) -> None:
+def test_the_reference_is_a_patient_of_its_age_in_true_size(name, age_years) -> None:
     size, drawn_mm = reference_size(age_years), PATIENTS[name][1]
     box, _ = box_of_mask(draw_outline(name)[:, 0] >= 0.5)
     x0, y0, x1, y1 = (box[0] * drawn_mm / 2).tolist()
@@ -40,7 +40,7 @@ def test_it_is_a_patient_of_an_age_in_its_true_size(name, age_years) -> None:
 
 
 @each
-def test_it_is_upright_symmetric_centered_and_fills_the_frame(name) -> None:
+def test_the_reference_is_upright_symmetric_centered_and_fills_the_frame(name) -> None:
     mask = load_reference(name).mask
     assert mask.shape == (1, 1, 96, 96)
     assert mask.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_it_is_upright_symmetric_centered_and_fills_the_frame(name) -> None:
     assert float(rows[bottom]) > float(rows[top])
 
 
-def test_what_is_shipped_has_an_identity() -> None:
+def test_shipped_files_have_distinct_hashes() -> None:
     hashes = [shipped_sha256(WEIGHTS["ct"]), *(shipped_sha256(file) for file in REFERENCES.values())]
     assert {len(one) for one in hashes} == {64}
     assert len(set(hashes)) == len(hashes)
