@@ -84,3 +84,10 @@ def test_simpleitk_and_nibabel_images_of_one_file_have_the_same_grid(kind, tmp_p
 def test_images_without_a_position_in_the_patient_are_refused(image):
     with pytest.raises(InputError, match="expected"):
         as_volume(image)
+
+
+def test_a_tensor_of_bfloat16_which_numpy_does_not_have():
+    values = torch.arange(24).reshape(2, 3, 4)
+    volume = as_volume((values.bfloat16(), torch.eye(4)))
+    assert volume.array.dtype == np.float32
+    assert np.array_equal(volume.array, values.numpy().transpose(2, 1, 0))

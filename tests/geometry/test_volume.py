@@ -195,3 +195,10 @@ def test_rounding_in_a_header_is_not_taken_for_shear():
 def test_an_impossible_voxel_size_is_quoted_in_plain_numbers():
     with pytest.raises(InputError, match=r"voxel size 0 x 0\.5 x 2e\+04 mm is not plausible"):
         Volume(np.zeros((2, 2, 2)), np.diag([0, 0.5, 2e4, 1]))
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, object, "U4", "M8[s]"])
+def test_values_that_are_not_real_numbers(dtype):
+    # Of complex MR the imaginary part would be dropped; None and NaN in objects would pass as finite.
+    with pytest.raises(InputError, match="expected one real number per voxel, got values of type"):
+        Volume(np.zeros((2, 3, 4)).astype(dtype))

@@ -120,6 +120,8 @@ def _from_sitk(image: sitk.Image) -> Volume:
 
 def _from_pair(values: Any, affine: Any) -> Volume:
     """Convert an array ``(x, y, z)`` and its RAS affine ``(4, 4)`` to a volume."""
+    if isinstance(values, Tensor) and values.dtype == torch.bfloat16:
+        values = values.float()  # NumPy has no bfloat16
     array, matrix = (
         np.asarray(p.numpy(force=True) if isinstance(p, Tensor) else p) for p in (values, affine)
     )

@@ -1,5 +1,6 @@
 """Warnings for scans that do not look like CT or MR of a trunk in the expected plane."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,12 @@ from isopose.io.sizes import size_warnings
 
 #: A scan without a voxel below this has no fat and no air: its values are not HU.
 _AIRLESS_HU = -10
+#: A scan with padding has fat below this, unless its values are not HU; noise of air at 0 is above.
+_FAT_HU = -50
+#: Least part of the voxels besides padding that fat and air fill; every trunk has far more.
+_MIN_FAT_SHARE = 1e-3
+#: Number of voxels from which that part is taken.
+_SAMPLED_VOXELS = 1 << 20
 #: A scan whose values span less than this was windowed or normalized.
 _NARROW_HU = 300
 #: Above bone and most metal; scanners clip at 3071 or, with the extended scale, near 31743.
@@ -83,6 +90,11 @@ def scan_warnings(
             )
         elif high > _HIGHEST_HU:
             yield f"values up to {high:g} are not plausible HU; is the rescale slope missing?"
+        elif _offset_is_missing(_sample(volume.array), low):
+            yield (
+                f"hardly any value is below {_FAT_HU} except {low:g}, which is probably padding, but fat and "
+                "air in CT are below; the HU offset (often -1024) seems to be missing, or this is not CT"
+            )
     x, y, z = volume.spacing
     thick = max(x, y) > THICK_RATIO * min(x, y) or (max(x, y) > THICK_RATIO * z and max(x, y) > THICK_MM)
     # MR of another plane is refused.
@@ -95,3 +107,20 @@ def scan_warnings(
     angle = float(np.degrees(np.arccos(np.clip(np.abs(np.diag(volume.direction)), 0, 1)).max()))
     if angle > _OBLIQUE_DEGREES:
         yield f"its axes are {angle:.0f} degrees off the patient's axes; expected them to be nearly parallel"
+
+
+def _offset_is_missing(values: np.ndarray, low: float) -> bool:
+    """Return True if the values of CT are not HU although padding below air makes their range look so.
+
+    Args:
+        values: of voxels all over the scan.
+        low: the lowest value of the scan, which may be padding.
+    """
+    unpadded = values[values > low]
+    return low < _FAT_HU and len(unpadded) > 0 and bool(np.mean(unpadded < _FAT_HU) < _MIN_FAT_SHARE)
+
+
+def _sample(array: np.ndarray) -> np.ndarray:
+    """Return values on a regular grid in all slices, so that no large scan is copied."""
+    step = math.ceil(math.sqrt(array.size / _SAMPLED_VOXELS))
+    return array[:, ::step, ::step]

@@ -52,7 +52,8 @@ class Volume:
         world_from_index: ``(4, 4)`` float64, maps ``(x, y, z, 1)`` indices to LPS millimeters.
 
     Raises:
-        InputError: not three non-empty dimensions, a non-finite, singular or sheared matrix.
+        InputError: values that are not real numbers, not three non-empty dimensions, a non-finite, singular
+            or sheared matrix.
     """
 
     array: np.ndarray
@@ -60,6 +61,9 @@ class Volume:
 
     def __post_init__(self) -> None:
         matrix = np.array(self.world_from_index, dtype=np.float64)
+        # NumPy would drop imaginary parts, and NaN in an array of objects would pass every check of values.
+        if self.array.dtype.kind not in "biuf":
+            raise InputError(f"expected one real number per voxel, got values of type {self.array.dtype}")
         if self.array.ndim != 3 or 0 in self.array.shape:
             raise InputError(f"expected a volume of three non-empty dimensions, got shape {self.array.shape}")
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
