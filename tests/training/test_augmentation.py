@@ -75,7 +75,7 @@ def test_a_part_of_a_batch_is_disturbed_as_it_is_in_the_whole() -> None:
     augment, batch = Augmentation(AIR), batch_of(8)
     whole = augment(batch, (1, 2, 3))
     places = torch.tensor([5, 2, 7])
-    part = augment(batch.part(places), (1, 2, 3), places.tolist())
+    part = augment(batch.select(places), (1, 2, 3), places.tolist())
     assert torch.equal(part.image, whole.image[places])
     assert torch.equal(part.labels, whole.labels[places])
 

@@ -119,7 +119,7 @@ def test_slices_without_label_do_not_train_the_crop() -> None:
     objective = CropObjective(pipeline_of(config()))
     torch.nn.init.normal_(objective.crop.localization.output.weight, std=0.01)
     loss = objective(replace(batch, labels=labels), STILL[:4])
-    kept = batch.part(torch.tensor([0, 2]))
+    kept = batch.select(torch.tensor([0, 2]))
     assert loss.item() == pytest.approx(objective(kept, STILL[:2]).item(), rel=1e-5)
     judged = judge(objective, replace(batch, labels=labels))
     assert judged == pytest.approx(judge(objective, kept))
@@ -206,7 +206,7 @@ def test_joint_slices_without_label_train_the_pose_only() -> None:
     torch.nn.init.normal_(objective.joint.output.weight, std=0.01)
     mixed = objective(replace(batch, labels=labels), STILL[:4]).item()
     none = objective(replace(batch, labels=torch.zeros_like(labels)), STILL[:4]).item()
-    kept = batch.part(torch.tensor([0, 2]))
+    kept = batch.select(torch.tensor([0, 2]))
     eq_2 = (
         objective(kept, STILL[:2]).item()
         - objective(replace(kept, labels=torch.zeros_like(kept.labels)), STILL[:2]).item()

@@ -158,14 +158,14 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoc
         return stage.augment(batch, (*stage.seed, epoch, number), places.tolist()) if stage.augment else batch
 
     read = [batch[places.numpy()] for batch in batches]
-    for step, batch in enumerate(read_ahead(stage.training, read, pin=pin, change=change)):
+    for step, batch in enumerate(read_ahead(stage.training, read, pin=pin, transform=change)):
         batch, disturbance = batch.to(fabric.device), noise[step, places].to(fabric.device)
         optimizer.zero_grad()
         rows_of_parts = torch.arange(batch_count, device=fabric.device).split(
             [len(share) for share in shares]
         )
         for number, rows in enumerate(rows_of_parts, start=1):
-            part = batch.part(rows) if config.parts > 1 else batch
+            part = batch.select(rows) if config.parts > 1 else batch
             with fabric.no_backward_sync(module, enabled=number < config.parts):
                 loss = module(part, disturbance[rows]) * (len(rows) / batch_count)
                 fabric.backward(loss)

@@ -109,7 +109,7 @@ def rotation_errors(
         Slopes ``(M,)``; distances ``(N,)`` of the estimate's and the moments' axes; distances ``(K,)`` of the
             estimate, and of the moments, from the true angle of the slices whose truth is known.
     """
-    rotated = batch.part(torch.arange(0, len(batch.rows), every, device=batch.image.device))
+    rotated = batch.select(torch.arange(0, len(batch.rows), every, device=batch.image.device))
     moments_angle = pose_from_moments(moments(batch.mask), moments(reference))[:, ANGLE].float()
     estimated_angle = estimate(batch.image, batch.mask)[:, ANGLE].float()
     true = true_angles(truth, slices, batch.rows)
