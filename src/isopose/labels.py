@@ -169,7 +169,7 @@ class Labels:
         single = {name: (self.values[name],) for name in self.names}
         return single | {u: tuple(self.values[m] for m in members) for u, members in self.unions.items()}
 
-    def judged(self) -> dict[str, tuple[int, ...]]:
+    def loss_targets(self) -> dict[str, tuple[int, ...]]:
         """Return the targets of the U-Net's loss: name to classes, the regions or else each label."""
         of_value = {self.values[name]: index for index, name in enumerate(self.names, start=1)}
         targets = self.targets()
@@ -185,8 +185,8 @@ class Labels:
         """
         last = {} if self.ignore is None else {IGNORE: self.classes}
         if not self.regions:
-            return {"labels": {"background": 0, **{n: c for n, (c,) in self.judged().items()}, **last}}
-        regions = {name: list(of) if len(of) > 1 else of[0] for name, of in self.judged().items()}
+            return {"labels": {"background": 0, **{n: c for n, (c,) in self.loss_targets().items()}, **last}}
+        regions = {name: list(of) if len(of) > 1 else of[0] for name, of in self.loss_targets().items()}
         order = [sorted(self.values.values()).index(value) + 1 for value in self.regions.values()]
         return {"labels": {"background": 0, **regions, **last}, "regions_class_order": order}
 

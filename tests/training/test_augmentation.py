@@ -102,7 +102,7 @@ def test_labels_go_where_the_image_goes() -> None:
 
 def test_outside_of_a_turned_slice_is_air() -> None:
     augment = Augmentation(AIR)
-    augment.rest.transforms = ()
+    augment.intensities.transforms = ()
     for seed in range(30):
         out = augment(batch_of(2), (seed,))
         for corner in (out.image[:, 0, 0, 0], out.image[:, 0, -1, -1]):
@@ -139,7 +139,7 @@ def test_intensities_change_as_often_as_nnunet_changes_them() -> None:
     untouched = (out.image - batch_of(1).image).abs().flatten(1).amax(dim=1) < 1e-4
     chance = math.prod(1 - p for p in (0.1, 0.1, 0.15, 0.15, 0.125, 0.1, 0.3))
     assert float(untouched.float().mean()) == pytest.approx(chance, abs=0.06)
-    kinds = [type(t) for t in augment.rest.transforms]
+    kinds = [type(t) for t in augment.intensities.transforms]
     assert kinds.index(RandGaussianNoised) == 0
     assert kinds[-2:] == [RandAdjustContrastd, RandAdjustContrastd]
 

@@ -69,7 +69,7 @@ class Line(nn.Module):
         # A finite loss may have a gradient that is not: here a root at zero.
         return loss + (loss - loss.detach()).sqrt() if self.gradient_only else loss * float("nan")
 
-    def judge(self, slices: Any, batches: Iterable[Batch]) -> dict[str, float]:
+    def validate(self, slices: Any, batches: Iterable[Batch]) -> dict[str, float]:
         assert not self.training
         self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
         self.judged += 1
@@ -332,10 +332,10 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_scores_that_are_not_finite_never_reach_the_history(tmp_path: Path) -> None:
-    """A validation with nothing to judge says nothing; the model's JSON could not hold a NaN."""
+    """A validation with nothing to validate says nothing; the model's JSON could not hold a NaN."""
 
     class Blind(Line):
-        def judge(self, slices: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        def validate(self, slices: Any, batches: Iterable[Batch]) -> dict[str, float]:
             self.judged += 1
             return {}
 

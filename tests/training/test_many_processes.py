@@ -149,9 +149,9 @@ def test_two_processes_learn_what_one_learns(place, more, request):
 
 
 def test_validation_is_the_same_on_any_number(place):
-    (place / "judge.py").write_text(JUDGE)
-    run(place / "judge.py", place / "one", place / "alone")
-    run(place / "judge.py", place / "one", place / "shared", processes=3)
+    (place / "validate.py").write_text(JUDGE)
+    run(place / "validate.py", place / "one", place / "alone")
+    run(place / "validate.py", place / "one", place / "shared", processes=3)
     alone = json.loads((place / "alone-0.json").read_text())
     assert [sorted(numbers)[0] for numbers in alone] == ["box overlap", "dice"]
     for rank in range(3):

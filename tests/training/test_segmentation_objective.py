@@ -19,11 +19,11 @@ from objective_cases import (
     config,
     from_identity,
     joint,
-    judge,
     pipeline_of,
     poses,
     train,
     upright,
+    validate,
 )
 from torch import Tensor
 
@@ -231,7 +231,7 @@ def test_mirroring_is_not_seen_in_validation() -> None:
     scores = []
     for probability in (0, 1):
         objective = sided_objective(f"unet.mirror={probability}").eval()
-        scores.append(judge(objective, batch, "abc"))
+        scores.append(validate(objective, batch, "abc"))
     assert scores[0] == scores[1]
 
 
@@ -248,7 +248,7 @@ def test_segmentation_learns() -> None:
     losses = train(objective, batch, 0.01, 40)
     assert losses[-1] < 0.5 * losses[0]
     objective.eval()
-    scores = judge(objective, batch, "aaaaaa")
+    scores = validate(objective, batch, "aaaaaa")
     assert scores["dice 1"] > 0.7
 
 
@@ -259,7 +259,7 @@ def test_dice_is_judged_on_the_frame_patient_by_patient() -> None:
     answers = one_hot(batch.labels, 3)
     answers[2] = one_hot(torch.zeros(1, SIZE, SIZE), 3)[0]
     objective.unet = Answering(20.0 * warped_target(answers, objective._theta(batch), (SIZE, SIZE)))
-    scores = judge(objective, batch, "bba")
+    scores = validate(objective, batch, "bba")
     # Patient b is found, patient a is missed.
     assert scores["dice 1"] == pytest.approx(0.5, abs=0.03)
     assert scores["dice 2"] == pytest.approx(0.5, abs=0.03)
@@ -275,7 +275,7 @@ def test_nothing_to_judge_is_no_score() -> None:
     objective = SegmentationObjective(pipeline_of(config()))
     nothing = torch.tensor([9.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(2, 3, SIZE, SIZE)
     objective.unet = Answering(nothing)
-    assert judge(objective, batch, "aa") == {}
+    assert validate(objective, batch, "aa") == {}
 
 
 def test_patient_dice_by_hand() -> None:
@@ -408,12 +408,12 @@ def test_validation_counts_what_is_labeled_and_regions_where_there_are() -> None
     expected = 2 * tumor / (kidney + 2 * tumor)
     objective = SegmentationObjective(pipeline_of(config()), plain)
     objective.unet = Answering(answer)
-    scores = judge(objective, batch, "aa")
+    scores = validate(objective, batch, "aa")
     assert scores["dice tumor"] == pytest.approx(expected, abs=1e-6)
     assert scores["dice kidney"] == 0.0
     objective = SegmentationObjective(pipeline_of(config()), names)
     objective.unet = Answering(answer)
-    scores = judge(objective, batch, "aa")
+    scores = validate(objective, batch, "aa")
     assert scores.keys() == {"dice", "dice both", "dice tumor"}
     assert scores["dice both"] == 1.0
     assert scores["dice tumor"] == pytest.approx(expected, abs=1e-6)
