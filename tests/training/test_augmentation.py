@@ -163,7 +163,7 @@ def test_training_with_it_is_resumable_and_differs_from_training_without(
     "setting", ["pose.start=moments", "crop.enabled=true", "pose.learned=true", "dims=3"]
 )
 def test_it_is_refused_beside_homogenization(setting: str) -> None:
-    with pytest.raises(InputError, match="it augments slices without a pose"):
+    with pytest.raises(InputError, match=r"with unet\.augmentation=nnunet only"):
         load_config(settings=[*PLAIN, "unet.augmentation=nnunet", setting])
 
 
