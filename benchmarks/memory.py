@@ -132,7 +132,7 @@ def slices_of(config: Config, device: torch.device) -> tuple[torch.nn.Module, Lo
         channel_pose=poses if channels > 1 else None,
     )
     batch, noise = batch.to(device), torch.zeros(n, noise_size(2), device=device)
-    return objective, lambda rows: objective(batch.part(rows), noise[rows])
+    return objective, lambda rows: objective(batch.select(rows), noise[rows])
 
 
 def volumes_of(config: Config) -> tuple[torch.nn.Module, Loss]:
@@ -145,7 +145,7 @@ def volumes_of(config: Config) -> tuple[torch.nn.Module, Loss]:
     eye = torch.eye(4).repeat(n, 1, 1)
     batch = Batch(torch.arange(n), volumes, volumes, labels, torch.zeros(n, 9), eye, eye)
     noise = torch.zeros(n, noise_size(3))
-    return objective, lambda rows: objective(batch.part(rows), noise[rows])
+    return objective, lambda rows: objective(batch.select(rows), noise[rows])
 
 
 if __name__ == "__main__":

@@ -164,13 +164,13 @@ def test_the_ignore_value_is_neither_background_nor_structure():
 def test_regions_are_what_the_loss_compares():
     unions = {"whole": ("kidney", "tumor")}
     labels = Labels.create({"kidney": 3, "tumor": 7, "ignore": 8}, unions, {"whole": 3, "tumor": 7})
-    assert labels.judged() == {"whole": (1, 2), "tumor": (2,)}
+    assert labels.loss_targets() == {"whole": (1, 2), "tumor": (2,)}
     assert list(labels.targets()) == ["kidney", "tumor", "whole"]
     assert labels.for_nnunet() == {
         "labels": {"background": 0, "whole": [1, 2], "tumor": 2, "ignore": 3},
         "regions_class_order": [1, 2],
     }
-    assert Labels.create({"kidney": 3, "tumor": 7}, unions).judged() == {"kidney": (1,), "tumor": (2,)}
+    assert Labels.create({"kidney": 3, "tumor": 7}, unions).loss_targets() == {"kidney": (1,), "tumor": (2,)}
 
 
 def test_json_round_trip_keeps_ignore_value_and_regions():

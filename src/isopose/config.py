@@ -5,7 +5,8 @@ Unknown keys are errors. Nothing is read from the environment. The settings of e
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -88,48 +89,50 @@ class Config(ConfigSection):
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
 
+    def _check_values(self, expected: Mapping[str, Any], condition: str) -> None:
+        """Raise a ValueError if a setting has another value than the one that a condition allows.
+
+        Args:
+            expected: the allowed values by setting, such as ``{"pose.per": "volume"}``.
+            condition: setting and value because of which no others are possible, for the message.
+        """
+        for name, allowed in expected.items():
+            value = attrgetter(name)(self)
+            if value != allowed:
+                raise ValueError(
+                    f"{name} is {json.dumps(value)}, with {condition} only {json.dumps(allowed)} is possible"
+                )
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Config":
+        """Check the U-Net's input, the settings that volumes do not allow, and the fold."""
         if self.unet_size < 2 * self.unet.bottleneck or self.unet_size % 2**self.unet_levels:
             raise ValueError(
                 f"the U-Net's input of {self.unet_size} pixels cannot be halved down to a bottleneck of "
                 f"{self.unet.bottleneck}; change data.size, unet.input or unet.bottleneck"
             )
         if self.dims == 3:
-            for name, value, expected in (
-                ("stn", self.stn, "separate"),
-                ("pose.per", self.pose.per, "volume"),
-                ("pose.learned", self.pose.learned, False),
-                ("crop.per", self.crop.per, "volume"),
-                ("unet.context", self.unet.context, 0),
-                ("unet.output_norm", self.unet.output_norm, False),
-                ("unet.loss_space", self.unet.loss_space, "canonical"),
-            ):
-                if value != expected:
-                    raise ValueError(
-                        f"{name} is {json.dumps(value)}, with dims=3 only {json.dumps(expected)} is possible"
-                    )
+            expected = {
+                "stn": "separate",
+                "pose.per": "volume",
+                "pose.learned": False,
+                "crop.per": "volume",
+                "unet.context": 0,
+                "unet.output_norm": False,
+                "unet.loss_space": "canonical",
+            }
+            self._check_values(expected, "dims=3")
         if self.train.fold != "all" and not 0 <= self.train.fold < self.train.folds:
             raise ValueError(f"train.fold is {self.train.fold}, expected 0 to {self.train.folds - 1} or all")
         return self
 
     @model_validator(mode="after")
-    def _of_a_plane(self) -> "Config":
+    def _plane_fits(self) -> "Config":
         """Check the settings for coronal and sagittal slices, with which fewer are possible."""
         plane = self.data.plane
         if plane == "axial":
             return self
-        possible = (
-            ("dims", self.dims, 2),
-            ("stn", self.stn, "separate"),
-            ("unet.context", self.unet.context, 0),
-        )
-        for name, value, expected in possible:
-            if value != expected:
-                raise ValueError(
-                    f"{name} is {json.dumps(value)}, with data.plane={plane} only {json.dumps(expected)} is "
-                    "possible"
-                )
+        self._check_values({"dims": 2, "stn": "separate", "unet.context": 0}, f"data.plane={plane}")
         if self.pose.start == "moments":
             raise ValueError(
                 "pose.start is moments, which need a body outline that the field of view does not cut off; "
@@ -145,28 +148,26 @@ class Config(ConfigSection):
         return self
 
     @model_validator(mode="after")
-    def _augmented(self) -> "Config":
-        changed = self.unet.augmentation == "homogenized" and self.unet.elastic > 0
-        if changed and self.unet.loss_space == "native":
+    def _augmentation_fits(self) -> "Config":
+        is_deformed = self.unet.augmentation == "homogenized" and self.unet.elastic > 0
+        if is_deformed and self.unet.loss_space == "native":
             raise ValueError(
                 "unet.elastic deforms the crop, with unet.loss_space=native only unet.elastic=0 is possible"
             )
         if self.unet.augmentation == "nnunet":
-            for name, is_met in (
-                ("dims=2", self.dims == 2),
-                ("stn=separate", self.stn == "separate"),
-                ("pose.start=identity", self.pose.start == "identity"),
-                ("pose.learned=false", not self.pose.learned),
-                ("crop.enabled=false", not self.crop.enabled),
-            ):
-                if not is_met:
-                    raise ValueError(
-                        f"unet.augmentation=nnunet needs {name}: it augments slices without a pose"
-                    )
+            # It augments slices as scanned, which have neither pose nor crop.
+            expected = {
+                "dims": 2,
+                "stn": "separate",
+                "pose.start": "identity",
+                "pose.learned": False,
+                "crop.enabled": False,
+            }
+            self._check_values(expected, "unet.augmentation=nnunet")
         return self
 
     @model_validator(mode="after")
-    def _joint_crops(self) -> "Config":
+    def _joint_fits(self) -> "Config":
         for key in ("enabled", "learned"):
             if self.stn == "joint" and not getattr(self.crop, key):
                 raise ValueError(

@@ -99,10 +99,10 @@ def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    place = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise BusyError(
                 f"{folder}: another isopose process is writing to it; wait until it is done, or choose "
@@ -113,7 +113,7 @@ def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
             pass
         yield
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
 def composed(name: str) -> str:
@@ -157,8 +157,8 @@ def entries_below(folder: Path) -> list[Path]:
             raise InputError(f"{folder}: changed while it was read; run again when it is complete") from None
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
-    walked = os.walk(folder, onerror=refuse)
-    return sorted(Path(place, name) for place, below, files in walked for name in (*below, *files))
+    walk = os.walk(folder, onerror=refuse)
+    return sorted(Path(parent, name) for parent, folders, files in walk for name in (*folders, *files))
 
 
 def read_text(path: Path, expected: str) -> str:

@@ -52,20 +52,21 @@ def line_of(error: Exception) -> IsoposeError:
             "out of memory: too large for the memory of this machine; close other programs, use fewer "
             "--workers, or --device cpu"
         )
-    where = _innermost_line(error)
+    location = _innermost_line(error)
     if isinstance(error, OSError) and error.errno is not None:
         why, file = os.strerror(error.errno), _unusable_path(error)
         if error.errno in _DISK_ERRNOS:
             return RunError(f"{file or 'output'}: {why}; nothing was left half-written")
         return IsoposeError(f"{why} ({file or 'disk'}); check the file, its folder and the disk")
     if isinstance(error, ImportError) and error.name:
-        return IsoposeError(f"{error.name} cannot be loaded{where}; install isopose and its extras again")
+        return IsoposeError(f"{error.name} cannot be loaded{location}; install isopose and its extras again")
     if isinstance(error, FloatingPointError):
         return IsoposeError(
-            f"values that are not numbers{where}; is it a scan as the model was trained on, CT in Hounsfield "
-            "units? If all scans fail in this way, the model is damaged: copy it again, or train again"
+            f"values that are not numbers{location}; is it a scan as the model was trained on, CT in "
+            "Hounsfield units? If all scans fail in this way, the model is damaged: copy it again, or train "
+            "again"
         )
-    return IsoposeError(f"failed unexpectedly by {type(error).__name__}{where}; please report it")
+    return IsoposeError(f"failed unexpectedly by {type(error).__name__}{location}; please report it")
 
 
 def failure_of(error: Exception) -> IsoposeError:
@@ -104,12 +105,12 @@ def _innermost_line(error: Exception) -> str:
     frames = (
         (frame.f_globals.get("__name__", ""), line) for frame, line in traceback.walk_tb(error.__traceback__)
     )
-    places = [
+    locations = [
         f" at {module}:{line}"
         for module, line in frames
         if str(module).startswith("isopose.") and module not in _DISPATCHING_MODULES
     ]
-    return places[-1] if places else ""
+    return locations[-1] if locations else ""
 
 
 def _unusable_path(error: OSError) -> str:

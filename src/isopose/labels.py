@@ -72,12 +72,12 @@ class Labels:
 
     def _check_ignore(self) -> None:
         highest = max(self.values.values(), default=0)
-        given = self.ignore
-        if given is None:
+        ignore = self.ignore
+        if ignore is None:
             return
-        if isinstance(given, bool) or not isinstance(given, int) or not highest < given <= 255:
+        if isinstance(ignore, bool) or not isinstance(ignore, int) or not highest < ignore <= 255:
             raise InputError(
-                f"labels: 'ignore' has value {given!r}, expected the highest of all, a whole number from "
+                f"labels: 'ignore' has value {ignore!r}, expected the highest of all, a whole number from "
                 f"{highest + 1} to 255"
             )
 
@@ -169,7 +169,7 @@ class Labels:
         single = {name: (self.values[name],) for name in self.names}
         return single | {u: tuple(self.values[m] for m in members) for u, members in self.unions.items()}
 
-    def judged(self) -> dict[str, tuple[int, ...]]:
+    def loss_targets(self) -> dict[str, tuple[int, ...]]:
         """Return the targets of the U-Net's loss: name to classes, the regions or else each label."""
         of_value = {self.values[name]: index for index, name in enumerate(self.names, start=1)}
         targets = self.targets()
@@ -183,12 +183,13 @@ class Labels:
 
         Values are consecutive, in the order of the stored ones, as nnU-Net wants them.
         """
-        last = {} if self.ignore is None else {IGNORE: self.classes}
+        ignore = {} if self.ignore is None else {IGNORE: self.classes}
+        targets = {name: list(c) if len(c) > 1 else c[0] for name, c in self.loss_targets().items()}
+        labels = {"background": 0, **targets, **ignore}
         if not self.regions:
-            return {"labels": {"background": 0, **{n: c for n, (c,) in self.judged().items()}, **last}}
-        regions = {name: list(of) if len(of) > 1 else of[0] for name, of in self.judged().items()}
+            return {"labels": labels}
         order = [sorted(self.values.values()).index(value) + 1 for value in self.regions.values()]
-        return {"labels": {"background": 0, **regions, **last}, "regions_class_order": order}
+        return {"labels": labels, "regions_class_order": order}
 
     def to_nnunet(self, array: np.ndarray) -> np.ndarray:
         """Convert stored values to those that :meth:`for_nnunet` describes, uint8.
@@ -284,12 +285,12 @@ def mirrored_classes(names: Sequence[str]) -> tuple[int, ...]:
 
 def words_of(name: str) -> list[str]:
     """Split a label's name into lower-case words; words for a side become ``left`` or ``right``."""
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
     words = []
-    for word in filter(None, re.split(r"[\W_]+", apart)):
+    for word in filter(None, re.split(r"[\W_]+", spaced)):
         # A side may be joined to a word of three letters or more; bright, cleft and upright contain none.
-        glued = re.fullmatch(r"(left|right)(\w{3,})|(\w{3,})(left|right)", word)
-        words += [part for part in glued.groups() if part] if glued else [word]
+        joined = re.fullmatch(r"(left|right)(\w{3,})|(\w{3,})(left|right)", word)
+        words += [part for part in joined.groups() if part] if joined else [word]
     return [SIDES.get(word, word) for word in words]
 
 

@@ -29,10 +29,10 @@ def launched() -> tuple[int, int]:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 1, 1
-    here, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    if all_of_them % here:
-        raise InputError(f"torchrun: expected as many processes on each machine, got {all_of_them} in all")
-    return here, all_of_them // here
+    local_processes, processes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if processes % local_processes:
+        raise InputError(f"torchrun: expected as many processes on each machine, got {processes} in all")
+    return local_processes, processes // local_processes
 
 
 def strategy_for(device: str) -> Any:
@@ -91,9 +91,9 @@ def gathered(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     """
     if ranks() == 1:
         return torch.cat(list(parts), dim)
-    every: list[Any] = [None] * ranks()
-    dist.all_gather_object(every, [part.cpu() for part in parts])
-    return torch.cat([part for part in chain(*zip_longest(*every)) if part is not None], dim)
+    parts_of_ranks: list[Any] = [None] * ranks()
+    dist.all_gather_object(parts_of_ranks, [part.cpu() for part in parts])
+    return torch.cat([part for part in chain(*zip_longest(*parts_of_ranks)) if part is not None], dim)
 
 
 def leave() -> None:

@@ -31,11 +31,11 @@ def with_present_names(values: Any, renamed: Mapping[str, str]) -> Any:
     """
     if not isinstance(values, dict):
         return values
-    renamed_values: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in values.items():
-        below = {
+        nested = {
             path.removeprefix(f"{key}."): name for path, name in renamed.items() if path.startswith(f"{key}.")
         }
         name = renamed.get(key, key)
-        renamed_values[key if name in values else name] = with_present_names(value, below) if below else value
-    return renamed_values
+        result[key if name in values else name] = with_present_names(value, nested) if nested else value
+    return result

@@ -40,12 +40,12 @@ _MESSAGE_PREFIX = "Input should be "
 
 def first_problem(error: ValidationError) -> InvalidValue:
     """Return the first of a validation's problems, with all alternatives if there are several types."""
-    found = error.errors(include_url=False, include_context=False)
-    keys = [".".join(part for part in map(str, one["loc"]) if not _TYPES.fullmatch(part)) for one in found]
-    first = found[0]
+    errors = error.errors(include_url=False, include_context=False)
+    keys = [".".join(part for part in map(str, e["loc"]) if not _TYPES.fullmatch(part)) for e in errors]
+    first = errors[0]
     # Pydantic reports a problem for each of the types, and the fitting one need not be the first.
-    alike = [one for one, key in zip(found, keys, strict=True) if key == keys[0]]
-    texts = [_text_of(one["type"], one["msg"]) for one in alike]
+    alternatives = [e for e, key in zip(errors, keys, strict=True) if key == keys[0]]
+    texts = [_text_of(e["type"], e["msg"]) for e in alternatives]
     others = [
         text.removeprefix(_MESSAGE_PREFIX)
         for text in dict.fromkeys(texts[1:])

@@ -228,7 +228,7 @@ def test_a_part_of_a_batch_is_the_same_slices_of_everything() -> None:
     rows = torch.arange(4)
     image = torch.randn(4, 1, 2, 2)
     batch = Batch(rows, image, image > 0, rows.view(4, 1, 1).expand(4, 2, 2), torch.randn(4, 5))
-    part = batch.part(torch.tensor([3, 1]))
+    part = batch.select(torch.tensor([3, 1]))
     assert part.rows.tolist() == [3, 1]
     for name in ("image", "mask", "labels", "pose"):
         assert torch.equal(getattr(part, name), getattr(batch, name)[[3, 1]])
@@ -240,7 +240,7 @@ def test_a_part_of_volumes_is_the_same_volumes_of_everything() -> None:
     labels = tuple(volume[0] > 0 for volume in volumes)
     matrices, theta2 = torch.randn(3, 4, 4), torch.randn(3, 4, 4)
     batch = Batch(torch.arange(3), volumes, volumes, labels, None, theta2, matrices)
-    part = batch.part(torch.tensor([2, 0]))
+    part = batch.select(torch.tensor([2, 0]))
     assert [volume.shape[2] for volume in part.image] == [5, 2]
     assert torch.equal(part.labels[0], labels[2])
     assert torch.equal(part.stack_from_frame, batch.stack_from_frame[[2, 0]])

@@ -89,7 +89,7 @@ def test_regions_of_nnunet_are_read(tmp_path):
     assert dict(labels.values) == {"tumor": 2, "label_1": 1, "label_3": 3}
     assert dict(labels.unions) == {"organ": ("label_1", "tumor", "label_3"), "mass": ("tumor", "label_3")}
     assert list(labels.regions.items()) == [("organ", 1), ("mass", 3), ("tumor", 2)]
-    assert labels.judged() == {"organ": (1, 2, 3), "mass": (2, 3), "tumor": (2,)}
+    assert labels.loss_targets() == {"organ": (1, 2, 3), "mass": (2, 3), "tumor": (2,)}
     labels = open_dataset(
         v2(
             tmp_path,

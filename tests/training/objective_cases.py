@@ -87,9 +87,9 @@ class Answering(torch.nn.Module):
         return [self.logits]
 
 
-def judge(objective: Any, batch: Batch, patients: str = "") -> dict[str, float]:
+def validate(objective: Any, batch: Batch, patients: str = "") -> dict[str, float]:
     with torch.no_grad():
-        return objective.judge(SimpleNamespace(patients=list(patients)), [batch])
+        return objective.validate(SimpleNamespace(patients=list(patients)), [batch])
 
 
 def train(objective: torch.nn.Module, batch: Batch, rate: float, steps: int) -> list[float]:

@@ -75,7 +75,7 @@ def test_augmentation_of_a_slice_does_not_depend_on_its_batch() -> None:
     augment, batch = Augmentation(AIR), batch_of(8)
     whole = augment(batch, (1, 2, 3))
     places = torch.tensor([5, 2, 7])
-    part = augment(batch.part(places), (1, 2, 3), places.tolist())
+    part = augment(batch.select(places), (1, 2, 3), places.tolist())
     assert torch.equal(part.image, whole.image[places])
     assert torch.equal(part.labels, whole.labels[places])
 
@@ -102,7 +102,7 @@ def test_labels_follow_the_augmented_image() -> None:
 
 def test_outside_of_a_turned_slice_is_air() -> None:
     augment = Augmentation(AIR)
-    augment.rest.transforms = ()
+    augment.intensities.transforms = ()
     for seed in range(30):
         out = augment(batch_of(2), (seed,))
         for corner in (out.image[:, 0, 0, 0], out.image[:, 0, -1, -1]):
@@ -139,7 +139,7 @@ def test_intensities_change_as_often_as_nnunet_changes_them() -> None:
     untouched = (out.image - batch_of(1).image).abs().flatten(1).amax(dim=1) < 1e-4
     chance = math.prod(1 - p for p in (0.1, 0.1, 0.15, 0.15, 0.125, 0.1, 0.3))
     assert float(untouched.float().mean()) == pytest.approx(chance, abs=0.06)
-    kinds = [type(t) for t in augment.rest.transforms]
+    kinds = [type(t) for t in augment.intensities.transforms]
     assert kinds.index(RandGaussianNoised) == 0
     assert kinds[-2:] == [RandAdjustContrastd, RandAdjustContrastd]
 
@@ -161,7 +161,7 @@ def test_training_with_augmentation_is_resumable(cohort: Path, tiny, tmp_path) -
     "setting", ["pose.start=moments", "crop.enabled=true", "pose.learned=true", "dims=3"]
 )
 def test_nnunets_augmentation_is_refused_with_homogenization(setting: str) -> None:
-    with pytest.raises(InputError, match="it augments slices without a pose"):
+    with pytest.raises(InputError, match=r"with unet\.augmentation=nnunet only"):
         load_config(settings=[*PLAIN, "unet.augmentation=nnunet", setting])
 
 

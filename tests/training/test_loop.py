@@ -69,7 +69,7 @@ class Line(nn.Module):
         # A finite loss may have a gradient that is not: here a root at zero.
         return loss + (loss - loss.detach()).sqrt() if self.gradient_only else loss * float("nan")
 
-    def judge(self, slices: Any, batches: Iterable[Batch]) -> dict[str, float]:
+    def validate(self, slices: Any, batches: Iterable[Batch]) -> dict[str, float]:
         assert not self.training
         self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
         self.judged += 1
@@ -335,7 +335,7 @@ def test_scores_that_are_not_finite_never_reach_the_history(tmp_path: Path) -> N
     """A validation without slices has no score; NaN cannot be stored in the model's JSON."""
 
     class Blind(Line):
-        def judge(self, slices: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        def validate(self, slices: Any, batches: Iterable[Batch]) -> dict[str, float]:
             self.judged += 1
             return {}
 

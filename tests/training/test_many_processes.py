@@ -149,9 +149,9 @@ def test_training_in_two_processes_equals_one(folder, more, request):
 
 
 def test_validation_is_the_same_for_any_number_of_processes(folder):
-    (folder / "judge.py").write_text(JUDGE)
-    run(folder / "judge.py", folder / "one", folder / "alone")
-    run(folder / "judge.py", folder / "one", folder / "shared", processes=3)
+    (folder / "validate.py").write_text(JUDGE)
+    run(folder / "validate.py", folder / "one", folder / "alone")
+    run(folder / "validate.py", folder / "one", folder / "shared", processes=3)
     alone = json.loads((folder / "alone-0.json").read_text())
     assert [sorted(numbers)[0] for numbers in alone] == ["box overlap", "dice"]
     for rank in range(3):

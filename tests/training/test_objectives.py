@@ -15,11 +15,11 @@ from objective_cases import (
     config,
     from_identity,
     joint,
-    judge,
     pipeline_of,
     poses,
     train,
     upright,
+    validate,
 )
 
 from isopose.data.samples import Batch
@@ -41,7 +41,7 @@ def test_pose_objective_is_eq_1_and_learns() -> None:
     overlap = (batch.mask * reference).sum((1, 2, 3))
     dice = 2 * overlap / (batch.mask.square().sum((1, 2, 3)) + reference.square().sum())
     assert objective(batch, STILL).item() == pytest.approx(1 - dice.mean().item(), abs=1e-4)
-    untrained = judge(objective, batch)
+    untrained = validate(objective, batch)
     before = untrained["mask dice"]
     # Untrained it is its own start, which is reported beside it.
     assert untrained["identity alone"] == before
@@ -51,7 +51,7 @@ def test_pose_objective_is_eq_1_and_learns() -> None:
     assert before == pytest.approx(dice.mean().item(), abs=1e-4)
     losses = train(objective, batch, 1e-3, 40)
     assert losses[-1] < 0.5 * losses[0]
-    trained = judge(objective, batch)
+    trained = validate(objective, batch)
     assert trained["mask dice"] > before + 0.1
     assert trained["identity alone"] == before
 
@@ -69,7 +69,7 @@ def test_the_slope_distinguishes_an_stn1_that_learned_rotation() -> None:
             optimizer.zero_grad()
             objective(batch, still).backward()
             optimizer.step()
-        return judge(objective, batch)
+        return validate(objective, batch)
 
     early, late = steps(12), steps(250)
     assert early["mask dice"] > 0.85
@@ -83,7 +83,7 @@ def test_the_error_against_the_true_roll_of_phantoms_is_reported() -> None:
     cases = [SimpleNamespace(record=SimpleNamespace(id=name)) for name in ("one", "two")]
     slices = SimpleNamespace(cases=cases, rows=np.array([[0, 0]] * 4 + [[1, 0]] * 2))
     with torch.no_grad():
-        judged = objective.judge(slices, [batch])
+        judged = objective.validate(slices, [batch])
     # Untrained it says 0 of all.
     assert judged["degrees from the true roll"] == pytest.approx(math.degrees(0.25), abs=1e-3)
 
@@ -106,12 +106,12 @@ def test_crop_objective_is_eq_2_at_its_start_and_learns() -> None:
     expected = crop_loss(cut[0], cut[1], whole, target, objective.crop.config)
     loss = objective(batch, STILL)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    overlap = judge(objective, batch)["box overlap"]
+    overlap = validate(objective, batch)["box overlap"]
     # The target lies within the whole frame: the overlap is its part of the area.
     assert overlap == pytest.approx(target[:, 0, 0].square().mean().item(), rel=1e-4)
     losses = train(objective, batch, 2e-3, 40)
     assert losses[-1] < 0.5 * losses[0]
-    assert judge(objective, batch)["box overlap"] > overlap + 0.3
+    assert validate(objective, batch)["box overlap"] > overlap + 0.3
 
 
 def test_slices_without_label_do_not_train_the_crop() -> None:
@@ -121,17 +121,17 @@ def test_slices_without_label_do_not_train_the_crop() -> None:
     objective = CropObjective(pipeline_of(config()))
     torch.nn.init.normal_(objective.crop.localization.output.weight, std=0.01)
     loss = objective(replace(batch, labels=labels), STILL[:4])
-    kept = batch.part(torch.tensor([0, 2]))
+    kept = batch.select(torch.tensor([0, 2]))
     assert loss.item() == pytest.approx(objective(kept, STILL[:2]).item(), rel=1e-5)
-    judged = judge(objective, replace(batch, labels=labels))
-    assert judged == pytest.approx(judge(objective, kept))
-    # A batch without any: no loss, no gradient, and nothing to judge.
+    judged = validate(objective, replace(batch, labels=labels))
+    assert judged == pytest.approx(validate(objective, kept))
+    # A batch without any: no loss, no gradient, and nothing to validate.
     none = replace(batch, labels=torch.zeros_like(labels))
     loss = objective(none, STILL[:4])
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is None or not p.grad.any() for p in objective.parameters())
-    assert judge(objective, none) == {}
+    assert validate(objective, none) == {}
 
 
 def test_joint_objective_is_eq_1_and_eq_2_at_its_start() -> None:
@@ -143,7 +143,7 @@ def test_joint_objective_is_eq_1_and_eq_2_at_its_start() -> None:
     eq_2 = crop_loss(cut[0], cut[1], whole, target, objective.config.crop)
     eq_1 = pose_loss(warp(batch.mask, whole, (SIZE, SIZE)), upright()[1])
     assert objective(batch, STILL).item() == pytest.approx((eq_1 + eq_2).item(), rel=1e-5)
-    judged = judge(objective, batch)
+    judged = validate(objective, batch)
     assert judged["mask dice"] == judged["identity alone"] == pytest.approx(1 - eq_1.item(), abs=1e-4)
     assert judged["box overlap"] == pytest.approx(target[:, 0, 0].square().mean().item(), rel=1e-4)
     assert judged["pose and crop"] == pytest.approx((judged["mask dice"] + judged["box overlap"]) / 2)
@@ -168,7 +168,7 @@ def test_joint_learns_a_known_shift_and_box() -> None:
     target, _ = crop_targets(batch.labels, matrix_from_pose(true), objective.config.crop)
     assert target[:, 0, 0].max() < 0.8
     assert (theta2 - target).abs().max() < 0.04
-    after = judge(objective, start)
+    after = validate(objective, start)
     assert after["mask dice"] > 0.98
     assert after["identity alone"] < 0.85
     assert after["box overlap"] > 0.9
@@ -208,13 +208,13 @@ def test_joint_slices_without_label_train_the_pose_only() -> None:
     torch.nn.init.normal_(objective.joint.output.weight, std=0.01)
     mixed = objective(replace(batch, labels=labels), STILL[:4]).item()
     none = objective(replace(batch, labels=torch.zeros_like(labels)), STILL[:4]).item()
-    kept = batch.part(torch.tensor([0, 2]))
+    kept = batch.select(torch.tensor([0, 2]))
     eq_2 = (
         objective(kept, STILL[:2]).item()
         - objective(replace(kept, labels=torch.zeros_like(kept.labels)), STILL[:2]).item()
     )
     assert mixed == pytest.approx(none + eq_2, rel=1e-4)
-    assert "box overlap" not in judge(objective, replace(batch, labels=torch.zeros_like(labels)))
+    assert "box overlap" not in validate(objective, replace(batch, labels=torch.zeros_like(labels)))
 
 
 def test_only_the_joint_network_is_trained() -> None:

@@ -104,9 +104,9 @@ def test_the_score_is_the_agreement_with_the_scans_pose(pipeline, slices):
     objective = RollObjective(pipeline)
     objective.eval()
     with torch.no_grad():
-        good = objective.judge(None, [slices])
+        good = objective.validate(None, [slices])
         shifted = replace(slices, pose=slices.pose + torch.tensor([math.radians(40.0), 0, 0, 0, 0]))
-        bad = objective.judge(None, [shifted])
+        bad = objective.validate(None, [shifted])
     assert good["roll cosine"] > 0.99
     assert good["roll degrees"] < 3.0
     assert bad["roll cosine"] == pytest.approx(math.cos(math.radians(40.0)), abs=0.05)

@@ -19,11 +19,11 @@ from objective_cases import (
     config,
     from_identity,
     joint,
-    judge,
     pipeline_of,
     poses,
     train,
     upright,
+    validate,
 )
 from torch import Tensor
 
@@ -233,7 +233,7 @@ def test_validation_does_not_mirror() -> None:
     scores = []
     for probability in (0, 1):
         objective = sided_objective(f"unet.mirror={probability}").eval()
-        scores.append(judge(objective, batch, "abc"))
+        scores.append(validate(objective, batch, "abc"))
     assert scores[0] == scores[1]
 
 
@@ -250,7 +250,7 @@ def test_training_lowers_the_segmentation_loss() -> None:
     losses = train(objective, batch, 0.01, 40)
     assert losses[-1] < 0.5 * losses[0]
     objective.eval()
-    scores = judge(objective, batch, "aaaaaa")
+    scores = validate(objective, batch, "aaaaaa")
     assert scores["dice 1"] > 0.7
 
 
@@ -261,7 +261,7 @@ def test_validation_dice_is_per_patient_on_the_frame() -> None:
     answers = one_hot(batch.labels, 3)
     answers[2] = one_hot(torch.zeros(1, SIZE, SIZE), 3)[0]
     objective.unet = Answering(20.0 * warped_target(answers, objective._theta(batch), (SIZE, SIZE)))
-    scores = judge(objective, batch, "bba")
+    scores = validate(objective, batch, "bba")
     # Patient b is found, patient a is missed.
     assert scores["dice 1"] == pytest.approx(0.5, abs=0.03)
     assert scores["dice 2"] == pytest.approx(0.5, abs=0.03)
@@ -277,7 +277,7 @@ def test_validation_without_slices_has_no_score() -> None:
     objective = SegmentationObjective(pipeline_of(config()))
     nothing = torch.tensor([9.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(2, 3, SIZE, SIZE)
     objective.unet = Answering(nothing)
-    assert judge(objective, batch, "aa") == {}
+    assert validate(objective, batch, "aa") == {}
 
 
 def test_patient_dice_by_hand() -> None:
@@ -410,12 +410,12 @@ def test_validation_scores_labeled_pixels_and_regions() -> None:
     expected = 2 * tumor / (kidney + 2 * tumor)
     objective = SegmentationObjective(pipeline_of(config()), plain)
     objective.unet = Answering(probabilities)
-    scores = judge(objective, batch, "aa")
+    scores = validate(objective, batch, "aa")
     assert scores["dice tumor"] == pytest.approx(expected, abs=1e-6)
     assert scores["dice kidney"] == 0.0
     objective = SegmentationObjective(pipeline_of(config()), names)
     objective.unet = Answering(probabilities)
-    scores = judge(objective, batch, "aa")
+    scores = validate(objective, batch, "aa")
     assert scores.keys() == {"dice", "dice both", "dice tumor"}
     assert scores["dice both"] == 1.0
     assert scores["dice tumor"] == pytest.approx(expected, abs=1e-6)

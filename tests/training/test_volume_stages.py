@@ -109,7 +109,7 @@ def test_the_crop_learns_and_its_loss_is_zero_at_the_target():
     examples = batch(STRAIGHT, LEANING)
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     with torch.no_grad():
-        before = objective.judge(None, [examples])["box overlap"]
+        before = objective.validate(None, [examples])["box overlap"]
     losses = []
     for _ in range(80):
         loss = objective(examples, STILL)
@@ -119,7 +119,7 @@ def test_the_crop_learns_and_its_loss_is_zero_at_the_target():
         losses.append(loss.item())
     assert losses[-1] < 0.4 * losses[0]
     with torch.no_grad():
-        assert objective.judge(None, [examples])["box overlap"] > max(0.5, 2 * before)
+        assert objective.validate(None, [examples])["box overlap"] > max(0.5, 2 * before)
         objective.crop.localization.output.weight.zero_()
         raw = box_from_matrix(target)[0] - objective.crop.start
         objective.crop.localization.output.bias.copy_(raw)
@@ -137,7 +137,7 @@ def test_the_unet_learns_in_the_crop():
         loss.backward()
         optimizer.step()
     objective.eval()
-    scores = objective.judge(SimpleNamespace(patients=["a", "b"]), [examples])
+    scores = objective.validate(SimpleNamespace(patients=["a", "b"]), [examples])
     assert list(scores) == ["dice", "dice kidney", "dice tumor"]
     assert scores["dice"] > 0.6
     assert scores["dice"] == pytest.approx((scores["dice kidney"] + scores["dice tumor"]) / 2)
@@ -152,7 +152,7 @@ def test_a_perfect_network_scores_nearly_one_in_the_frame():
         return [20.0 * torch.cat([(crop < 1).float(), ((crop >= 1) & (crop < 2.2)), (crop >= 2.2)], dim=1)]
 
     networks.unet.forward = truth
-    scores = objective.judge(SimpleNamespace(patients=["a", "b"]), [batch(STRAIGHT, LEANING)])
+    scores = objective.validate(SimpleNamespace(patients=["a", "b"]), [batch(STRAIGHT, LEANING)])
     assert scores["dice kidney"] > 0.85
     assert scores["dice tumor"] > 0.85
 

@@ -111,52 +111,58 @@ def coarse(
 ) -> np.ndarray:
     """Average slices ``(n, y, x)`` over the working pixels, float32 ``(n, h, w)``.
 
-    The values are those of ``F.adaptive_avg_pool2d``, in a third of its time. On one thread, since steps as
-    short as these would wait for each other's threads on a busy machine.
+    The values are those of ``F.adaptive_avg_pool2d``, in a third of its time. It runs on one thread: on a
+    busy machine, starting threads for operations this short costs more than it saves.
 
     Args:
         slices: any dtype.
         size: rows and columns of the working grid.
-        rows: of the working grid that are wanted.
-        columns: of the working grid that are wanted.
+        rows: rows of the working grid to compute.
+        columns: columns of the working grid to compute.
     """
-    y, in_y = _windows(slices.shape[1], size[0], rows)
-    x, in_x = _windows(slices.shape[2], size[1], columns)
+    y, covers_y = _windows(slices.shape[1], size[0], rows)
+    x, covers_x = _windows(slices.shape[2], size[1], columns)
     out = torch.empty((len(slices), len(y), len(x)))
-    high, wide = in_y.sum(dim=1)[:, None], in_x.sum(dim=1)
+    heights, widths = covers_y.sum(dim=1)[:, None], covers_x.sum(dim=1)
     # Slice by slice, which then stays in the processor's cache.
-    for one, target in zip(slices, out, strict=True):
-        plane = torch.from_numpy(np.ascontiguousarray(one, dtype=np.float32))
-        summed = F.embedding_bag(y, plane, mode="sum", per_sample_weights=in_y)
+    for source, target in zip(slices, out, strict=True):
+        pixels = torch.from_numpy(np.ascontiguousarray(source, dtype=np.float32))
+        summed = F.embedding_bag(y, pixels, mode="sum", per_sample_weights=covers_y)
         torch.index_select(summed, 1, x[:, 0].contiguous(), out=target)
-        for pixels, share in zip(x.T[1:], in_x.T[1:], strict=True):
-            target.addcmul_(torch.index_select(summed, 1, pixels.contiguous()), share)
-        target.div_(high).div_(wide)
+        for columns_read, covers in zip(x.T[1:], covers_x.T[1:], strict=True):
+            target.addcmul_(torch.index_select(summed, 1, columns_read.contiguous()), covers)
+        target.div_(heights).div_(widths)
     return out.numpy()
 
 
-def _windows(pixels: int, size: int, wanted: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the pixels that working pixels cover along an axis, ``(size, K)``, and 1 or 0: whether they do.
+def _windows(pixels: int, size: int, window: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pixels that each working pixel covers along an axis, as an index and a weight.
+
+    Working pixels cover different numbers of pixels; shorter rows are padded with pixels of weight 0.
 
     Args:
-        pixels: of the scan.
-        size: working pixels.
-        wanted: those that are returned.
+        pixels: number of the scan's pixels along the axis.
+        size: number of working pixels along the axis.
+        window: the working pixels that are returned.
+
+    Returns:
+        Indices ``(n, K)`` int64, and weights ``(n, K)`` float32, 1 or 0.
     """
-    number = torch.arange(size)[wanted, None]
+    number = torch.arange(size)[window, None]
     first, last = number * pixels // size, -((number + 1) * -pixels // size)
     covered = first + torch.arange(int((last - first).max()))
     return covered.clamp(max=pixels - 1), (covered < last).float()
 
 
-def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK_FRACTION) -> Runs:
+def trunk_in(tissue: Runs, pixel: float, distance: float, neck_fraction: float = NECK_FRACTION) -> Runs:
     """Find the trunk in tissue on the working grid.
 
     Args:
         tissue: voxels above the threshold.
         pixel: side of the working pixels, mm.
         distance: between neighboring slices, mm.
-        neck: half the width of a neck at which an arm is cut off, as a fraction of the body's diameter.
+        neck_fraction: half the width of a neck at which an arm is cut off, as a fraction of the body's
+            diameter.
     """
     diameter = _diameter(filled(_largest(tissue)), pixel)
     thin = _steps(float(np.clip(THIN_FRACTION * diameter, *THIN_MM)), pixel)
@@ -167,26 +173,27 @@ def trunk_in(tissue: Runs, pixel: float, distance: float, neck: float = NECK_FRA
         return body
     wall = _open_slices(tissue, max(1, thin // 3))
     air = map_masks(lambda whole, dense: whole & ~dense, filled(_largest(wall)), tissue)
-    trunk = _without_arms(body, pixel, neck)
+    trunk = _without_arms(body, pixel, neck_fraction)
     nearby = _steps(NEARBY_FRACTION * diameter, distance)
     # If both lungs were lost under a thin chest wall, the rest is a small part of the body with its gas.
     whole = _with_gas(body, air, wall, thin, nearby)
     lost_lungs = trunk.areas < MIN_TRUNK_AREA * whole.areas
     if lost_lungs.any():
-        again = _without_arms(whole, pixel, neck)
-        trunk = merge(trunk.only(~lost_lungs[trunk.slices]), again.only(lost_lungs[again.slices]))
+        recut = _without_arms(whole, pixel, neck_fraction)
+        trunk = merge(trunk.only(~lost_lungs[trunk.slices]), recut.only(lost_lungs[recut.slices]))
     return _with_gas(filled(_open_slices(trunk, thin)), air, wall, thin, nearby)
 
 
-def _without_arms(body: Runs, pixel: float, part: float) -> Runs:
+def _without_arms(body: Runs, pixel: float, neck_fraction: float) -> Runs:
     """Cut off parts that are connected to each slice's largest part by a narrow neck.
 
     Args:
-        body: the body.
+        body: mask of the body with its arms.
         pixel: side of the working pixels, mm.
-        part: half the neck's width as a part of the body's diameter.
+        neck_fraction: half the width of a neck at which a part is cut off, as a fraction of the body's
+            diameter.
     """
-    neck = _steps(part * _diameter(body, pixel), pixel)
+    neck = _steps(neck_fraction * _diameter(body, pixel), pixel)
     core = map_masks(partial(eroded, steps=neck), body)
     if not len(core.starts):
         return body
@@ -200,11 +207,11 @@ def _with_gas(trunk: Runs, air: Runs, wall: Runs, thin: int, nearby: int) -> Run
     gas = _enclosed_gas(trunk, air, nearby)
     if not len(gas.starts):
         return trunk
-    together = map_masks(
+    with_gas = map_masks(
         lambda trunk, gas, wall: trunk | dilated(gas, 2 * thin + 2, within=gas | wall),
         *(trunk, gas, wall),
     )
-    return filled(together)
+    return filled(with_gas)
 
 
 def _enclosed_gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
@@ -217,7 +224,7 @@ def _enclosed_gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
     gas = map_masks(lambda air, trunk: air & ~trunk, air, trunk)
     if not len(gas.starts):
         return gas
-    slices, within = gas.slices, np.zeros(len(gas.starts))
+    slices, inside_counts = gas.slices, np.zeros(len(gas.starts))
     for part in slice_chunks(trunk.shape):
         first, last = np.searchsorted(slices, (part.start, part.stop))
         if first == last:
@@ -229,10 +236,10 @@ def _enclosed_gas(trunk: Runs, air: Runs, nearby: int) -> Runs:
             runs, index = slice(*np.searchsorted(slices, (z, z + 1))), z - around.start
             nearby_trunks = np.bitwise_or.reduce(packed[max(index - nearby, 0) : index + nearby + 1], axis=0)
             nearby_trunk = np.unpackbits(nearby_trunks, axis=1, count=marked.shape[2]).view(bool)
-            within[runs] = _count_inside(gas, runs, marked[index], nearby_trunk)
+            inside_counts[runs] = _count_inside(gas, runs, marked[index], nearby_trunk)
     numbers = gas.components(in_plane=True)
-    parts = np.bincount(numbers, within) / np.maximum(np.bincount(numbers, gas.lengths), 1)
-    return gas.only(parts[numbers] >= MIN_GAS_INSIDE)
+    inside_fractions = np.bincount(numbers, inside_counts) / np.maximum(np.bincount(numbers, gas.lengths), 1)
+    return gas.only(inside_fractions[numbers] >= MIN_GAS_INSIDE)
 
 
 def _count_inside(gas: Runs, runs: slice, trunk: np.ndarray, nearby_trunk: np.ndarray) -> np.ndarray:
@@ -260,13 +267,13 @@ def _trunk_cores(core: Runs) -> Runs:
     largest = _largest(core)
     numbers, slices = largest.components(in_plane=True), largest.slices
     areas = np.bincount(numbers, largest.lengths)[numbers]
-    most = np.zeros(core.shape[0])
-    np.maximum.at(most, slices, areas)
-    return largest.only(areas >= MIN_PIECE_AREA * most[slices])
+    largest_area = np.zeros(core.shape[0])
+    np.maximum.at(largest_area, slices, areas)
+    return largest.only(areas >= MIN_PIECE_AREA * largest_area[slices])
 
 
 def _open_slices(runs: Runs, steps: int) -> Runs:
-    """Remove what is at most twice ``steps`` wide, slice by slice."""
+    """Remove structures that are at most ``2 * steps`` pixels wide, slice by slice."""
     return map_masks(partial(opened, steps=steps), runs)
 
 
@@ -309,7 +316,7 @@ def _diameter(body: Runs, pixel: float) -> float:
 
 
 def _steps(radius_mm: float, pixel: float) -> int:
-    """Return a radius in steps of a pixel, at least 1."""
+    """Convert a radius from mm to a number of pixels, at least 1."""
     return max(1, round(radius_mm / pixel))
 
 
@@ -346,12 +353,12 @@ def fine(
     Levels are interpolated linearly, as ``F.interpolate`` does; on one thread, see :func:`coarse`.
 
     Args:
-        level_of: of some slices ``(n, h, w)`` float32, above 0 inside the mask.
+        level_of: returns the levels ``(n, h, w)`` float32 of a range of slices, above 0 inside the mask.
         shape: ``(z, y, x)`` of the volume.
         size: rows and columns of the working grid.
-        rows: of the working grid that the levels have; the outermost, where others follow, lie outside the
-            mask.
-        columns: of the working grid that the levels have, the outermost as in ``rows``.
+        rows: rows of the working grid for which there are levels. The mask does not touch the first and last
+            of them, except at the border of the grid.
+        columns: columns of the working grid for which there are levels, with the same condition.
 
     Returns:
         Booleans of that shape.
@@ -369,27 +376,27 @@ def fine(
     return out
 
 
-def _pixels_between(pixels: int, size: int, wanted: slice) -> tuple[slice, torch.Tensor, torch.Tensor]:
-    """Return which pixels of an axis lie between working pixels of a part of it, and where.
+def _pixels_between(pixels: int, size: int, window: slice) -> tuple[slice, torch.Tensor, torch.Tensor]:
+    """Return the weights of linear interpolation along an axis, from working pixels to the scan's pixels.
 
     Args:
-        pixels: of the scan.
-        size: working pixels.
-        wanted: the part.
+        pixels: number of the scan's pixels along the axis.
+        size: number of working pixels along the axis.
+        window: the working pixels from which is interpolated.
 
     Returns:
-        The pixels; ``(n, 2)`` the working pixels around each, counted from the part's first; and their
-            shares.
+        The scan's pixels that lie within the window; the two working pixels around each, ``(n, 2)`` indices
+            into the window; and their weights ``(n, 2)``.
     """
-    start, stop, _ = wanted.indices(size)
-    # Beyond the outermost working pixels the level is theirs.
-    place = ((torch.arange(pixels) + 0.5) * (size / pixels) - 0.5).clamp(0.0, size - 1.0)
-    before = place.floor().long()
+    start, stop, _ = window.indices(size)
+    # Beyond the outermost working pixels their level is continued.
+    position = ((torch.arange(pixels) + 0.5) * (size / pixels) - 0.5).clamp(0.0, size - 1.0)
+    before = position.floor().long()
     pair = torch.stack([before, (before + 1).clamp(max=size - 1)], dim=1)
     within = ((pair[:, 0] >= start) & (pair[:, 1] < stop)).nonzero()
     inside = slice(int(within[0]), int(within[-1]) + 1) if len(within) else slice(0, 0)
-    to_next = (place - before)[inside]
-    return inside, pair[inside] - start, torch.stack([1.0 - to_next, to_next], dim=1)
+    next_share = (position - before)[inside]
+    return inside, pair[inside] - start, torch.stack([1.0 - next_share, next_share], dim=1)
 
 
 def body_box(mask: np.ndarray, spacing: np.ndarray) -> tuple[float, float, float, float]:

@@ -21,21 +21,21 @@ from isopose.data.runs import Runs, slice_chunks
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
 
-#: Standard deviation of the smoothing before thresholds, in working pixels or the scan's own, the larger
-#: ones. It makes noise a narrow peak.
+#: Standard deviation of the smoothing before thresholds, in working pixels or in the scan's own pixels,
+#: whichever are larger. It makes noise a narrow peak.
 SMOOTHING_SIGMA = 0.7
-#: How far above the noise's level body begins, in standard deviations of the smoothed noise.
+#: Least brightness of body: this many standard deviations of the smoothed noise above its median.
 NOISE_SIGMAS = 3.5
-#: The same at most, as a factor.
+#: Upper bound of that brightness, as a multiple of the noise's median.
 MAX_NOISE_FACTOR = 1.6
-#: Least brightness of body, as a part of the tissue nearby. Suppressed fat is a tenth of it and more.
+#: Least brightness of body, as a fraction of the tissue nearby. Suppressed fat is a tenth of it and more.
 MIN_TISSUE_FRACTION = 0.08
 #: Half the width of a neck at which an arm is cut off, as a fraction of the body's diameter: more than in CT,
 #: as smoothing fills the wedge between arm and trunk.
 NECK_FRACTION = 0.08
 #: Standard deviation of "nearby", mm.
 NEARBY_MM = 40.0
-#: Values below this part of the brightest are one level when the noise is looked for.
+#: Values below this fraction of the brightest are raised to it before logarithms are taken.
 FLOOR_FRACTION = 1e-3
 #: Width of the rim inside the body by whose brightness the boundary is placed, and how far inside the
 #: boundary may lie, in working pixels.
@@ -46,11 +46,11 @@ GAP_PIXELS = 7
 GAP_DEPTH_PIXELS = 60
 #: These gaps are searched only where halfway from air to the rim is above this multiple of the noise.
 MIN_CONTRAST = 3.0
-#: Distance from the bright part, as a part of the body's diameter, from which the rest is air.
+#: Voxels farther than this from the bright region, as a fraction of the body's diameter, are air.
 AIR_DISTANCE = 0.12
-#: Neighborhood in a slice.
+#: Structuring element of a voxel and its four neighbors in the slice.
 CROSS = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], bool)
-#: Least part of the air that must hold values for them to be noise, where the scanner set the rest to 0.
+#: Least fraction of the air's voxels that must be above 0 for them to be noise; scanners may set air to 0.
 MIN_NOISE_SHARE = 0.1
 
 
@@ -70,7 +70,7 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
     parts = slice_chunks(volume.array.shape)
     level = np.concatenate([coarse(volume.array[part], size) for part in parts])
     level -= min(float(level.min()), 0.0)
-    # Noise does not become less by pixels finer than the scan's.
+    # Working pixels finer than the scan's do not reduce the noise.
     sigma = [SMOOTHING_SIGMA * max(1.0, float(side) / pixel) for side in volume.spacing[1::-1]]
     smooth = ndimage.gaussian_filter(level, (0.0, *sigma))
     top = float(np.percentile(smooth, 99.0))
@@ -93,27 +93,32 @@ def mr_body_mask(volume: Volume) -> np.ndarray:
 
 
 def _otsu_of_logarithms(values: np.ndarray, top: float) -> float:
-    """Return Otsu's threshold of the logarithms, where bright and dark tissue differ less than from air."""
+    """Return Otsu's threshold, computed on logarithms, in which tissues are more alike than tissue and air.
+
+    Args:
+        values: brightness, any shape.
+        top: about the largest brightness; values below :data:`FLOOR_FRACTION` of it are raised to that.
+    """
     values = np.log(np.maximum(values, FLOOR_FRACTION * top))
     counts, edges = np.histogram(values, 256)
-    middles = 0.5 * (edges[1:] + edges[:-1])
+    centers = 0.5 * (edges[1:] + edges[:-1])
     below = np.cumsum(counts)
     above = below[-1] - below
-    sums = np.cumsum(counts * middles)
+    sums = np.cumsum(counts * centers)
     with np.errstate(invalid="ignore", divide="ignore"):
-        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(np.exp(edges[1 + int(np.nanargmax(between))]))
+        between_class_variance = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    return float(np.exp(edges[1 + int(np.nanargmax(between_class_variance))]))
 
 
 def _noise(
     smooth: np.ndarray, has_value: np.ndarray, bright: np.ndarray, diameter: float
 ) -> tuple[float, float]:
-    """Return the level of the air around the bright part, and the least level above the noise.
+    """Return the median brightness of the air around the body, and the least brightness of body.
 
     Args:
         smooth: brightness ``(z, h, w)``.
-        has_value: where the scan holds values above 0, the same shape.
-        bright: the bright part, the same shape.
+        has_value: ``(z, h, w)`` booleans, voxels whose value is above 0.
+        bright: ``(z, h, w)`` booleans, voxels above Otsu's threshold.
         diameter: of the body, in working pixels.
 
     Returns:
@@ -126,19 +131,25 @@ def _noise(
     values = smooth[air & has_value]
     if len(values) <= MIN_NOISE_SHARE * np.count_nonzero(air):
         return 0.0, 0.0
-    low, middle = np.percentile(values, (16.0, 50.0))
-    return float(middle), float(min(middle + NOISE_SIGMAS * (middle - low), MAX_NOISE_FACTOR * middle))
+    low, median = np.percentile(values, (16.0, 50.0))
+    return float(median), float(min(median + NOISE_SIGMAS * (median - low), MAX_NOISE_FACTOR * median))
 
 
 def _nearby_brightness(
     smooth: np.ndarray, bright: np.ndarray, spacing: tuple[float, float, float]
 ) -> np.ndarray:
-    """Return the mean brightness of the bright part near each pixel, which follows the bias field."""
+    """Return the mean brightness ``(z, h, w)`` of the bright voxels nearby, which follows the bias field.
+
+    Args:
+        smooth: brightness ``(z, h, w)``.
+        bright: ``(z, h, w)`` booleans, voxels above Otsu's threshold.
+        spacing: of the voxels along ``(z, y, x)``, mm.
+    """
     shrink = (1, 4, 4)
     sigma = [NEARBY_MM / (side * step) for side, step in zip(spacing, shrink, strict=True)]
-    part = tuple(slice(None, None, step) for step in shrink)
-    weight = ndimage.gaussian_filter(bright[part].astype(np.float32), sigma, mode="nearest")
-    mean = ndimage.gaussian_filter((smooth * bright)[part], sigma, mode="nearest")
+    subsampled = tuple(slice(None, None, step) for step in shrink)
+    weight = ndimage.gaussian_filter(bright[subsampled].astype(np.float32), sigma, mode="nearest")
+    mean = ndimage.gaussian_filter((smooth * bright)[subsampled], sigma, mode="nearest")
     mean = mean / np.maximum(weight, 1e-6) * (weight > 1e-4)
     rows, columns = (
         np.minimum(np.arange(n) // 4, m - 1) for n, m in zip(smooth.shape[1:], mean.shape[1:], strict=True)
@@ -156,7 +167,7 @@ def _gaps(smooth: np.ndarray, tissue_mask: np.ndarray, noise: float) -> np.ndarr
 
 
 def _half_brightness(level: np.ndarray, body: np.ndarray, noise: float) -> np.ndarray:
-    """Return the brightness halfway from air to that of the body's rim nearby."""
+    """Return the mean ``(z, h, w)`` of the noise and of the brightness of the body's rim nearby."""
     rim = body & ~eroded(body, RIM_PIXELS)
     weight = ndimage.gaussian_filter(rim.astype(np.float32), (0.0, RIM_PIXELS, RIM_PIXELS))
     mean = ndimage.gaussian_filter(np.where(rim, level, 0.0), (0.0, RIM_PIXELS, RIM_PIXELS))
@@ -175,8 +186,8 @@ def _relative_brightness(level: np.ndarray, trunk: Runs, noise: float, part: sli
     body = trunk.mask(part)
     deep = eroded(body, BAND_PIXELS)
     half = _half_brightness(level[part], body, noise)
-    soft = ((level[part] - half) / np.maximum(half - noise, 1e-6)).clip(-1.0, 1.0).astype(np.float32)
+    relative = ((level[part] - half) / np.maximum(half - noise, 1e-6)).clip(-1.0, 1.0).astype(np.float32)
     # Only the boundary moves, and only by a pixel: dark tissue inside and noise outside stay where they are.
-    soft[deep] = 1.0
-    soft[~dilated(body, 1)] = -1.0
-    return soft
+    relative[deep] = 1.0
+    relative[~dilated(body, 1)] = -1.0
+    return relative

@@ -56,7 +56,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class _Report:
-    """The problems of one case, and its facts for comparison with other cases."""
+    """The problems of one case, and what is compared with other cases.
+
+    Args:
+        problems: errors and warnings of the case alone.
+        digest: hash of the voxels; None if the image cannot be read.
+        spacing: voxel size along ``(x, y, z)`` in mm; None if the image cannot be read.
+        values: label values that occur in the case and that the dataset names.
+        plane: plane of the thick slices; None where voxels are nearly cubes.
+    """
 
     problems: tuple[Problem, ...]
     digest: str | None = None
@@ -105,16 +113,16 @@ def check_dataset(
     inspect = partial(
         _inspect, labels=dataset.labels, config=config, modality=modality, channels=dataset.channels
     )
-    answers = attempts(inspect, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
+    results = attempts(inspect, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
     reports = []
-    for case, answer in zip(dataset.cases, answers, strict=True):
-        if isinstance(answer, Failed):
-            why = answer.why.removeprefix(f"{case.id}: ")
-            answer = _Report((Problem(case.id, "error", why),))
-        reports.append(answer)
-        if planes is not None and answer.spacing is not None:
-            planes[answer.plane or "any"] += 1
-        note(answer.problems)
+    for case, result in zip(dataset.cases, results, strict=True):
+        if isinstance(result, Failed):
+            why = result.why.removeprefix(f"{case.id}: ")
+            result = _Report((Problem(case.id, "error", why),))
+        reports.append(result)
+        if planes is not None and result.spacing is not None:
+            planes[result.plane or "any"] += 1
+        note(result.problems)
     note(_compare_cases(dataset, reports))
     return problems
 
@@ -136,7 +144,9 @@ def _inspect(
         )
     image: Volume | None = None
     pose_channel = pose_channel_of(config, channels)
-    digest, spacing, plane = None, None, None
+    digest: str | None = None
+    spacing: tuple[float, float, float] | None = None
+    plane: Plane | None = None
     try:
         image = read_volume(case.images[pose_channel], modality=modality)
         reoriented, plane = image.reoriented(), plane_of(image)
@@ -158,11 +168,10 @@ def _inspect(
         for message in (*scan_warnings(reoriented, body_mm, modality, config.plane), *shape_warnings):
             if not any(message in error for error in errors):
                 note("warning", f"image: {message}")
-        x, y, z = (float(s) for s in reoriented.spacing)
-        digest, spacing = _digest(reoriented), (x, y, z)
+        digest, spacing = _digest(reoriented), tuple(reoriented.spacing.tolist())
     except Exception as error:
         note("error", f"image: {failure_of(error)}")
-    for message in _errors_of_others(case, channels, pose_channel, image):
+    for message in _other_channel_errors(case, channels, pose_channel, image):
         note("error", message)
     # The label is checked even if the image is unusable, so that the user learns of both at once.
     values: frozenset[int] = frozenset()
@@ -173,16 +182,16 @@ def _inspect(
     return _Report(tuple(problems), digest, spacing, values, plane)
 
 
-def _errors_of_others(
+def _other_channel_errors(
     case: Case, channels: tuple[str, ...], pose_channel: int, image: Volume | None
 ) -> Iterable[str]:
-    """Yield the errors of the images of the channels that do not show the body.
+    """Yield the errors of all channels except the one that shows the body.
 
     Args:
-        case: whose images they are.
+        case: the case to check.
         channels: names of all channels.
-        pose_channel: number of the channel that shows the body.
-        image: of that channel; None where it is unusable.
+        pose_channel: index of the channel that shows the body.
+        image: the image of that channel; None where it is unusable.
     """
     for number, (path, name) in enumerate(zip(case.images, channels, strict=True)):
         if number == pose_channel:
@@ -194,8 +203,8 @@ def _errors_of_others(
             if image is not None:
                 check_one_grid([image, volume], [channels[pose_channel], name])
         except Exception as error:
-            line = str(failure_of(error))
-            yield line if line.startswith("channel ") else f"channel {name}: {line}"
+            message = str(failure_of(error))
+            yield message if message.startswith("channel ") else f"channel {name}: {message}"
 
 
 def _image_errors(image: Volume, modality: Modality, plane: Plane) -> Iterable[str]:
@@ -228,8 +237,8 @@ def _label_values(
     """Check the case's labels, and return the known values that occur in them."""
     if case.label is None:
         return frozenset()
-    marked = read_labels(case.label, note=lambda line: note("warning", f"label: {line}"))
-    counts = voxels_of(marked.array)
+    label_map = read_labels(case.label, note=lambda line: note("warning", f"label: {line}"))
+    counts = voxels_of(label_map.array)
     present = {int(v) for v in np.flatnonzero(counts)} - {0}
     known_values = set(labels.values.values())
     ignored = present & {labels.ignore}
@@ -247,12 +256,12 @@ def _label_values(
     elif counts[0] == 0 and not ignored:
         note("warning", "label: no voxel is background; is it the image?")
     if not present - known_values:
-        warning = undrawn_warning(labels.to_classes(marked.reoriented(plane).array))
+        warning = undrawn_warning(labels.to_classes(label_map.reoriented(plane).array))
         if warning is not None:
             note("warning", f"label: {warning}")
     if image is not None:
         try:
-            on_image_grid(case.label, marked, image)
+            on_image_grid(case.label, label_map, image)
         except InputError as error:
             note("error", f"label: {error}")
     return frozenset(present & known_values)
@@ -271,31 +280,33 @@ def _compare_cases(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem
     yield from _duplicate_cases(dataset, reports)
     spacings = [r.spacing for r in reports if r.spacing is not None]
     if len(spacings) >= _MIN_CASES:
-        usual = np.median(spacings, axis=0)
+        median_spacing = np.median(spacings, axis=0)
         for case, report in zip(dataset.cases, reports, strict=True):
             if report.spacing is None:
                 continue
-            ratio = np.array(report.spacing) / usual
+            ratio = np.array(report.spacing) / median_spacing
             if (np.maximum(ratio, 1 / ratio) > _OUTLIER_FACTORS).any():
-                size, median = (" x ".join(f"{s:.2f}" for s in v) for v in (report.spacing, usual))
-                text = (
-                    f"image: voxels of {size} mm, where {median} mm is the median; is the voxel size right?"
+                actual, median = (" x ".join(f"{s:.2f}" for s in v) for v in (report.spacing, median_spacing))
+                message = (
+                    f"image: voxels of {actual} mm, where {median} mm is the median; is the voxel size right?"
                 )
-                yield Problem(case.id, "warning", text)
+                yield Problem(case.id, "warning", message)
     labeled = [r for r, c in zip(reports, dataset.cases, strict=True) if c.label is not None]
     values_present = frozenset().union(*(r.values for r in labeled))
     for name, value in dataset.labels.values.items():
         if value not in values_present and values_present:
-            text = f"label {name!r} ({value}) occurs in no case, so it cannot be learned or scored; remove it"
-            yield Problem(dataset.name, "warning", text)
+            message = (
+                f"label {name!r} ({value}) occurs in no case, so it cannot be learned or scored; remove it"
+            )
+            yield Problem(dataset.name, "warning", message)
     if not labeled:
         yield Problem(
             dataset.name, "warning", "no case has a label; the dataset can be predicted, not trained on"
         )
     unscored = sum(c.split == "test" and c.label is None for c in dataset.cases)
     if unscored:
-        text = f"{unscored} test cases have no label; they can be predicted, not scored"
-        yield Problem(dataset.name, "warning", text)
+        message = f"{unscored} test cases have no label; they can be predicted, not scored"
+        yield Problem(dataset.name, "warning", message)
     try:
         check_sides(dataset)
     except InputError as error:
@@ -304,18 +315,18 @@ def _compare_cases(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem
 
 def _duplicate_cases(dataset: Dataset, reports: list[_Report]) -> Iterable[Problem]:
     """Yield the cases whose image equals that of an earlier case, voxel for voxel."""
-    same: dict[str, list[Case]] = defaultdict(list)
+    cases_by_digest: dict[str, list[Case]] = defaultdict(list)
     for case, report in zip(dataset.cases, reports, strict=True):
         if report.digest is not None:
-            same[report.digest].append(case)
-    for first, *others in same.values():
+            cases_by_digest[report.digest].append(case)
+    for first, *others in cases_by_digest.values():
         for other in others:
             if other.patient == first.patient:
-                text = f"image: the same as that of case {first.id!r}; remove one"
-                yield Problem(other.id, "warning", text)
+                message = f"image: the same as that of case {first.id!r}; remove one"
+                yield Problem(other.id, "warning", message)
             else:
-                text = (
+                message = (
                     f"image: the same as that of case {first.id!r}, of another patient, so that training "
                     "would leak into validation; remove one, or give both one patient"
                 )
-                yield Problem(other.id, "error", text)
+                yield Problem(other.id, "error", message)

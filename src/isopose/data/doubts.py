@@ -25,9 +25,9 @@ _NARROW_HU = 300
 _HIGHEST_HU = 32000
 #: Beyond this no calibration, however wrong, is CT.
 _IMPOSSIBLE_HU = 1e6
-#: MR may have negative values after interpolation, up to this part of the highest.
+#: MR may have negative values after interpolation, down to this fraction of the highest value.
 _MAX_NEGATIVE_SHARE = 0.2
-#: Largest usual angle in degrees between the scan's and the patient's axes.
+#: Angle in degrees between the scan's and the patient's axes from which a scan gets a warning.
 _OBLIQUE_DEGREES = 20.0
 
 
@@ -63,9 +63,9 @@ def scan_warnings(
     modality: Modality = "ct",
     plane: Plane = "axial",
 ) -> Iterator[str]:
-    """Yield a warning for each way in which values, grid or size are unusual for CT in HU or MR.
+    """Yield a warning for each unusual property of the values, the grid or the size of a CT or MR scan.
 
-    None of them is proof of an error, so the scan is not refused.
+    None of them proves an error, so the scan is not refused.
 
     Args:
         volume: the scan, reoriented to the patient's axes.

@@ -15,7 +15,11 @@ def batches_of_rows(rows: int, batch_size: int) -> list[np.ndarray]:
 
 
 def draw_epoch(
-    presence: np.ndarray, least: Mapping[int, float], batch_size: int, iterations: int, seed: Sequence[int]
+    presence: np.ndarray,
+    min_fractions: Mapping[int, float],
+    batch_size: int,
+    iterations: int,
+    seed: Sequence[int],
 ) -> list[np.ndarray]:
     """Draw the rows of each batch of an epoch, with a minimum fraction of slices that show given labels.
 
@@ -24,8 +28,8 @@ def draw_epoch(
 
     Args:
         presence: ``(rows, labels)`` booleans.
-        least: column of a label to the minimum fraction of the epoch's slices that show it; a label that no
-            row shows is ignored.
+        min_fractions: maps a label's column to the minimum fraction of the epoch's slices that show the
+            label; a label that no row shows is ignored.
         batch_size: slices per batch.
         iterations: number of batches.
         seed: numbers that identify run, stage and epoch.
@@ -35,37 +39,39 @@ def draw_epoch(
     """
     random = np.random.default_rng(np.random.SeedSequence(list(seed)))
     total = batch_size * iterations
-    shuffled = _shuffled(np.arange(len(presence)), total, random)
-    # Positions that a label needs for its minimum; only the others may be replaced for another label.
-    is_drawn = np.zeros(total, dtype=bool)
-    for label, fraction in sorted(least.items()):
+    drawn = _draw_evenly(np.arange(len(presence)), total, random)
+    # Positions that count toward a label's minimum; only the others may be replaced for another label.
+    is_reserved = np.zeros(total, dtype=bool)
+    for label, fraction in sorted(min_fractions.items()):
         needed = int(np.ceil(fraction * total))
         candidates = np.flatnonzero(presence[:, label])
-        showing = presence[shuffled, label]
-        holding = np.concatenate([np.flatnonzero(showing & is_drawn), np.flatnonzero(showing & ~is_drawn)])[
-            :needed
-        ]
-        is_drawn[holding] = True
-        places = np.flatnonzero(~is_drawn)[: needed - len(holding)]
-        if len(candidates) and len(places):
-            shuffled[places] = _shuffled(candidates, len(places), random)
-            is_drawn[places] = True
-    random.shuffle(shuffled)
-    return list(shuffled.reshape(iterations, batch_size))
+        shows_label = presence[drawn, label]
+        reserved = np.concatenate(
+            [np.flatnonzero(shows_label & is_reserved), np.flatnonzero(shows_label & ~is_reserved)]
+        )[:needed]
+        is_reserved[reserved] = True
+        replaced = np.flatnonzero(~is_reserved)[: needed - len(reserved)]
+        if len(candidates) and len(replaced):
+            drawn[replaced] = _draw_evenly(candidates, len(replaced), random)
+            is_reserved[replaced] = True
+    random.shuffle(drawn)
+    return list(drawn.reshape(iterations, batch_size))
 
 
-def _shuffled(candidates: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+def _draw_evenly(candidates: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
     """Draw ``count`` candidates in random order, each equally often up to one."""
     rounds = [random.permutation(candidates) for _ in range(-(-count // len(candidates)))]
     return np.concatenate(rounds)[:count]
 
 
 class _Movable(Protocol):
+    """A batch; see :class:`isopose.data.samples.Batch`."""
+
     def to(self, device: torch.device) -> Self: ...
 
     def pinned(self) -> Self: ...
 
-    def part(self, rows: Tensor) -> Self: ...
+    def select(self, rows: Tensor) -> Self: ...
 
 
 B = TypeVar("B", bound=_Movable)
@@ -81,39 +87,39 @@ class Rows(Protocol[B_co]):
 
 
 def read_ahead(
-    slices: Rows[B],
-    index: Sequence[np.ndarray],
+    source: Rows[B],
+    rows: Sequence[np.ndarray],
     *,
     depth: int = 3,
     pin: bool = False,
-    change: Callable[[B, int], B] | None = None,
+    transform: Callable[[B, int], B] | None = None,
 ) -> Iterator[B]:
     """Read batches ahead in one background thread; decompression releases the GIL.
 
     Args:
-        slices: where batches are read from.
-        index: rows of each batch.
-        depth: batches to read ahead.
+        source: from which batches are read.
+        rows: row indices of each batch.
+        depth: number of batches to read ahead.
         pin: copy batches to pinned memory.
-        change: applied to each batch and its number in that thread.
+        transform: called with each batch and its index, in the background thread; returns the batch to yield.
 
     Yields:
         The batches in order.
     """
 
     def load(number: int) -> B:
-        batch = slices.read(index[number])
-        batch = change(batch, number) if change else batch
+        batch = source.read(rows[number])
+        batch = transform(batch, number) if transform else batch
         return batch.pinned() if pin else batch
 
     with ThreadPoolExecutor(1, thread_name_prefix="slices") as pool:
-        queue = [pool.submit(load, number) for number in range(min(depth, len(index)))]
+        pending = [pool.submit(load, number) for number in range(min(depth, len(rows)))]
         try:
-            for following in range(depth, len(index) + depth):
-                batch = queue.pop(0).result()
-                if following < len(index):
-                    queue.append(pool.submit(load, following))
+            for upcoming in range(depth, len(rows) + depth):
+                batch = pending.pop(0).result()
+                if upcoming < len(rows):
+                    pending.append(pool.submit(load, upcoming))
                 yield batch
         finally:
-            for future in queue:
+            for future in pending:
                 future.cancel()

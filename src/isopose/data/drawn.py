@@ -19,7 +19,7 @@ def classes_of(array: np.ndarray, labels: Labels, undrawn: Undrawn) -> np.ndarra
     Args:
         array: stored values ``(z, y, x)``, reoriented: z are the slices.
         labels: names and stored values.
-        undrawn: what slices without any label count as.
+        undrawn: meaning of slices without any label, ``background`` or ``ignore``.
 
     Returns:
         uint8 of the same shape.
@@ -37,7 +37,7 @@ def classes_of(array: np.ndarray, labels: Labels, undrawn: Undrawn) -> np.ndarra
 
 
 def structures(classes: np.ndarray) -> np.ndarray:
-    """Return where classes are structures: neither background nor to ignore."""
+    """Return booleans of the same shape: True for structures, False for background and :data:`IGNORED`."""
     return (classes > 0) & (classes != IGNORED)
 
 

@@ -145,9 +145,20 @@ _ADAPTER = TypeAdapter(Fingerprint)
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """Facts of one case, from which the fingerprint is computed; labels in class order, lengths in mm.
+    """Facts of one case, from which the fingerprint is computed.
 
-    Of each channel there are the labeled values, or, where it is normalized by scan, the scan's own scale.
+    Args:
+        patient: identifier of the patient, of whom there may be several cases.
+        spacing: voxel size along ``(x, y, z)`` of the reoriented volume, mm.
+        slices: number of slices.
+        body_mm: sides ``(x, y)`` of the body's in-plane box, mm.
+        channels: for each channel the values of its labeled voxels, or, if it is normalized by scan, the
+            scan's own scale.
+        volumes_ml: volume of each label in ml, in class order; 0 if the case does not have it.
+        label_slices: number of slices that show each label, in class order.
+        tissue: composition of the body; None in MR, whose values do not identify tissue.
+        ignored: fraction of voxels that were not annotated.
+        undrawn: number of slices without any annotated voxel.
     """
 
     patient: str
@@ -157,9 +168,7 @@ class CaseFacts:
     channels: tuple[LabeledValues | Window, ...]
     volumes_ml: tuple[float, ...]
     label_slices: tuple[int, ...]
-    #: None in MR, whose values do not identify tissue.
     tissue: Tissue | None
-    #: Fraction of voxels that were not annotated, and number of slices without any annotated voxel.
     ignored: float = 0.0
     undrawn: int = 0
 
@@ -231,10 +240,9 @@ def case_facts(case: Case, labels: Labels, config: DataConfig, channels: Sequenc
     marked = structures(classes)
     milliliter = float(np.prod(volume.spacing)) / 1000.0
     inside = [classes == index for index in range(1, labels.classes)]
-    sx, sy, sz = (float(s) for s in volume.spacing)
     return CaseFacts(
         patient=case.patient,
-        spacing=(sx, sy, sz),
+        spacing=tuple(volume.spacing.tolist()),
         slices=volume.array.shape[0],
         body_mm=(x1 - x0, y1 - y0),
         channels=tuple(
@@ -270,9 +278,9 @@ def reduce_facts(
     return Fingerprint(
         cases=len(facts),
         patients=len({f.patient for f in facts}),
-        spacing_median=_triple(np.median(spacing, axis=0)),
-        spacing_min=_triple(spacing.min(axis=0)),
-        spacing_max=_triple(spacing.max(axis=0)),
+        spacing_median=tuple(np.median(spacing, axis=0).tolist()),
+        spacing_min=tuple(spacing.min(axis=0).tolist()),
+        spacing_max=tuple(spacing.max(axis=0).tolist()),
         slices_median=float(np.median(slices)),
         slices_min=int(slices.min()),
         slices_max=int(slices.max()),
@@ -282,8 +290,8 @@ def reduce_facts(
                 zip(channels, normalizations_of(config, channels), strict=True)
             )
         ),
-        body_median_mm=_pair(np.median(body, axis=0)),
-        body_max_mm=_pair(body.max(axis=0)),
+        body_median_mm=tuple(np.median(body, axis=0).tolist()),
+        body_max_mm=tuple(body.max(axis=0).tolist()),
         fov_mm=float(body.max() * (1.0 + FRAME_MARGIN)),
         labels=tuple(_label(name, index, facts) for index, name in enumerate(labels.names)),
         tissue=usual_tissue(tissues) if tissues else None,
@@ -291,11 +299,11 @@ def reduce_facts(
 
 
 def ignored_of(facts: Sequence[CaseFacts]) -> dict[str, float]:
-    """Return how much of the cases was not annotated; empty where everything was.
+    """Return how much of the cases was not annotated; empty if every voxel was.
 
     Returns:
-        ``voxels``, the mean over the cases of a part from 0 to 1; ``slices`` that are wholly ignored;
-        ``of_slices``, how many there are.
+        ``voxels``, the fraction of voxels that were not annotated, averaged over cases; ``slices``, the
+        number of slices without any annotated voxel; ``of_slices``, the number of all slices.
     """
     if not any(f.ignored for f in facts):
         return {}
@@ -309,41 +317,38 @@ def ignored_of(facts: Sequence[CaseFacts]) -> dict[str, float]:
 def _label(name: str, index: int, facts: Sequence[CaseFacts]) -> LabelFacts:
     """Compute the statistics of one label."""
     volumes = np.array([f.volumes_ml[index] for f in facts if f.volumes_ml[index] > 0])
-    some = volumes if len(volumes) else np.zeros(1)
+    volumes_or_zero = volumes if len(volumes) else np.zeros(1)
     return LabelFacts(
         name=name,
         cases=len(volumes),
         slices=sum(f.label_slices[index] for f in facts),
-        volume_median_ml=float(np.median(some)),
-        volume_min_ml=float(some.min()),
-        volume_max_ml=float(some.max()),
+        volume_median_ml=float(np.median(volumes_or_zero)),
+        volume_min_ml=float(volumes_or_zero.min()),
+        volume_max_ml=float(volumes_or_zero.max()),
     )
 
 
-def _pair(values: np.ndarray) -> tuple[float, float]:
-    return float(values[0]), float(values[1])
-
-
-def _triple(values: np.ndarray) -> tuple[float, float, float]:
-    return float(values[0]), float(values[1]), float(values[2])
-
-
 def describe(fingerprint: Fingerprint, plane: Plane = "axial") -> list[tuple[str, str]]:
-    """Return the fingerprint as rows of name and value for display; ``plane`` is that of the slices."""
+    """Return the fingerprint as rows of name and value, for display.
+
+    Args:
+        fingerprint: what is described.
+        plane: plane of the slices, which names the two directions of a body's size.
+    """
     f = fingerprint
     rows = [
         ("cases", f"{f.cases} of {f.patients} patients"),
-        ("voxel size", f"{_by(f.spacing_median)} mm ({_by(f.spacing_min)} to {_by(f.spacing_max)})"),
+        ("voxel size", f"{_times(f.spacing_median)} mm ({_times(f.spacing_min)} to {_times(f.spacing_max)})"),
         ("slices", f"{f.slices_median:g} ({f.slices_min} to {f.slices_max})"),
         (
             f"body, {' x '.join(EXTENT_NAMES[direction] for direction in DIRECTIONS[plane])}",
-            f"{_by(f.body_median_mm, 0)} mm (at most {_by(f.body_max_mm, 0)})",
+            f"{_times(f.body_median_mm, 0)} mm (at most {_times(f.body_max_mm, 0)})",
         ),
         ("frame", f"{f.fov_mm:.0f} mm square holds every body"),
     ]
     for channel in f.channels:
         suffix = "" if f.channels == (channel,) else f", {channel.name}"
-        rows += [(f"{name}{suffix}", value) for name, value in _described(channel.scale)]
+        rows += [(f"{name}{suffix}", value) for name, value in _normalization_rows(channel.scale)]
     if f.tissue is not None:
         gas, bone = 100 * f.tissue.gas_max, 100 * f.tissue.bone_max
         rows.append(("body", f"at most {gas:.0f} % gas or lung, {bone:.0f} % bone or as bright"))
@@ -356,7 +361,7 @@ def describe(fingerprint: Fingerprint, plane: Plane = "axial") -> list[tuple[str
     return rows
 
 
-def _described(scale: Scaling) -> list[tuple[str, str]]:
+def _normalization_rows(scale: Scaling) -> list[tuple[str, str]]:
     """Return rows of name and value of a channel's normalization."""
     low, high = scale.percentiles
     if isinstance(scale, Intensity):
@@ -373,5 +378,5 @@ def _described(scale: Scaling) -> list[tuple[str, str]]:
     return [("normalization", f"z-score of each scan's body, clipped to its {low:g} and {high:g} percentile")]
 
 
-def _by(values: Sequence[float], digits: int = 2) -> str:
+def _times(values: Sequence[float], digits: int = 2) -> str:
     return " x ".join(f"{value:.{digits}f}" for value in values)

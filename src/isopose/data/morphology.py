@@ -1,9 +1,8 @@
 """Morphology of masks with octagons, slice by slice, on words that hold 64 voxels of a row.
 
-A step takes a few operations per word instead of per voxel. Words are ordered by their place in the row
-first: those of the same place in all rows lie together, so that an operation on them is one long loop. Masks
-are booleans ``(n, y, x)``. Outside the image the body is assumed to continue: the image's border neither
-dilates nor erodes a mask.
+A step takes a few operations per word instead of per voxel. The position of a word in its row is the first
+axis, so that an operation on the same word of all rows is one long loop. Masks are booleans ``(n, y, x)``.
+Outside the image the body is assumed to continue: the image's border neither dilates nor erodes a mask.
 """
 
 import numpy as np
@@ -13,7 +12,7 @@ _BITS = 64
 
 
 def dilated(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None) -> np.ndarray:
-    """Dilate a mask by steps of one voxel; geodesic, inside ``within``, if that is given."""
+    """Dilate a mask ``(n, y, x)`` by ``steps`` voxels, geodesically inside ``within`` if that is given."""
     words, width = _packed(mask), mask.shape[2]
     allowed = None if within is None else _packed(within)
     for step in range(steps):
@@ -24,32 +23,34 @@ def dilated(mask: np.ndarray, steps: int, *, within: np.ndarray | None = None) -
 
 
 def eroded(mask: np.ndarray, steps: int) -> np.ndarray:
-    """Erode a mask by steps of one voxel."""
+    """Erode a mask ``(n, y, x)`` by ``steps`` voxels."""
     return ~dilated(~mask, steps)
 
 
 def opened(mask: np.ndarray, steps: int) -> np.ndarray:
-    """Erode a mask by ``steps``, then dilate the rest by one step more within the mask."""
+    """Erode a mask ``(n, y, x)`` by ``steps`` voxels, then dilate by ``steps + 1`` voxels within the mask."""
     return dilated(eroded(mask, steps), steps + 1, within=mask)
 
 
-def grow_until_meeting(kept: np.ndarray, core: np.ndarray, body: np.ndarray, *, steps: int) -> np.ndarray:
-    """Grow ``kept`` and the other cores within a body until they meet in the neck between them.
+def grow_until_meeting(
+    trunk_cores: np.ndarray, cores: np.ndarray, body: np.ndarray, *, steps: int
+) -> np.ndarray:
+    """Grow ``trunk_cores`` and the other cores within a body until they meet in the neck between them.
 
     Args:
-        kept: cores to keep.
-        core: all cores.
-        body: limits the growth.
-        steps: number of steps.
+        trunk_cores: ``(n, y, x)`` booleans, the cores of the trunk.
+        cores: ``(n, y, x)`` booleans, all cores, also those of the arms.
+        body: ``(n, y, x)`` booleans, the mask in which they grow.
+        steps: number of dilations by one voxel.
 
     Returns:
-        The grown ``kept``.
+        ``(n, y, x)`` booleans, the grown ``trunk_cores``.
     """
     width = body.shape[2]
-    grown, other, body = _packed(kept), _packed(core & ~kept), _packed(body)
+    grown, others, body = _packed(trunk_cores), _packed(cores & ~trunk_cores), _packed(body)
     for step in range(steps):
-        grown = _dilate_once(grown, step, width) & body & ~other
-        other = _dilate_once(other, step, width) & body & ~grown
+        grown = _dilate_once(grown, step, width) & body & ~others
+        others = _dilate_once(others, step, width) & body & ~grown
     return _unpacked(grown, width)
 
 

@@ -134,7 +134,14 @@ class Channel:
 
 @dataclass(frozen=True)
 class LabeledValues:
-    """Values of a case's labeled voxels in one channel: distinct ones, how often each occurs, moments."""
+    """Statistics of the values of a case's labeled voxels in one channel.
+
+    Args:
+        values: ``(n,)`` distinct values, ascending.
+        counts: ``(n,)`` number of voxels with each value.
+        mean: mean of the values; 0 without labeled voxels.
+        variance: variance of the values; 0 without labeled voxels.
+    """
 
     values: np.ndarray
     counts: np.ndarray
@@ -151,9 +158,9 @@ def scale_of_scan(
         method: ``zscore``: clip at percentiles of the body's values, then z-score by the mean and standard
             deviation of the clipped values; darker values, also around the patient, become the lower
             percentile. ``raw``: values are not changed.
-        percentiles: lower and upper.
+        percentiles: lower and upper percentile, 0 to 100.
         array: ``(z, y, x)`` raw values, finite.
-        body: its mask, not empty.
+        body: ``(z, y, x)`` booleans, the body's mask, not empty.
 
     Raises:
         InputError: nearly all of the body has one value; with ``raw``, values too large for the store.
@@ -189,7 +196,17 @@ def labeled_values(raw: np.ndarray) -> LabeledValues:
 def scaling_of(
     method: Normalization, facts: Sequence[LabeledValues | Window], percentiles: tuple[float, float]
 ) -> Scaling:
-    """Return the normalization of one channel, from its statistics in each case."""
+    """Return the normalization of one channel.
+
+    Args:
+        method: how the channel is normalized.
+        facts: statistics of the channel in each case: :class:`LabeledValues` with ``ct``, else
+            :class:`Window`.
+        percentiles: lower and upper percentile, 0 to 100.
+
+    Raises:
+        InputError: with ``ct``, no case has a labeled voxel, or nearly all have one value.
+    """
     if method == "ct":
         return pooled_intensity(
             [f for f in facts if isinstance(f, LabeledValues) and len(f.values)], percentiles
@@ -200,7 +217,11 @@ def scaling_of(
 
 
 def pooled_intensity(facts: Sequence[LabeledValues], percentiles: tuple[float, float]) -> Intensity:
-    """Compute the pooled intensity statistics of the cases with labeled voxels."""
+    """Compute the pooled intensity statistics of the cases with labeled voxels.
+
+    Raises:
+        InputError: no case has a labeled voxel, or nearly all labeled voxels have one value.
+    """
     if not facts:
         raise InputError(
             "fingerprint: no training case has a labeled voxel; are these the right label files?"
@@ -241,9 +262,9 @@ def channel_number(wanted: int | str, channels: Sequence[str], setting: str) -> 
     """Return the number of a channel.
 
     Args:
-        wanted: its number or name.
+        wanted: index, counted from 0, or name of the channel.
         channels: names of the channels.
-        setting: that says so, for the message.
+        setting: name of the setting that holds ``wanted``, for the message.
 
     Raises:
         InputError: there is no such channel.

@@ -14,12 +14,12 @@ from isopose.geometry.volume import Volume, axes_of
 
 #: Voxels longer than this multiple of both other sides, and than this many mm, are those of thick slices.
 THICK_RATIO, THICK_MM = 1.8, 1.5
-#: Part of the body's rows that reach both edges of the slices from which on its width is not seen.
+#: Fraction of the body's rows that reach both edges of the slices, above which its width is not known.
 MAX_CUT_ROWS = 0.5
-#: Part of the body's greatest thickness along the stack, from which on a place counts for its outline: arms
-#: and the edges of a rolled trunk are left out, which the whole silhouette shows.
+#: Thickness along the stack, as a fraction of the body's greatest, from which a pixel belongs to the outline.
+#: Arms and the edges of a rolled trunk are in the silhouette, but not in the outline.
 MIN_THICKNESS = 0.5
-#: Width of that outline, as a part of the whole body's, where its section is an ellipse.
+#: Width of that outline as a fraction of the body's width, if the body's axial section is an ellipse.
 OUTLINE_WIDTH = 0.87
 #: Directions in the patient in which the columns and the rows of a slice are counted, by its plane.
 DIRECTIONS: dict[Plane, tuple[str, str]] = {
@@ -27,9 +27,9 @@ DIRECTIONS: dict[Plane, tuple[str, str]] = {
     "coronal": ("across", "head to foot"),
     "sagittal": ("front to back", "head to foot"),
 }
-#: What a body's size in each direction is called.
+#: Name of a body's extent in each direction.
 EXTENT_NAMES = {"across": "width", "front to back": "depth", "head to foot": "height"}
-#: What the edges of a slice are that lie in a direction of its columns.
+#: Names of the two edges of a slice, by the direction of its columns.
 _EDGE_NAMES = {"across": "left and right", "front to back": "front and back"}
 
 
@@ -65,7 +65,7 @@ def check_plane(volume: Volume, expected: Plane) -> None:
 
 
 def mask_in_plane(mask: np.ndarray, volume: Volume, plane: Plane) -> np.ndarray:
-    """Return a mask of a scan's axial view in the view of another plane.
+    """Reorient a mask from the axial view of a scan to the view of another plane.
 
     Args:
         mask: ``(z, y, x)`` of ``volume.reoriented()``.
@@ -84,9 +84,10 @@ def mask_in_plane(mask: np.ndarray, volume: Volume, plane: Plane) -> np.ndarray:
 def pose_outline(body: np.ndarray, plane: Plane) -> np.ndarray:
     """Return the outline from which the pose of each slice is taken.
 
-    In axial slices it is the slice's own. In a coronal or sagittal one the slice's own depends on where it
-    meets the body: the first and the last show little more than skin. There all slices have the outline of
-    the body along the stack, where it is at least half as thick as it is at most.
+    For axial slices it is the body's section in each slice. In coronal and sagittal slices that section
+    depends on the slice's position: the first and the last show little more than skin. There all slices get
+    the same outline: the pixels at which the body's thickness along the stack is at least
+    :data:`MIN_THICKNESS` of its maximum.
 
     Args:
         body: ``(z, y, x)`` booleans, in the view of the plane.
@@ -113,8 +114,8 @@ def outline_warnings(body: np.ndarray, plane: Plane) -> Iterator[str]:
         return
     silhouette = np.asarray(body.any(axis=0))
     rows = silhouette.any(axis=1)
-    both = silhouette[:, :2].any(axis=1) & silhouette[:, -2:].any(axis=1)
-    if both.sum() > MAX_CUT_ROWS * rows.sum():
+    reaches_both_edges = silhouette[:, :2].any(axis=1) & silhouette[:, -2:].any(axis=1)
+    if reaches_both_edges.sum() > MAX_CUT_ROWS * rows.sum():
         edges = _EDGE_NAMES[DIRECTIONS[plane][0]]
         yield (
             f"the body reaches the edges of the slices, {edges}: its size is taken from the field of "
@@ -123,11 +124,11 @@ def outline_warnings(body: np.ndarray, plane: Plane) -> Iterator[str]:
 
 
 def position_mm(world_from_index: np.ndarray, plane: Plane) -> float:
-    """Return where the first slice of a stack lies along the plane's axis of slices, in LPS mm.
+    """Return the position in mm of a stack's first slice along the axis of its slices.
 
     Args:
-        world_from_index: ``(4, 4)`` of the volume in the view of the plane.
-        plane: of the slices; axial ones are counted to the head, coronal ones to the back, sagittal ones to
-            the right.
+        world_from_index: ``(4, 4)`` of the volume in the view of the plane, in LPS mm.
+        plane: plane of the slices; positions grow to the head in axial, to the back in coronal and to the
+            right in sagittal slices.
     """
     return float(axes_of(plane)[:, 2] @ world_from_index[:3, 3])

@@ -81,8 +81,8 @@ class Prepared:
         """``(z, N, N)`` booleans, where the trunk may be: the mask, or the silhouette of the whole stack."""
         if self.silhouette is None:
             return self.mask
-        shown = np.asarray(self.mask.any(axis=(1, 2)))
-        return self.silhouette[None] & shown[:, None, None]
+        has_body = np.asarray(self.mask.any(axis=(1, 2)))
+        return self.silhouette[None] & has_body[:, None, None]
 
     @property
     def image(self) -> np.ndarray:
@@ -176,9 +176,10 @@ def prepare_as(
         fov_mm: side of the frame, for all bodies that fit into it; None: from each body's size.
         config: size of the frame, the body's threshold.
         tissue: composition of the training scans, for warnings; None: no such warnings.
-        channels: all channels of the scan on the volume's grid, the volume among them; none: it is alone.
-        pose_channel: which of them the volume is.
-        modality: of the scan.
+        channels: all channels of the scan on the volume's grid, the volume among them; empty if the volume is
+            the only channel.
+        pose_channel: index of ``volume`` in ``channels``.
+        modality: modality of the scan.
         body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
 
     Raises:
@@ -193,7 +194,7 @@ def prepare_as(
     body, body_mm = find_trunk(lps, config, modality, own_mask)
     composition = () if tissue is None else tuple(composition_warnings(tissue_of(lps, body), tissue))
     stack, body = volume.reoriented(plane), mask_in_plane(body, volume, plane)
-    spacing = (float(stack.spacing[0]), float(stack.spacing[1]), float(stack.spacing[2]))
+    spacing = tuple(stack.spacing.tolist())
     frame, frame_warnings = frame_of(body, stack.spacing, fov_mm, config.size)
     warnings = (
         *scan_warnings(lps, body_mm, modality, plane),
@@ -208,12 +209,12 @@ def prepare_as(
         image_scales = [
             (volume, scale, scaling)
             if n == pose_channel
-            else (one, _scale_of(one, channel, body, plane), channel.scale)
-            for n, (one, channel) in enumerate(channels)
+            else (image, _scale_of(image, channel, body, plane), channel.scale)
+            for n, (image, channel) in enumerate(channels)
         ]
     images = scratch.zeros((len(image_scales), len(body), *size), np.float32)
-    for out, (one, of_scan, of_channel) in zip(images, image_scales, strict=True):
-        _normalize_into(out, one.reoriented(plane).array, of_scan, of_channel, matrix)
+    for resampled, (image, scan_scale, channel_scaling) in zip(images, image_scales, strict=True):
+        _normalize_into(resampled, image.reoriented(plane).array, scan_scale, channel_scaling, matrix)
     mask, visible = scratch.zeros(images.shape[1:], bool), pose_outline(body, plane)
     for part in chunks(body.shape, size):
         mask[part] = warped(visible[part], matrix, size, 0.0, "bilinear") >= 0.5
@@ -231,7 +232,7 @@ def prepare_as(
         reorientation=volume.reorientation(plane),
         native_shape=_shape(volume.array),
         native_world_from_index=volume.world_from_index,
-        scales=tuple(of_scan for _, of_scan, _ in image_scales),
+        scales=tuple(scan_scale for _, scan_scale, _ in image_scales),
         warnings=warnings,
         pose_channel=pose_channel,
         silhouette=silhouette,
@@ -273,8 +274,8 @@ def _normalize_into(
     Args:
         out: ``(z, N, N)`` float32, receives the result.
         array: ``(z, y, x)`` raw values of the reoriented volume.
-        scale: of this scan.
-        scaling: of the channel, which bounds the values that networks see.
+        scale: normalization of this scan.
+        scaling: normalization of the channel, which bounds the values that networks see.
         slice_from_frame: ``(3, 3)``, normalized coordinates.
     """
     size = (out.shape[1], out.shape[2])
@@ -306,25 +307,26 @@ def find_trunk(
 
 
 def frame_of(
-    body: np.ndarray, spacing: np.ndarray, usual: float | None, size: int
+    body: np.ndarray, spacing: np.ndarray, common_side: float | None, size: int
 ) -> tuple[Frame, tuple[str, ...]]:
-    """Return the frame around a body's box, and a warning where it had to be larger than usual.
+    """Return the frame around a body's box, and a warning if the body does not fit into the common frame.
 
     Args:
         body: ``(z, y, x)`` mask, not empty.
         spacing: ``(x, y, ...)`` in mm.
-        usual: side of the frame in mm, if the body fits into it; None: the body's own side, with a margin.
+        common_side: side in mm of the frame for all bodies that fit into it; None: the longer side of this
+            body's box, with a margin.
         size: pixels along a side.
     """
     x0, y0, x1, y1 = body_box(body, spacing)
     side = max(x1 - x0, y1 - y0)
     warnings: tuple[str, ...] = ()
-    fov = side * (1.0 + FRAME_MARGIN) if usual is None else usual
+    fov = side * (1.0 + FRAME_MARGIN) if common_side is None else common_side
     # A tolerance, so that the largest training body, for which the frame was made, fits despite rounding.
-    if usual is not None and side > usual * (1.0 + 1e-6):
+    if common_side is not None and side > common_side * (1.0 + 1e-6):
         fov = side * (1.0 + FRAME_MARGIN)
         warnings = (
-            f"the body is {side:.0f} mm wide and the frame {usual:.0f} mm; "
+            f"the body is {side:.0f} mm wide and the frame {common_side:.0f} mm; "
             f"this case's frame was made {fov:.0f} mm, so its pixels are larger than those of the others",
         )
     return Frame(((x0 + x1) / 2.0, (y0 + y1) / 2.0), fov, size), warnings
@@ -360,9 +362,9 @@ def _label_warnings(native: np.ndarray, classes: np.ndarray, prepared: Prepared)
     """Yield a warning if nothing is labeled, or labels lie out of the frame or in slices without a body.
 
     Args:
-        native: class indices of the reoriented volume.
-        classes: of the frame.
-        prepared: the scan.
+        native: ``(z, y, x)`` class indices of the reoriented volume.
+        classes: ``(z, N, N)`` class indices in the frame.
+        prepared: the preprocessed scan.
     """
     rows, columns = np.nonzero(structures(native).any(axis=0))
     if not len(rows):
@@ -372,11 +374,11 @@ def _label_warnings(native: np.ndarray, classes: np.ndarray, prepared: Prepared)
     if warning is not None:
         yield f"label: {warning}"
     frame, spacing = prepared.frame, prepared.spacing
-    across = np.abs(columns * spacing[0] - frame.center_mm[0]).max()
-    along = np.abs(rows * spacing[1] - frame.center_mm[1]).max()
-    out = max(across, along) - frame.fov_mm / 2.0
-    if out > 0:
-        yield f"labels reach {out:.0f} mm beyond the frame around the body and are cut off there"
+    reach_x = np.abs(columns * spacing[0] - frame.center_mm[0]).max()
+    reach_y = np.abs(rows * spacing[1] - frame.center_mm[1]).max()
+    overhang = max(reach_x, reach_y) - frame.fov_mm / 2.0
+    if overhang > 0:
+        yield f"labels reach {overhang:.0f} mm beyond the frame around the body and are cut off there"
     count = int((structures(classes).any(axis=(1, 2)) & ~prepared.mask.any(axis=(1, 2))).sum())
     if count:
         yield (

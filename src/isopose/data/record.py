@@ -130,10 +130,10 @@ class StoredCase:
             if not isinstance(stored, blosc2.NDArray) or stored.shape != self.record.shape:
                 raise ValueError("another array than its record says")
             out = np.empty((len(slices), *stored.shape[1:]), dtype=stored.dtype)
-            for place, z in enumerate(slices):
+            for row, z in enumerate(slices):
                 if not 0 <= z < stored.shape[0]:
                     raise IndexError(f"slice {z} of {stored.shape[0]}")
-                out[place] = stored[int(z)]
+                out[row] = stored[int(z)]
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{self.record.id}: {path} cannot be read ({error}); prepare the store again"
@@ -147,7 +147,7 @@ def record_of(
     """Return the record of a case; ``arrays`` and ``sources`` are hashes by name."""
     classes = prepared.labels
     assert classes is not None, "a case of a store has labels"
-    # The border of the body, where half a pixel lies outside of the image, says nothing of a slice.
+    # Border pixels of the body may reach beyond the image, where labels are unknown: they do not count.
     annotated = ((classes != IGNORED) & prepared.mask).any(axis=(1, 2)) | structures(classes).any(axis=(1, 2))
     shows = [(classes == index).any(axis=(1, 2)) for index in range(1, labels.classes)]
     return Record(
@@ -165,11 +165,11 @@ def record_of(
         native_world_from_index=_rows(prepared.native_world_from_index),
         air=prepared.scale.air,
         warnings=prepared.warnings,
-        presence=tuple(tuple(bool(s) for s in one) for one in zip(*shows, strict=True)),
-        body_fraction=tuple(float(f) for f in prepared.mask.mean(axis=(1, 2))),
+        presence=tuple(tuple(map(bool, shown_labels)) for shown_labels in zip(*shows, strict=True)),
+        body_fraction=tuple(prepared.mask.mean(axis=(1, 2)).tolist()),
         arrays=arrays,
         sources=sources,
-        undrawn=tuple(int(z) for z in np.flatnonzero((classes == IGNORED).any(axis=(1, 2)) & ~annotated)),
+        undrawn=tuple(np.flatnonzero((classes == IGNORED).any(axis=(1, 2)) & ~annotated).tolist()),
         channels=len(prepared.images),
         pose_channel=prepared.pose_channel,
     )
@@ -182,11 +182,11 @@ def read_stored_record(folder: Path) -> Record | None:
     except (InputError, ValidationError):
         return None
     depth = record.shape[0]
-    alike = len({len(shown) for shown in record.presence}) == 1
-    alike &= record.arrays.keys() == {f"{name}.b2nd" for name in array_names(record.channels)}
-    alike &= record.pose_channel < record.channels
-    return record if alike and len(record.presence) == len(record.body_fraction) == depth else None
+    is_consistent = len({len(shows_labels) for shows_labels in record.presence}) == 1
+    is_consistent &= record.arrays.keys() == {f"{name}.b2nd" for name in array_names(record.channels)}
+    is_consistent &= record.pose_channel < record.channels
+    return record if is_consistent and len(record.presence) == len(record.body_fraction) == depth else None
 
 
 def _rows(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(float(value) for value in row) for row in matrix)
+    return tuple(map(tuple, matrix.tolist()))

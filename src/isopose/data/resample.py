@@ -21,7 +21,9 @@ CACHED_VOXELS = 1_100_000
 def warped_labels(
     labels: np.ndarray, input_from_output: Tensor, size: tuple[int, int], values: Iterable[int]
 ) -> np.ndarray:
-    """Resample label maps ``(z, y, x)`` to ``(z, h, w)`` uint8: each value linearly, then the largest share.
+    """Resample label maps ``(z, y, x)`` to ``(z, h, w)`` uint8.
+
+    The mask of each value is resampled linearly; a pixel gets the value with the largest share.
 
     Nearest-neighbor sampling makes borders jagged and, where pixels become larger, loses thin structures at
     random; linear interpolation keeps each structure's area.
@@ -30,7 +32,7 @@ def warped_labels(
         labels: whole numbers, 0 is background.
         input_from_output: ``(3, 3)`` for all slices, or ``(z, 3, 3)``, one for each.
         size: ``(h, w)``.
-        values: the values to resample; others become background.
+        values: the label values to resample; voxels of other values become background.
     """
     values = tuple(values)
     out = scratch.zeros((len(labels), *size), np.uint8)
@@ -69,21 +71,22 @@ def largest_share(
     """Return for each pixel the value with the largest share.
 
     Args:
-        shares: values and their shares in [0, 1], of the given shape, or of a window of it outside of which
-            they are 0; the missing share is that of background, 0.
-        shape: of the result.
+        shares: values with their shares in [0, 1], either of the given shape, or of a window of it and the
+            window's rows and columns; outside the window the share is 0. What is missing to a sum of 1 is the
+            share of background, value 0.
+        shape: shape of the result.
 
     Returns:
         uint8 of the given shape.
     """
     out = np.zeros(shape, dtype=np.uint8)
-    best, left = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
+    largest, background = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
     for value, share, *windows in shares:
         window = (..., *windows[0]) if windows else ...
-        left[window] -= share
-        np.copyto(out[window], value, where=share > best[window])
-        np.maximum(best[window], share, out=best[window])
-    out[left >= best] = 0
+        background[window] -= share
+        np.copyto(out[window], value, where=share > largest[window])
+        np.maximum(largest[window], share, out=largest[window])
+    out[background >= largest] = 0
     return out
 
 
@@ -107,10 +110,10 @@ def warped(
     """
     source = _as_tensor(array)
     if input_from_output.ndim == 2:
-        whole = warp_axis_aligned(source[:, None], input_from_output, size, fill=fill, mode=mode)[
+        all_pixels = warp_axis_aligned(source[:, None], input_from_output, size, fill=fill, mode=mode)[
             :, 0
         ].numpy()
-        return whole if window is None else whole[:, *window]
+        return all_pixels if window is None else all_pixels[:, *window]
     if bool((input_from_output == input_from_output[:1]).all()):
         if mode == "bicubic" and window is None:
             return warp_stack(source, input_from_output[0], size, fill=fill).numpy()
@@ -122,7 +125,7 @@ def warped(
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:
-    """Return an array as a contiguous tensor: of its own type where that is a usual one, else float32."""
+    """Convert an array to a contiguous tensor; types that are rare in scans become float32."""
     usual = array.dtype in (np.bool_, np.uint8, np.int16, np.float32)
     return torch.from_numpy(np.ascontiguousarray(array, dtype=None if usual else np.float32))
 
@@ -154,6 +157,6 @@ def chunks(shape: tuple[int, ...], size: tuple[int, int], voxels: int = CHUNK) -
     Args:
         shape: ``(z, y, x)`` of the volume.
         size: ``(h, w)`` of the result.
-        voxels: of a part, in the volume and in the result.
+        voxels: largest number of voxels of a part, both in the volume and in the result.
     """
     return slice_chunks((shape[0], 1, max(shape[1] * shape[2], size[0] * size[1])), voxels)

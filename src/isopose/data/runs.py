@@ -78,12 +78,12 @@ class Runs:
         """``(z,)`` number of marked voxels of each slice."""
         return np.bincount(self.slices, self.lengths, self.shape[0]).astype(np.int64)
 
-    def only(self, kept: np.ndarray | slice) -> "Runs":
-        """Return the runs that are marked in ``kept``, ``(n,)`` booleans, or that a slice names."""
-        return Runs(self.starts[kept], self.stops[kept], self.shape)
+    def only(self, selected: np.ndarray | slice) -> "Runs":
+        """Select runs by ``(n,)`` booleans or by a slice of their indices."""
+        return Runs(self.starts[selected], self.stops[selected], self.shape)
 
     def mask(self, part: slice) -> np.ndarray:
-        """Decode some slices to booleans ``(n, y, x)``."""
+        """Decode a range of slices to booleans ``(n, y, x)``."""
         start, stop, _ = part.indices(self.shape[0])
         first, last = self._from_slice(start), self._from_slice(stop)
         edges = np.empty(2 * (last - first) + 2, dtype=np.int64)
@@ -100,7 +100,7 @@ class Runs:
         return int(np.searchsorted(self.starts, self.starts.dtype.type(z * self.per_slice)))
 
     def points(self, runs: slice) -> np.ndarray:
-        """Return the rows and columns ``(voxels, 2)`` of all voxels of some runs."""
+        """Return the row and column, ``(voxels, 2)``, of each voxel of a range of runs."""
         lengths = self.lengths[runs]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         rows, columns = np.divmod(np.repeat(self.starts[runs], lengths) + within, self.shape[2] + 1)
@@ -149,7 +149,7 @@ class Runs:
             ``(n,)`` label of each run, from 0.
         """
         numbers, count = np.empty(len(self.starts), dtype=np.int32), 0
-        parts = self._parts()
+        parts = self._graph_chunks()
         for part in parts:
             numbers[part] = self.only(part)._label_components(in_plane=in_plane) + count
             count = int(numbers[part].max()) + 1
@@ -163,10 +163,10 @@ class Runs:
             pairs.append(
                 numbers[two_slices][np.stack(runs._overlapping_runs(self.per_slice, runs.lengths > 0))]
             )
-        one, other = np.concatenate(pairs, axis=1)
-        return _label_graph(one, other, count)[numbers]
+        first, second = np.concatenate(pairs, axis=1)
+        return _label_graph(first, second, count)[numbers]
 
-    def _parts(self) -> list[slice]:
+    def _graph_chunks(self) -> list[slice]:
         """Return parts of about :data:`RUNS_PER_GRAPH` runs that end at the end of a slice."""
         parts, start = [], 0
         while start < len(self.starts):
@@ -198,10 +198,10 @@ class Runs:
         first = np.searchsorted(self.stops, self.starts + offset, side="right").astype(np.int32)
         count = np.searchsorted(self.starts, self.stops + offset, side="left").astype(np.int32) - first
         count[~candidates] = 0
-        one = np.repeat(np.arange(len(count), dtype=np.int32), count)
-        other = np.arange(len(one), dtype=np.int32)
-        other -= np.repeat(np.cumsum(count, dtype=np.int32) - count - first, count)
-        return one, other
+        first_runs = np.repeat(np.arange(len(count), dtype=np.int32), count)
+        second_runs = np.arange(len(first_runs), dtype=np.int32)
+        second_runs -= np.repeat(np.cumsum(count, dtype=np.int32) - count - first, count)
+        return first_runs, second_runs
 
 
 def _label_graph(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
@@ -220,16 +220,16 @@ def _index_type(shape: tuple[int, int, int]) -> type[np.signedinteger]:
     return np.int32 if most <= np.iinfo(np.int32).max else np.int64
 
 
-def map_masks(function: Callable[..., np.ndarray], *given: Runs, voxels: int = CHUNK) -> Runs:
+def map_masks(function: Callable[..., np.ndarray], *masks: Runs, voxels: int = CHUNK) -> Runs:
     """Apply a function to masks, a part of the slices at a time.
 
     Args:
         function: takes decoded masks ``(n, y, x)`` and returns one; it treats slices independently.
-        given: masks of one shape.
-        voxels: at a time.
+        masks: masks of one shape.
+        voxels: largest number of voxels at a time, to bound the memory.
     """
-    parts = slice_chunks(given[0].shape, voxels)
-    return Runs.of((function(*(runs.mask(part) for runs in given)) for part in parts), given[0].shape)
+    parts = slice_chunks(masks[0].shape, voxels)
+    return Runs.of((function(*(runs.mask(part) for runs in masks)) for part in parts), masks[0].shape)
 
 
 def slice_chunks(shape: tuple[int, ...], voxels: int = CHUNK) -> list[slice]:
@@ -238,8 +238,8 @@ def slice_chunks(shape: tuple[int, ...], voxels: int = CHUNK) -> list[slice]:
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
-def merge(one: Runs, other: Runs) -> Runs:
+def merge(first: Runs, second: Runs) -> Runs:
     """Join two masks of one shape that have no slice in common."""
-    starts = np.concatenate([one.starts, other.starts])
+    starts = np.concatenate([first.starts, second.starts])
     order = np.argsort(starts, kind="stable")
-    return Runs(starts[order], np.concatenate([one.stops, other.stops])[order], one.shape)
+    return Runs(starts[order], np.concatenate([first.stops, second.stops])[order], first.shape)

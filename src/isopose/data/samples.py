@@ -48,26 +48,28 @@ class Batch(Generic[Stack]):
 
     def to(self, device: torch.device) -> "Batch[Stack]":
         """Return the batch on a device, copied asynchronously where memory is pinned."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch[Stack]":
         """Return the batch in pinned memory, from which a GPU copies asynchronously."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        return self._map_tensors(Tensor.pin_memory)
 
-    def part(self, rows: Tensor) -> "Batch[Stack]":
-        """Return some of the batch's samples, by their indices ``(n,)``."""
-        chosen = rows.tolist()
+    def select(self, rows: Tensor) -> "Batch[Stack]":
+        """Return the batch's samples with indices ``rows`` ``(n,)``, in that order."""
+        indices = rows.tolist()
+        return self._map_fields(
+            lambda field: tuple(field[i] for i in indices) if isinstance(field, tuple) else field[rows]
+        )
 
-        def select(value: Any) -> Any:
-            return tuple(value[row] for row in chosen) if isinstance(value, tuple) else value[rows]
+    def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch[Stack]":
+        """Apply a function to every tensor, also to each of those of volumes."""
+        return self._map_fields(
+            lambda field: tuple(map(function, field)) if isinstance(field, tuple) else function(field)
+        )
 
-        return replace(self, **{k: select(v) for k, v in vars(self).items() if v is not None})
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch[Stack]":
-        def changed(value: Any) -> Any:
-            return tuple(map(change, value)) if isinstance(value, tuple) else change(value)
-
-        return replace(self, **{k: changed(v) for k, v in vars(self).items() if v is not None})
+    def _map_fields(self, function: Callable[[Any], Any]) -> "Batch[Stack]":
+        """Apply a function to every field that is not None."""
+        return replace(self, **{k: function(v) for k, v in vars(self).items() if v is not None})
 
 
 SliceBatch = Batch[Tensor]
@@ -75,11 +77,15 @@ VolumeBatch = Batch[tuple[Tensor, ...]]
 
 
 def each_stack(stacks: Tensor | tuple[Tensor, ...], *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield what can be computed at once: all slices of a batch together, or one volume at a time.
+    """Iterate over a batch: all slices at once, or one volume at a time, since volumes differ in depth.
 
     Args:
         stacks: image, mask or labels of a :class:`Batch`.
-        others: tensors with a row for each sample; with a volume, its row ``(1, ...)`` is yielded.
+        others: tensors whose first dimension is the sample.
+
+    Yields:
+        The stack, and for each of ``others`` the rows that belong to it: all rows with slices, one row
+            ``(1, ...)`` with a volume.
     """
     if isinstance(stacks, Tensor):
         yield (stacks, *others)
@@ -131,38 +137,42 @@ class Slices:
         return [self.cases[c].record.patient for c in self.rows[:, 0]]
 
     def set_neighbors(self, config: UNetConfig) -> None:
-        """From now on return each row with its neighbors, in their known poses.
+        """Add the neighbors of each slice as channels of the batches that are read from now on.
 
-        If this is called before :meth:`subset`, a subset keeps the neighbors outside it.
+        ``pose`` must be set: each neighbor is resampled in its own pose. Subsets that are taken afterwards
+        keep neighbors that are not among their rows.
+
+        Args:
+            config: ``context`` is the number of neighbors on each side; with 0 nothing changes.
         """
         if not config.context:
             return
         assert self.pose is not None, "neighbors are seen in their own poses"
-        beside = np.empty((len(self), 2 * config.context + 1), dtype=np.int64)
-        for number, case in enumerate(self.cases):
-            rows = np.flatnonzero(self.rows[:, 0] == number)
+        neighbors = np.empty((len(self), 2 * config.context + 1), dtype=np.int64)
+        for case_index, case in enumerate(self.cases):
+            rows = np.flatnonzero(self.rows[:, 0] == case_index)
             if len(rows):
-                beside[rows] = rows[neighbors_of(self.rows[rows, 1], case.record.spacing[2], config)]
-        self.channels, self.channel_pose = self.rows[beside, 1], self.pose[torch.from_numpy(beside)]
+                neighbors[rows] = rows[neighbors_of(self.rows[rows, 1], case.record.spacing[2], config)]
+        self.channels, self.channel_pose = self.rows[neighbors, 1], self.pose[torch.from_numpy(neighbors)]
 
     def read(self, index: np.ndarray) -> SliceBatch:
         """Read the batch of the rows ``(N,)``; slices of one case are read together."""
         image: list[Tensor] = [torch.empty(0)] * len(index)
         mask, labels = image.copy(), image.copy()
         for case in np.unique(self.rows[index, 0]):
-            places = np.flatnonzero(self.rows[index, 0] == case)
-            channels = self.channels[index[places]]
+            positions = np.flatnonzero(self.rows[index, 0] == case)
+            channels = self.channels[index[positions]]
             # Neighbors of neighboring rows are the same slices: each is read once.
             slices_read = np.unique(channels)
             arrays = self.cases[case].read(
-                self.rows[index[places], 1].tolist(), slices_read.tolist(), all_channels=self.all_channels
+                self.rows[index[positions], 1].tolist(), slices_read.tolist(), all_channels=self.all_channels
             )
             images, *rest = map(torch.from_numpy, arrays)
             images = images if self.all_channels else images[None]
-            for row, place in enumerate(places):
-                positions = torch.from_numpy(np.searchsorted(slices_read, channels[row]))
-                image[place] = images[:, positions].flatten(0, 1)
-                mask[place], labels[place] = (one[row] for one in rest)
+            for row, position in enumerate(positions):
+                channel_index = torch.from_numpy(np.searchsorted(slices_read, channels[row]))
+                image[position] = images[:, channel_index].flatten(0, 1)
+                mask[position], labels[position] = (array[row] for array in rest)
         rows = torch.from_numpy(np.asarray(index, dtype=np.int64))
         return Batch(
             rows,
@@ -178,10 +188,11 @@ class Slices:
         """Yield all rows in order; of several processes, each yields its share of the batches."""
         yield from read_ahead(self, batches_of_rows(len(self), batch_size)[rank::world_size])
 
-    def spread(self, most: int) -> "Slices":
-        """Return at most ``most`` rows, evenly spread, for validation."""
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
-        return self.subset(chosen)
+    def spread(self, count: int) -> "Slices":
+        """Return at most ``count`` rows, evenly spread, for validation."""
+        return self.subset(
+            np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int))
+        )
 
     def labeled(self) -> "Slices":
         """Return the rows that show any label."""
@@ -192,15 +203,15 @@ class Slices:
         return self if self.drawn.all() else self.subset(np.flatnonzero(self.drawn))
 
     def subset(self, rows: np.ndarray) -> "Slices":
-        """Return some rows only."""
-        part = Slices.__new__(Slices)
-        part.cases, part.rows, part.presence = self.cases, self.rows[rows], self.presence[rows]
-        part.drawn, part.channels = self.drawn[rows], self.channels[rows]
-        part.all_channels = self.all_channels
+        """Return the rows with indices ``rows`` ``(n,)``, in that order."""
+        subset = Slices.__new__(Slices)
+        subset.cases, subset.rows, subset.presence = self.cases, self.rows[rows], self.presence[rows]
+        subset.drawn, subset.channels = self.drawn[rows], self.channels[rows]
+        subset.all_channels = self.all_channels
         for name in ("pose", "theta2", "channel_pose"):
             value = getattr(self, name)
-            setattr(part, name, None if value is None else value[torch.from_numpy(rows)])
-        return part
+            setattr(subset, name, None if value is None else value[torch.from_numpy(rows)])
+        return subset
 
 
 class Volumes:
@@ -219,7 +230,7 @@ class Volumes:
             [np.asarray(case.record.presence, dtype=bool).any(axis=0) for case in self.cases]
         )
         records = [case.record for case in self.cases]
-        matrices = [one.frame.stack_from_frame(one.shape[0], one.spacing[2]) for one in records]
+        matrices = [record.frame.stack_from_frame(record.shape[0], record.spacing[2]) for record in records]
         self.stack_from_frame = torch.stack(matrices) if matrices else torch.empty(0, 4, 4)
         self.pose: Tensor | None = None
         self.theta2: Tensor | None = None
@@ -241,13 +252,14 @@ class Volumes:
             for row in index
         ]
         image, mask, labels = (
-            tuple(torch.from_numpy(one)[None] for one in kind) for kind in zip(*arrays, strict=True)
+            tuple(torch.from_numpy(array)[None] for array in of_cases)
+            for of_cases in zip(*arrays, strict=True)
         )
         rows = torch.from_numpy(np.asarray(index, dtype=np.int64))
         return Batch(
             rows,
-            image if self.all_channels else tuple(one[None] for one in image),
-            tuple(one[None].float() for one in mask),
+            image if self.all_channels else tuple(volume[None] for volume in image),
+            tuple(volume[None].float() for volume in mask),
             labels,
             None if self.pose is None else self.pose[rows],
             None if self.theta2 is None else self.theta2[rows],
@@ -268,9 +280,9 @@ class Volumes:
         return self if all(drawn) else self.subset(np.flatnonzero(drawn))
 
     def subset(self, rows: np.ndarray) -> "Volumes":
-        """Return some rows only."""
-        part = Volumes([self.cases[row] for row in rows])
-        part.pose = None if self.pose is None else self.pose[torch.from_numpy(rows)]
-        part.theta2 = None if self.theta2 is None else self.theta2[torch.from_numpy(rows)]
-        part.all_channels = self.all_channels
-        return part
+        """Return the rows with indices ``rows`` ``(n,)``, in that order."""
+        subset = Volumes([self.cases[row] for row in rows])
+        subset.pose = None if self.pose is None else self.pose[torch.from_numpy(rows)]
+        subset.theta2 = None if self.theta2 is None else self.theta2[torch.from_numpy(rows)]
+        subset.all_channels = self.all_channels
+        return subset

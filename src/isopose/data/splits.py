@@ -18,20 +18,25 @@ def split(dataset: Dataset, config: TrainConfig) -> tuple[tuple[Case, ...], tupl
     """
     if config.fold == "all":
         check_sides(dataset)
-        whole = tuple(c for c in dataset.cases if c.label is not None and c.split != "test")
-        if not whole:
+        labeled = tuple(c for c in dataset.cases if c.label is not None and c.split != "test")
+        if not labeled:
             raise InputError(f"{dataset.root}: no case with a label to train on")
-        return whole, ()
+        return labeled, ()
     return split_patients(dataset, config.folds, config.fold, config.seed)
 
 
 def measured_cases(
     training: tuple[Case, ...], validation: tuple[Case, ...], config: TrainConfig
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Return the cases of which normalization, frame and reference are, and the others that are prepared.
+    """Return the cases that determine normalization, frame and reference, and the other cases to preprocess.
 
-    Of one fold the first are its training cases. With ``train.shared`` they are the cases of all folds, in
-    the same order in each fold, so that one store serves all folds.
+    The first are the fold's training cases. With ``train.shared`` they are the cases of all folds, in the
+    same order in each fold, so that one store serves all folds.
+
+    Args:
+        training: training cases of a fold.
+        validation: validation cases of that fold.
+        config: ``shared`` selects between the two.
     """
     if not config.shared:
         return training, validation
@@ -68,18 +73,18 @@ def split_patients(
     usable = sorted(
         (c for c in dataset.cases if c.label is not None and c.split != "test"), key=lambda c: c.id
     )
-    chosen = {c.patient for c in usable if c.split == "val"}
-    if chosen:
+    validation_patients = {c.patient for c in usable if c.split == "val"}
+    if validation_patients:
         if fold != 0:
             raise InputError(
                 f"{dataset.root}: the dataset has its own split, so there is no fold {fold}; use fold 0"
             )
     else:
-        chosen = _validation_patients(dataset, usable, folds, seed, fold)
-    training = tuple(c for c in usable if c.patient not in chosen)
+        validation_patients = _validation_patients(dataset, usable, folds, seed, fold)
+    training = tuple(c for c in usable if c.patient not in validation_patients)
     if not training:
         raise InputError(f"{dataset.root}: no labeled patient is left for training; mark some as train")
-    return training, tuple(c for c in usable if c.patient in chosen)
+    return training, tuple(c for c in usable if c.patient in validation_patients)
 
 
 def check_sides(dataset: Dataset) -> None:
@@ -88,9 +93,11 @@ def check_sides(dataset: Dataset) -> None:
     Raises:
         InputError: one is; the message names two of the cases.
     """
-    held = {side: {c.patient: c for c in dataset.cases if c.split == side} for side in ("val", "test")}
+    cases_by_side = {
+        side: {c.patient: c for c in dataset.cases if c.split == side} for side in ("val", "test")
+    }
     for case in dataset.cases:
-        for side, patients in held.items():
+        for side, patients in cases_by_side.items():
             other = patients.get(case.patient)
             # If validation cases are named, a case without a split trains.
             if other is not None and case.split != side:
@@ -112,11 +119,11 @@ def _validation_patients(
     for case in usable:
         age = float("inf") if case.age_years is None else case.age_years
         ages[case.patient] = min(age, ages.get(case.patient, float("inf")))
-    if (found := len(ages)) < folds:
-        fewer = f"use fewer, e.g. --set train.folds={found} (study: --folds {found})"
+    if (patients := len(ages)) < folds:
+        advice = f"use fewer, e.g. --set train.folds={patients} (study: --folds {patients})"
         raise InputError(
-            f"{dataset.root}: {folds} folds need as many labeled patients, got {found}; "
-            + (fewer if found > 1 else "label at least two patients")
+            f"{dataset.root}: {folds} folds need as many labeled patients, got {patients}; "
+            + (advice if patients > 1 else "label at least two patients")
         )
 
     def random_key(patient: str) -> str:

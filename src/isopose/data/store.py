@@ -87,10 +87,12 @@ def write_store(
         IsoposeError: the disk is full or write-protected.
     """
     names = [folder_name(case.id) for case in cases]
-    twice = next((case.id for case, name in zip(cases, names, strict=True) if names.count(name) > 1), None)
-    if not cases or twice is not None:
+    duplicate = next(
+        (case.id for case, name in zip(cases, names, strict=True) if names.count(name) > 1), None
+    )
+    if not cases or duplicate is not None:
         raise InputError(
-            f"store: case {twice!r} is given twice" if cases else "store: expected cases, got none"
+            f"store: case {duplicate!r} is given twice" if cases else "store: expected cases, got none"
         )
     head = store_head(fingerprint, labels, config)
     root = Path(folder) / hash_of(head)[:12]
@@ -101,7 +103,7 @@ def write_store(
         with only_writer(root, wait=True):
             # The folder is not a store until all cases are complete.
             (root / "store.json").unlink(missing_ok=True)
-            remove(place for place in (root / "cases").iterdir() if place.name not in names)
+            remove(entry for entry in (root / "cases").iterdir() if entry.name not in names)
             sweep(root)
             all_of(work, cases, name=attrgetter("id"), workers=workers, progress=progress, say=say)
             write_json(root / "store.json", {**head, "key": hash_of(head), "cases": names})
@@ -121,31 +123,31 @@ def open_store(folder: Path) -> Store:
         InputError: not a finished store, another version, or a damaged record.
     """
     folder = Path(folder)
-    where = folder / "store.json"
-    if not where.is_file():
+    path = folder / "store.json"
+    if not path.is_file():
         raise InputError(
             f"{folder}: no finished store in here (store.json is missing); prepare the dataset again"
         )
-    values = read_json(where)
+    values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         version = values.get("format") if isinstance(values, dict) else "none"
-        raise InputError(f"{where}: expected format {FORMAT}, got {version}; prepare the dataset again")
+        raise InputError(f"{path}: expected format {FORMAT}, got {version}; prepare the dataset again")
     try:
         head = {name: values[name] for name in ("format", "config", "fingerprint", "labels")}
         key, names = values["key"], [str(name) for name in values["cases"]]
         labels = Labels.from_json(head["labels"])
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise InputError(f"{where}: an entry is missing or damaged; prepare the dataset again") from None
+        raise InputError(f"{path}: an entry is missing or damaged; prepare the dataset again") from None
     try:
-        agrees = hash_of(head) == key
+        hash_matches = hash_of(head) == key
     except ValueError:  # numbers that JSON does not have
-        agrees = False
-    if not agrees:
-        raise InputError(f"{where}: the contents do not agree with their hash; prepare the dataset again")
+        hash_matches = False
+    if not hash_matches:
+        raise InputError(f"{path}: the contents do not agree with their hash; prepare the dataset again")
     if not names:
-        raise InputError(f"{where}: lists no case; prepare the dataset again")
-    config = validate_config({"data": head["config"]}, str(where)).data
-    fingerprint = Fingerprint.from_json(head["fingerprint"], str(where))
+        raise InputError(f"{path}: lists no case; prepare the dataset again")
+    config = validate_config({"data": head["config"]}, str(path)).data
+    fingerprint = Fingerprint.from_json(head["fingerprint"], str(path))
     cases = []
     for name in names:
         record = read_stored_record(folder / "cases" / name)
@@ -189,8 +191,8 @@ def write_case(
         sources["mask"] = hash_of_source(case.mask)
     earlier = read_stored_record(folder)
     if earlier is not None:
-        same = (earlier.id, earlier.patient, earlier.age_years, earlier.sources)
-        if same == (case.id, case.patient, case.age_years, sources) and not damaged(folder, earlier.arrays):
+        inputs = (earlier.id, earlier.patient, earlier.age_years, earlier.sources)
+        if inputs == (case.id, case.patient, case.age_years, sources) and not damaged(folder, earlier.arrays):
             return
     with replacing_results(folder / "record.json", [folder], stale=[folder]):
         modality = modality_of(config, fingerprint.channel_names)
@@ -217,7 +219,7 @@ def write_case(
 
 def _compressed(array: np.ndarray) -> bytes:
     """Compress an array, one chunk per slice for separate reading, on one thread for identical bytes."""
-    one = (1, *array.shape[1:])
+    chunk = (1, *array.shape[1:])
     cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1, "filters": [blosc2.Filter.SHUFFLE]}
-    packed = blosc2.asarray(np.ascontiguousarray(array), chunks=one, blocks=one, cparams=cparams)
-    return packed.to_cframe()
+    compressed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunk, blocks=chunk, cparams=cparams)
+    return compressed.to_cframe()

@@ -79,47 +79,47 @@ def tissue_of(volume: Volume, body: np.ndarray) -> Tissue:
         body: its mask ``(z, y, x)``, not empty.
     """
     steps = [max(1, round(_PIXEL_MM / float(side))) for side in volume.spacing[:2]]
-    part = (slice(None), slice(None, None, steps[1]), slice(None, None, steps[0]))
-    values, inside = volume.array[part], body[part]
-    whole = inside.sum(axis=(1, 2))
+    subsampled = (slice(None), slice(None, None, steps[1]), slice(None, None, steps[0]))
+    values, inside = volume.array[subsampled], body[subsampled]
+    body_counts = inside.sum(axis=(1, 2))
     below = [
         np.count_nonzero(inside & (values < limit), axis=(1, 2)) for limit in (_GAS_HU, _FAT_HU, _LEAN_HU)
     ]
-    gas, fat, lean, bone = below[0], below[1] - below[0], below[2] - below[1], whole - below[2]
-    total = max(int(whole.sum()), 1)
-    rows = np.flatnonzero(lean + fat)
+    gas, fat, lean, bone = below[0], below[1] - below[0], below[2] - below[1], body_counts - below[2]
+    body_voxels = max(int(body_counts.sum()), 1)
+    slices = np.flatnonzero(lean + fat)
     rising = None
-    if len(rows) >= _MIN_SLICES and (rows[-1] - rows[0]) * float(volume.spacing[2]) >= _MIN_LENGTH_MM:
-        share = lean[rows] / (lean[rows] + fat[rows])
-        if share.std() > 0:
-            rising = float(np.corrcoef(rows, share)[0, 1].clip(-1, 1))
-    return Tissue(float(gas.sum() / total), float(bone.sum() / total), rising)
+    if len(slices) >= _MIN_SLICES and (slices[-1] - slices[0]) * float(volume.spacing[2]) >= _MIN_LENGTH_MM:
+        lean_fraction = lean[slices] / (lean[slices] + fat[slices])
+        if lean_fraction.std() > 0:
+            rising = float(np.corrcoef(slices, lean_fraction)[0, 1].clip(-1, 1))
+    return Tissue(float(gas.sum() / body_voxels), float(bone.sum() / body_voxels), rising)
 
 
 def usual_tissue(scans: Sequence[Tissue]) -> UsualTissue:
     """Summarize the composition of training scans, at least one."""
     rising = [scan.rising for scan in scans if scan.rising is not None]
-    some = rising or [0.0]
+    rising_or_zero = rising or [0.0]
     return UsualTissue(
         gas_max=max(scan.gas for scan in scans),
         bone_max=max(scan.bone for scan in scans),
         rising_cases=len(rising),
-        rising_median=float(np.median(some)),
-        rising_min=min(some),
-        rising_max=max(some),
+        rising_median=float(np.median(rising_or_zero)),
+        rising_min=min(rising_or_zero),
+        rising_max=max(rising_or_zero),
     )
 
 
 def composition_warnings(tissue: Tissue, usual: UsualTissue) -> Iterator[str]:
     """Yield a warning for each way in which a scan's composition differs from the training scans'."""
-    for name, share, most, more in (
+    for name, fraction, highest, margin in (
         ("gas or lung", tissue.gas, usual.gas_max, _GAS_MARGIN),
         ("bone or as bright", tissue.bone, usual.bone_max, _BONE_MARGIN),
     ):
-        if share > most + more:
+        if fraction > highest + margin:
             yield (
-                f"{100 * share:.0f} % of the body is {name}, in the training scans at most "
-                f"{100 * most:.0f} %; does the scan show another part of the body? Do not trust the "
+                f"{100 * fraction:.0f} % of the body is {name}, in the training scans at most "
+                f"{100 * highest:.0f} %; does the scan show another part of the body? Do not trust the "
                 "segmentation there"
             )
     if (
@@ -130,8 +130,8 @@ def composition_warnings(tissue: Tissue, usual: UsualTissue) -> Iterator[str]:
         return
     # In scans of another region the lean fraction may fall toward the head; then the signs are reversed.
     sign = 1.0 if usual.rising_median > 0 else -1.0
-    least = usual.rising_min if sign > 0 else -usual.rising_max
-    if sign * tissue.rising < min(-_MIN_CORRELATION, least - _CORRELATION_MARGIN):
+    smallest = usual.rising_min if sign > 0 else -usual.rising_max
+    if sign * tissue.rising < min(-_MIN_CORRELATION, smallest - _CORRELATION_MARGIN):
         yield (
             "from feet to head, the fractions of fat and lean tissue change in the opposite direction to the "
             "training scans: are feet and head exchanged in the file's header?"

@@ -112,8 +112,8 @@ def count(
             if labeled is not None:
                 mask = mask & labeled[z]
             voxels_removed += int(np.count_nonzero(mask))
-            for target, marked in reference.items():
-                of_truth[target] += int(np.count_nonzero(marked[z] & mask))
+            for target, target_mask in reference.items():
+                of_truth[target] += int(np.count_nonzero(target_mask[z] & mask))
         removed[rule] = voxels_removed, of_truth
     return Counts(patient, voxels, removed)
 
@@ -154,7 +154,7 @@ def decide(counts: Sequence[Counts], labels: Labels, *, sides: bool) -> Decision
 
 def _mean_dice(counts: Sequence[Counts], target: str, rules: Sequence[Rule]) -> float:
     """Return the mean over patients of the mean over their scans."""
-    of_patients: dict[str, list[float]] = {}
-    for one in counts:
-        of_patients.setdefault(one.patient, []).append(one.dice(target, rules))
-    return float(np.mean([np.mean(values) for values in of_patients.values()]))
+    dice_by_patient: dict[str, list[float]] = {}
+    for counts_of_scan in counts:
+        dice_by_patient.setdefault(counts_of_scan.patient, []).append(counts_of_scan.dice(target, rules))
+    return float(np.mean([np.mean(values) for values in dice_by_patient.values()]))

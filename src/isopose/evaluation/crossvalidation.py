@@ -122,15 +122,15 @@ def _decide(unseen: Sequence[_Unseen], labels: Labels, predictions: Path, report
     rules = [rule for label in labels.names for rule in candidates(label, sides=sides)]
     counts: list[Counts] = []
     with reporter.counting("try cleaning up") as progress:
-        for one in unseen:
-            assert one.case.label is not None, "a validation case has a label"
-            stored = read_labels(predictions / f"{one.case.id}.nii.gz")
-            truth = read_labels(one.case.label, like=stored).reoriented(plane)
+        for scan in unseen:
+            assert scan.case.label is not None, "a validation case has a label"
+            stored = read_labels(predictions / f"{scan.case.id}.nii.gz")
+            truth = read_labels(scan.case.label, like=stored).reoriented(plane)
             prediction = stored.reoriented(plane)
             midline = (
-                recorded_midline(one.record, prediction, config.predict.min_confidence) if sides else None
+                recorded_midline(scan.record, prediction, config.predict.min_confidence) if sides else None
             )
             labeled = classes_of(truth.array, labels, config.data.undrawn) != IGNORED
-            counts.append(count(prediction, truth, labels, rules, midline, one.case.patient, labeled))
+            counts.append(count(prediction, truth, labels, rules, midline, scan.case.patient, labeled))
             progress(len(counts), len(unseen))
     return decide(counts, labels, sides=sides)

@@ -88,9 +88,9 @@ class Evaluation:
         Raises:
             InputError: the value is not an evaluation, or has another format.
         """
-        found = value.get("format") if isinstance(value, Mapping) else None
-        if found != FORMAT:
-            raise InputError(f"expected an evaluation of format {FORMAT!r}, got {found!r}; evaluate again")
+        actual = value.get("format") if isinstance(value, Mapping) else None
+        if actual != FORMAT:
+            raise InputError(f"expected an evaluation of format {FORMAT!r}, got {actual!r}; evaluate again")
         try:
             return TypeAdapter(cls).validate_python(with_present_names(value, EVALUATION))
         except ValidationError as error:
@@ -99,6 +99,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Pair:
+    """A prediction and the label map it is compared with; fields as in :class:`CaseScores`."""
+
     case: str
     patient: str
     age_years: float | None
@@ -311,9 +313,9 @@ def _other_names(pairs: Sequence[_Pair], labels: Labels) -> list[str]:
             if wanted is not None and wanted.casefold() != str(label).casefold():
                 cases.setdefault((str(label), wanted), []).append(pair.case)
     return [
-        f"{first_names(named, MAX_NAMED_CASES)}: the record says {printable(label)}, scored as {wanted}; are "
-        "these the right predictions and labels?"
-        for (label, wanted), named in cases.items()
+        f"{first_names(case_ids, MAX_NAMED_CASES)}: the record says {printable(label)}, scored as {wanted}; "
+        "are these the right predictions and labels?"
+        for (label, wanted), case_ids in cases.items()
     ]
 
 
@@ -370,11 +372,11 @@ def _score_pair(
 ) -> _Scored:
     """Score one scan; return the SHA-256 of its two files as well."""
 
-    def noted(path: Path) -> Callable[[str], None]:
+    def note_for(path: Path) -> Callable[[str], None]:
         return lambda line: note(f"{pair.case}: {path}: {line}") if note else None
 
-    prediction = read_labels(pair.prediction, note=noted(pair.prediction))
-    truth = read_labels(pair.label, note=noted(pair.label))
+    prediction = read_labels(pair.prediction, note=note_for(pair.prediction))
+    truth = read_labels(pair.label, note=note_for(pair.label))
     if not prediction.same_grid(truth):
         truth = _on_grid(pair, prediction)
     unlabeled = None
@@ -392,7 +394,7 @@ def _score_pair(
             label_set.to_classes(array)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-    partly = unlabeled is not None and bool(unlabeled.any())
+    is_partly_labeled = unlabeled is not None and bool(unlabeled.any())
     if unlabeled is not None:
         predicted, reference = (np.where(unlabeled[box], 0, array) for array in (predicted, reference))
     spacing_zyx = prediction.spacing[::-1]
@@ -401,7 +403,7 @@ def _score_pair(
             np.isin(predicted, values),
             np.isin(reference, values),
             spacing_zyx,
-            None if partly else tolerance_mm,
+            None if is_partly_labeled else tolerance_mm,
         )
         for target, values in labels.targets().items()
     }

@@ -121,11 +121,11 @@ def score(
     # Distances are between the two surfaces alone, so the volume around them costs time and changes nothing.
     prediction, truth = prediction[box], truth[box]
     voxel_ml = float(np.prod(spacing)) / 1000.0
-    predicted, marked = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
-    volumes = predicted * voxel_ml, marked * voxel_ml
-    if not predicted or not marked:
+    predicted_voxels, true_voxels = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
+    volumes = predicted_voxels * voxel_ml, true_voxels * voxel_ml
+    if not predicted_voxels or not true_voxels:
         return Scores(0.0, None if tolerance_mm is None else 0.0, None, *volumes)
-    dice = 2.0 * int(np.count_nonzero(prediction & truth)) / (predicted + marked)
+    dice = 2.0 * int(np.count_nonzero(prediction & truth)) / (predicted_voxels + true_voxels)
     if tolerance_mm is None:
         return Scores(dice, None, None, *volumes)
     return Scores(dice, *_surface_scores(prediction, truth, spacing, tolerance_mm), *volumes)

@@ -121,19 +121,29 @@ def _is_infinite(scores: Scores, metric: str) -> bool:
     return metric == "hd95_mm" and scores.outcome != "scored" and scores.surface_dice is not None
 
 
+def _mean(values: np.ndarray) -> float | None:
+    """Return the mean; None without values."""
+    return float(values.mean()) if len(values) else None
+
+
+def _sd(values: np.ndarray) -> float | None:
+    """Return the standard deviation (n - 1); None with fewer than two values."""
+    return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
 def _statistic(cases: Sequence[CaseScores], target: str, metric: str) -> Statistic:
     values = np.array(list(by_patient(cases, target, metric).values()))
     counted = [case for case in cases if case.scores[target].outcome != "empty"]
-    scored_values = [
+    ranked = [
         case
         for case in counted
         if np.isfinite(badness(case.scores[target], metric)[0]) or _is_infinite(case.scores[target], metric)
     ]
-    worst = max(scored_values, key=lambda case: badness(case.scores[target], metric), default=None)
+    worst = max(ranked, key=lambda case: badness(case.scores[target], metric), default=None)
     return Statistic(
         patients=len(values),
-        mean=float(values.mean()) if len(values) else None,
-        sd=float(values.std(ddof=1)) if len(values) > 1 else None,
+        mean=_mean(values),
+        sd=_sd(values),
         median=float(np.median(values)) if len(values) else None,
         worst=getattr(worst.scores[target], metric) if worst else None,
         worst_case=worst.case if worst else None,
@@ -267,15 +277,14 @@ def _paired(a: Sequence[CaseScores], b: Sequence[CaseScores], target: str, metri
     first, second = np.array(list(values_a.values())), np.array(list(values_b.values()))
     difference = second - first
     gain = -difference if METRICS[metric].lower_is_better else difference
-    any_pairs = len(first) > 0
     return PairedDifference(
         target,
         metric,
         patients=len(first),
-        mean_a=float(first.mean()) if any_pairs else None,
-        mean_b=float(second.mean()) if any_pairs else None,
-        mean_difference=float(difference.mean()) if any_pairs else None,
-        sd_difference=float(difference.std(ddof=1)) if len(first) > 1 else None,
+        mean_a=_mean(first),
+        mean_b=_mean(second),
+        mean_difference=_mean(difference),
+        sd_difference=_sd(difference),
         better=int((gain > 0).sum()),
         worse=int((gain < 0).sum()),
         p_value=wilcoxon(difference),

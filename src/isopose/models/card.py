@@ -25,7 +25,7 @@ def model_card(model: Model) -> str:
         names=", ".join(model.labels.names),
         channels=" and ".join(model.channels),
         ct=model.modality == "ct",
-        how=_how(model),
+        how=_pipeline_summary(model),
         sha=model.weights_sha256,
         patients=_patients(model.info.training),
         rows=list(_rows(model)),
@@ -34,7 +34,7 @@ def model_card(model: Model) -> str:
     )
 
 
-def _how(model: Model) -> str:
+def _pipeline_summary(model: Model) -> str:
     config, unet = model.config, model.pipeline.unet
     parameters = sum(weight.numel() for weight in unet.parameters())
     extent = f"{config.unet.depth} slices of " if config.dims == 3 else ""
@@ -64,8 +64,8 @@ def _patients(training: TrainingInfo) -> str:
         f"{training.patients} patients ({training.cases} scans), and {training.validation_cases} "
         "scans of others for validation."
     )
-    begun = training.from_weights_sha256
-    return f"{cases} Fine-tuned from the weights `{begun}` and their training patients." if begun else cases
+    source = training.from_weights_sha256
+    return f"{cases} Fine-tuned from the weights `{source}` and their training patients." if source else cases
 
 
 def _rows(model: Model) -> Iterator[tuple[str, ...]]:
@@ -73,24 +73,24 @@ def _rows(model: Model) -> Iterator[tuple[str, ...]]:
     directions = DIRECTIONS[model.config.data.plane]
     pixels = (f"pixel, {direction} (mm)" for direction in directions)
     for axis, name in enumerate((*pixels, "slice distance (mm)")):
-        three = (data.spacing_min[axis], data.spacing_median[axis], data.spacing_max[axis])
-        yield (name, *(f"{value:.2f}" for value in three))
+        numbers = (data.spacing_min[axis], data.spacing_median[axis], data.spacing_max[axis])
+        yield (name, *(f"{value:.2f}" for value in numbers))
     yield "slices", str(data.slices_min), f"{data.slices_median:.0f}", str(data.slices_max)
     for axis, name in enumerate(f"body, {direction} (mm)" for direction in directions):
         yield name, "", f"{data.body_median_mm[axis]:.0f}", f"{data.body_max_mm[axis]:.0f}"
     for label in data.labels:
-        three = (label.volume_min_ml, label.volume_median_ml, label.volume_max_ml)
-        yield (f"{label.name} (ml, in {label.cases} scans)", *(f"{value:.1f}" for value in three))
+        numbers = (label.volume_min_ml, label.volume_median_ml, label.volume_max_ml)
+        yield (f"{label.name} (ml, in {label.cases} scans)", *(f"{value:.1f}" for value in numbers))
     for channel in data.channels:
         scale = channel.scale
         if isinstance(scale, Intensity):
-            three = (scale.low, scale.median, scale.high)
+            numbers = (scale.low, scale.median, scale.high)
             low, high = scale.percentiles
             unit = ["HU"] if _is_ct(model, channel.name) else []
             channel_note = ", ".join([*([] if data.channels == (channel,) else [channel.name]), *unit])
             percentiles = f"percentiles {low:g} and {high:g}"
             name = f"labeled voxels ({channel_note}{', ' if channel_note else ''}{percentiles})"
-            yield (name, *(f"{value:.0f}" for value in three))
+            yield (name, *(f"{value:.0f}" for value in numbers))
 
 
 def _is_ct(model: Model, channel: str) -> bool:

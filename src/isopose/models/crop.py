@@ -26,9 +26,9 @@ class CropTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("start", whole_frame(dims))
-        alone = config.enabled and config.learned and not joint
+        has_network = config.enabled and config.learned and not joint
         depth = config.depth if dims == 3 else None
-        self.localization = Localization(config.size, BOX_SIZES[dims], depth) if alone else None
+        self.localization = Localization(config.size, BOX_SIZES[dims], depth) if has_network else None
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Estimate theta2, ``homogenized_from_crop``.

@@ -68,7 +68,7 @@ class Model:
 
 
 def airs_of(fingerprint: Fingerprint) -> tuple[float, ...]:
-    """Return the value of air in each of several channels; empty for one channel."""
+    """Return the normalized value of air in each channel; empty if there is only one channel."""
     channels = fingerprint.channels
     return tuple(channel.scale.air for channel in channels) if len(channels) > 1 else ()
 
@@ -134,9 +134,7 @@ def _without_reference_name(config: Config) -> Config:
 
 
 def members_of(folder: Path) -> dict[str, str]:
-    """Return the members of a model of several: the names of their folders, and the hashes of their weights.
-
-    It is empty for a model without members.
+    """Return the members of an ensemble: folder name to the SHA-256 of the weights; empty for a single model.
 
     Raises:
         InputError: no model, one of another format, or a damaged list of members.
@@ -145,7 +143,7 @@ def members_of(folder: Path) -> dict[str, str]:
     if "members" not in values:
         return {}
     try:
-        members = {str(one["folder"]): str(one["weights_sha256"]) for one in values["members"]}
+        members = {str(member["folder"]): str(member["weights_sha256"]) for member in values["members"]}
     except (TypeError, KeyError):
         members = {}
     # ``fit`` writes members beside the manifest only; any other path is damage or an attack.
@@ -158,16 +156,20 @@ def members_of(folder: Path) -> dict[str, str]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Return what ``model.json`` says."""
+    """Read ``model.json``.
+
+    Raises:
+        InputError: the file is missing, or of another format.
+    """
     manifest = folder / "model.json"
     if not manifest.is_file():
-        unfinished = (
+        hint = (
             "; not all of its folds are trained; continue with --resume"
             if (folder / "fold-0").is_dir()
             else ""
         )
         raise InputError(
-            f"{folder}: no model.json; expected the --model folder of a finished isopose fit{unfinished}"
+            f"{folder}: no model.json; expected the --model folder of a finished isopose fit{hint}"
         )
     values = read_json(manifest)
     if not isinstance(values, dict) or values.get("format") != FORMAT:

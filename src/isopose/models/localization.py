@@ -27,20 +27,20 @@ class Localization(nn.Module):
     def __init__(self, size: int, outputs: int, depth: int | None = None) -> None:
         super().__init__()
         self.size = size
-        volumes = depth is not None
-        convolution: Any = nn.Conv3d if volumes else nn.Conv2d
-        pool: Any = nn.MaxPool3d if volumes else nn.MaxPool2d
+        is_3d = depth is not None
+        convolution: Any = nn.Conv3d if is_3d else nn.Conv2d
+        pool: Any = nn.MaxPool3d if is_3d else nn.MaxPool2d
 
-        def same_size(inputs: int, outputs: int, side: int) -> nn.Module:
-            sides = (3, side, side) if volumes else (side, side)
+        def same_convolution(inputs: int, outputs: int, side: int) -> nn.Module:
+            sides = (3, side, side) if is_3d else (side, side)
             padding = tuple(n // 2 for n in sides)
             return convolution(inputs, outputs, kernel_size=sides, padding=padding)
 
         self.encoder = nn.Sequential(
-            same_size(2, FEATURES[0], 7),
+            same_convolution(2, FEATURES[0], 7),
             pool(2),
             nn.ReLU(inplace=True),
-            same_size(FEATURES[0], FEATURES[1], 5),
+            same_convolution(FEATURES[0], FEATURES[1], 5),
             pool(2),
             nn.ReLU(inplace=True),
         )

@@ -34,7 +34,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         assert means is not None, "track_running_stats is on"
         assert variances is not None, "track_running_stats is on"
         assert momentum is not None, "the running statistics are exponential means"
-        out, mean, variance, count = _OfAllRanks.apply(image, self.weight, self.bias, self.eps)
+        out, mean, variance, count = _BatchNormOverRanks.apply(image, self.weight, self.bias, self.eps)
         with torch.no_grad():
             batches.add_(1)
             means.lerp_(mean, momentum)
@@ -42,7 +42,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return out
 
 
-class _OfAllRanks(torch.autograd.Function):
+class _BatchNormOverRanks(torch.autograd.Function):
     """Batch norm (Ioffe and Szegedy, 2015) whose sums run over all ranks.
 
     Only the input is saved for the backward pass.
@@ -55,8 +55,8 @@ class _OfAllRanks(torch.autograd.Function):
         # Two passes, mean first: the variance as a difference of two large sums would lose digits.
         count = summed(image.new_tensor(image.numel() / image.shape[1], dtype=torch.float64))
         mean = (summed(image.sum((0, 2, 3), dtype=torch.float64)) / count).float()
-        around = (image.float() - mean[:, None, None]).square().sum((0, 2, 3), dtype=torch.float64)
-        variance = (summed(around) / count).float()
+        squares = (image.float() - mean[:, None, None]).square().sum((0, 2, 3), dtype=torch.float64)
+        variance = (summed(squares) / count).float()
         ctx.save_for_backward(image, weight, mean, variance, count)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance, count)
@@ -72,7 +72,7 @@ class _OfAllRanks(torch.autograd.Function):
         to_bias = gradient.sum((0, 2, 3))
         to_weight = (gradient * normalized).sum((0, 2, 3))
         # Mean and variance depend on every rank's input, so their gradients are summed over the ranks.
-        along = summed(torch.stack([to_bias, to_weight])) / count.float()
-        inner = gradient - along[0, :, None, None] - normalized * along[1, :, None, None]
-        to_image = inner * (weight * scale)[:, None, None]
+        means = summed(torch.stack([to_bias, to_weight])) / count.float()
+        to_normalized = gradient - means[0, :, None, None] - normalized * means[1, :, None, None]
+        to_image = to_normalized * (weight * scale)[:, None, None]
         return to_image.to(image.dtype), to_weight, to_bias, None

@@ -39,7 +39,7 @@ class SlicePoses(NamedTuple):
         mirrored: ``(N,)`` logit that a slice is mirrored; 0 where it is not estimated.
         agreement: ``(N,)`` soft Dice with the reference's outline (Eq. 1).
         source: ``(N,)`` index into :data:`POSE_SOURCES`.
-        filled: ``(N,)`` part of its bounding box that the mask fills.
+        filled: ``(N,)`` fraction of its bounding box that the mask fills.
         outline: moments of the masks.
     """
 
@@ -61,7 +61,7 @@ class PoseTransformer(nn.Module):
     Args:
         config: the initial pose, whether it is refined, and the bounds of the residual.
         reference_mask: ``(1, 1, S, S)`` in [0, 1], the foreground of the reference in the homogenized frame.
-        air: value of air in the normalized images, taken outside of them.
+        air: value of air in the normalized images, with which pixels outside of them are filled.
         top: largest value of the normalized images.
         joint: build no network here: one joint network gives residual and crop (``models/pipeline.py``).
         plane: of the slices. In another one than ``axial`` the roll is the header's, and both scales are that
@@ -85,10 +85,10 @@ class PoseTransformer(nn.Module):
         self.plane = plane
         self.register_buffer("reference_mask", reference_mask.float())
         self.air, self.top = float(air), float(top)
-        anatomy = config.start == "anatomy"
-        self.roll = RollNetwork() if anatomy else None
-        learned_alone = config.learned and not anatomy and not joint
-        self.localization = Localization(config.size, POSE_SIZE) if learned_alone else None
+        uses_roll_network = config.start == "anatomy"
+        self.roll = RollNetwork() if uses_roll_network else None
+        has_network = config.learned and not uses_roll_network and not joint
+        self.localization = Localization(config.size, POSE_SIZE) if has_network else None
 
     @property
     def keeps_header(self) -> bool:
@@ -171,8 +171,9 @@ class PoseTransformer(nn.Module):
     def agreement(self, mask: Tensor, pose: Tensor) -> Tensor:
         """Return Eq. 1 for each slice: soft Dice ``(N,)`` of the homogenized mask and the reference's.
 
-        In coronal and sagittal slices only rows are compared in which both are shown: how far a field of view
-        reaches toward head and feet does not depend on the pose.
+        In coronal and sagittal slices only those rows are compared in which both masks have foreground: how
+            far
+        a field of view reaches toward head and feet does not depend on the pose.
 
         Args:
             mask: ``(N, 1, S, S)``.
@@ -185,9 +186,9 @@ class PoseTransformer(nn.Module):
         homogenized = warp(shrunk, matrix_from_pose(pose), size, prefilter=False)
         if self.plane == "axial":
             return soft_dice(homogenized, reference)
-        both = (homogenized.amax(dim=3, keepdim=True) >= 0.5) & (reference.amax(dim=3, keepdim=True) >= 0.5)
-        agreement = soft_dice(homogenized * both, reference * both)
-        return torch.where(both.flatten(1).any(dim=1), agreement, torch.zeros_like(agreement))
+        rows = (homogenized.amax(dim=3, keepdim=True) >= 0.5) & (reference.amax(dim=3, keepdim=True) >= 0.5)
+        agreement = soft_dice(homogenized * rows, reference * rows)
+        return torch.where(rows.flatten(1).any(dim=1), agreement, torch.zeros_like(agreement))
 
     def estimate(
         self, image: Tensor, mask: Tensor, min_agreement: float, scan_roll: Tensor | None = None
@@ -229,9 +230,9 @@ class PoseTransformer(nn.Module):
             candidates.append(("identity", identity_pose(mask.shape[0], device=mask.device)))
         poses = torch.stack([pose for _, pose in candidates])
         agreement = torch.stack([self.agreement(mask, pose) for _, pose in candidates])
-        enough = agreement >= min_agreement
+        accepted = agreement >= min_agreement
         # argmax of booleans gives the first that is True.
-        chosen = torch.where(enough.any(dim=0), enough.float().argmax(dim=0), agreement.argmax(dim=0))
+        chosen = torch.where(accepted.any(dim=0), accepted.float().argmax(dim=0), agreement.argmax(dim=0))
         rows = torch.arange(mask.shape[0], device=mask.device)
         sources = torch.tensor([POSE_SOURCES.index(name) for name, _ in candidates], device=mask.device)
         pose, agreement = poses[chosen, rows], agreement[chosen, rows]

@@ -25,7 +25,7 @@ def most_probable(probabilities: Tensor) -> Tensor:
 
 
 def marked(probabilities: Tensor) -> Tensor:
-    """Return the foreground: where the most probable class is not background.
+    """Return a mask of the foreground: True where the most probable class is not background.
 
     Args:
         probabilities: ``(N, classes, ...)``.
@@ -37,9 +37,9 @@ def marked(probabilities: Tensor) -> Tensor:
 
 
 def reached(input_from_crop: Tensor, side: int, size: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the rows and columns of an image that its crops can reach; never empty.
+    """Return the rows and columns of an image to which its crops can contribute; never empty.
 
-    Everything outside is background.
+    All pixels outside them are background.
 
     Args:
         input_from_crop: ``(N, 3, 3)``, the transforms by which the crops were cut.
@@ -47,19 +47,19 @@ def reached(input_from_crop: Tensor, side: int, size: tuple[int, int]) -> tuple[
         size: ``(h, w)`` of the image.
     """
     # Interpolation reaches half a crop pixel beyond the crop.
-    edge = 1.0 + 1.0 / side
+    reach = 1.0 + 1.0 / side
     corners = input_from_crop.new_tensor(
-        [[-edge, -edge, 1], [-edge, edge, 1], [edge, -edge, 1], [edge, edge, 1]]
+        [[-reach, -reach, 1], [-reach, reach, 1], [reach, -reach, 1], [reach, reach, 1]]
     )
-    places = (input_from_crop @ corners.T)[:, :2].transpose(0, 1).flatten(1).cpu()
-    out = []
-    for values, pixels in zip(places, (size[1], size[0]), strict=True):
+    corners_in_image = (input_from_crop @ corners.T)[:, :2].transpose(0, 1).flatten(1).cpu()
+    ranges = []
+    for values, pixels in zip(corners_in_image, (size[1], size[0]), strict=True):
         # Pixel i has its center at (i + 1/2) / pixels; one pixel is added on each side against rounding.
         first = math.floor(0.5 * (float(values.min()) + 1.0) * pixels - 0.5)
         last = math.ceil(0.5 * (float(values.max()) + 1.0) * pixels + 0.5)
         start = min(max(first, 0), pixels - 1)
-        out.append(slice(start, min(max(last, start + 1), pixels)))
-    return out[1], out[0]
+        ranges.append(slice(start, min(max(last, start + 1), pixels)))
+    return ranges[1], ranges[0]
 
 
 def restore(
@@ -72,7 +72,8 @@ def restore(
 ) -> Tensor:
     """Restore probabilities from the crop to the image, through the inverse of the composed transform.
 
-    Outside the crop nothing is known: the missing probability goes to class 0, background.
+    Pixels outside the crop have no prediction: their probability is 1 for class 0, background. At the crop's
+    border class 0 gets what is missing to a sum of 1.
 
     Args:
         probabilities: ``(N, classes, M, M)``, of volumes ``(N, classes, D, M, M)``.
@@ -91,9 +92,9 @@ def restore(
             input_from_region[axis, 2] = (part.start + part.stop) / pixels - 1.0
         input_from_crop = compose(invert(input_from_region), input_from_crop)
         size = tuple(part.stop - part.start for part in region)
-    back = warp(probabilities[:, 1:], invert(input_from_crop), size, mode=mode)
-    rest = (1.0 - back.sum(dim=1, keepdim=True)).clamp(min=0.0)
-    return torch.cat([rest, back], dim=1)
+    foreground = warp(probabilities[:, 1:], invert(input_from_crop), size, mode=mode)
+    background = (1.0 - foreground.sum(dim=1, keepdim=True)).clamp(min=0.0)
+    return torch.cat([background, foreground], dim=1)
 
 
 def restore_slices(
@@ -108,7 +109,7 @@ def restore_slices(
         chunk: voxels at a time.
 
     Yields:
-        The slab's slices, and their probabilities ``(classes, n, y, x)``, which sum to 1.
+        The indices of the slab's slices, and their probabilities ``(classes, n, y, x)``, which sum to 1.
     """
     for part in slice_chunks(shape, chunk):
         yield part, restore_slab(probabilities, volume_from_crop, shape, part)

@@ -28,9 +28,10 @@ OWN_PERCENTILES = (2.0, 98.5)
 #: Channels after each halving of the image.
 FEATURES = (16, 32, 64, 96)
 HIDDEN = 64
-#: Offset and slope of the odds of a network that was not calibrated: evidence counts in full.
+#: Offset and slope of :func:`log_odds_of` before calibration: any evidence is certain to show the roll.
 UNCALIBRATED_ODDS = (20.0, 0.0)
-#: Those of the network that shipped when a calibration had none: models saved then hold its weights.
+#: Offset and slope for models whose saved calibration has none; their weights are those of the network that
+#: was shipped then.
 FORMER_ODDS = (-0.7246, 0.4514)
 #: Upper bound of the concentration: a standard deviation of 1.3 degrees.
 MAX_CONCENTRATION = 2000.0
@@ -41,7 +42,7 @@ class RollEstimate:
     """Roll of N slices as the network estimates it.
 
     Args:
-        angle: ``(N,)`` radians in (-pi, pi], positive from +x to +y: 0 where the patient's back is at +y.
+        angle: ``(N,)`` radians in [-pi, pi), positive from +x to +y: 0 where the patient's back is at +y.
         concentration: ``(N,)`` of the von Mises distribution of that angle, not calibrated; 1 / variance
             (radians) where it is large.
         mirrored: ``(N,)`` logit that the slice is mirrored: liver on the patient's left.
@@ -139,9 +140,9 @@ class RollNetwork(nn.Module):
         Returns:
             ``(N, 3)``, see :meth:`forward`.
         """
-        seen = views_at_angle(slices, angle)
-        outputs = self.forward(torch.cat([seen, seen.flip(3)]))
-        plain, mirrored = outputs[: seen.shape[0]], outputs[seen.shape[0] :]
+        views = views_at_angle(slices, angle)
+        outputs = self.forward(torch.cat([views, views.flip(3)]))
+        plain, mirrored = outputs[: views.shape[0]], outputs[views.shape[0] :]
         sign = plain.new_tensor([1.0, -1.0, -1.0])
         return 0.5 * (plain + sign * mirrored)
 
@@ -163,22 +164,26 @@ class RollNetwork(nn.Module):
                 self.forward_symmetric(slices, angle) if last else self.forward(views_at_angle(slices, angle))
             )
             angle = angle + torch.atan2(output[:, 1], output[:, 0])
-        angle = torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
-        return RollEstimate(angle, output[:, :2].norm(dim=1), output[:, 2])
+        return RollEstimate(wrapped(angle), output[:, :2].norm(dim=1), output[:, 2])
+
+
+def wrapped(angle: Tensor) -> Tensor:
+    """Return angles in radians wrapped to [-pi, pi)."""
+    return torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
 
 
 def turned(vectors: Tensor, angle: Tensor) -> Tensor:
-    """Return vectors ``(N, 2)`` turned by an angle ``()`` in radians, from +x to +y."""
+    """Return vectors ``(N, 2)`` rotated by an angle ``()`` in radians, from +x to +y."""
     cos, sin = angle.cos(), angle.sin()
     x, y = vectors[:, 0], vectors[:, 1]
     return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=1)
 
 
 def log_odds_of(length: Tensor, calibration: Tensor) -> Tensor:
-    """Return the logarithm of the odds that evidence shows the roll at all, linear in the root of its length.
+    """Return the log odds that evidence shows the roll at all: offset + slope · sqrt(length).
 
-    Where it does not (an organ that the network does not know, a head, a field of view without an outline),
-    its direction is arbitrary.
+    Evidence that does not show it (from an organ that the network does not know, a head, or a field of view
+    that cuts the outline) has an arbitrary direction.
 
     Args:
         length: of the evidence, any shape.
@@ -248,30 +253,30 @@ def scaled_by_own_body(image: Tensor, mask: Tensor) -> Tensor:
         mask: the same shape, in [0, 1]; the body is where it is above 0.5.
     """
     # Every other pixel is enough for percentiles.
-    few, inside = (values[..., ::2, ::2].flatten(1) for values in (image, mask > 0.5))
-    low, high = (_quantile(few, inside, p / 100.0)[:, :, None, None] for p in OWN_PERCENTILES)
+    subsampled, inside = (values[..., ::2, ::2].flatten(1) for values in (image, mask > 0.5))
+    low, high = (_quantile(subsampled, inside, p / 100.0)[:, :, None, None] for p in OWN_PERCENTILES)
     return ((image - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0).sqrt()
 
 
-def _quantile(values: Tensor, inside: Tensor, share: float) -> Tensor:
-    """Return a quantile of part of each row, interpolated linearly as by :func:`torch.nanquantile`.
+def _quantile(values: Tensor, inside: Tensor, fraction: float) -> Tensor:
+    """Return a quantile of the marked values of each row, interpolated linearly.
 
-    That function cannot be exported to ONNX.
+    It equals :func:`torch.nanquantile`, which cannot be exported to ONNX.
 
     Args:
         values: ``(N, K)``.
-        inside: ``(N, K)`` booleans, the part; of a row without any the result is 0.
-        share: from 0 to 1.
+        inside: ``(N, K)`` booleans, the marked values; a row without any has the quantile 0.
+        fraction: the quantile, from 0 to 1.
 
     Returns:
         ``(N, 1)``.
     """
     count = inside.sum(dim=1, keepdim=True)
     ascending = torch.where(inside, values, torch.inf).sort(dim=1).values
-    rank = share * (count - 1).clamp(min=0).to(values.dtype)
-    below, above = (ascending.gather(1, place.long()) for place in (rank.floor(), rank.ceil()))
-    between = torch.lerp(below, above, rank - rank.floor())
-    return torch.where(count > 0, between, torch.zeros_like(between))
+    rank = fraction * (count - 1).clamp(min=0).to(values.dtype)
+    below, above = (ascending.gather(1, neighbor.long()) for neighbor in (rank.floor(), rank.ceil()))
+    quantile = torch.lerp(below, above, rank - rank.floor())
+    return torch.where(count > 0, quantile, torch.zeros_like(quantile))
 
 
 def roll_input_of_masked(image: Tensor, mask: Tensor) -> RollInput:

@@ -55,7 +55,7 @@ def load_shipped(network: RollNetwork, contrast: Contrast = "ct") -> RollNetwork
         network: is changed.
         contrast: ``pose.contrast``, the input that the network was trained on.
     """
-    tensors = _tensors(WEIGHTS[contrast])
+    tensors = _load(WEIGHTS[contrast])
     network.load_state_dict(
         {name: value.to(network.state_dict()[name].dtype) for name, value in tensors.items()}
     )
@@ -86,7 +86,7 @@ def load_reference(name: str = DEFAULT_REFERENCE) -> ShippedReference:
     Args:
         name: of :data:`REFERENCES`.
     """
-    tensors = _tensors(REFERENCES[name])
+    tensors = _load(REFERENCES[name])
     return ShippedReference(tensors["mask"].float(), float(tensors["side_mm"]))
 
 
@@ -100,6 +100,6 @@ def shipped_sha256(file: str) -> str:
         return sha256(path)
 
 
-def _tensors(name: str) -> dict[str, Tensor]:
+def _load(name: str) -> dict[str, Tensor]:
     with as_file(files("isopose.models") / name) as path:
         return load_file(path)

@@ -26,10 +26,10 @@ def _block(inputs: int, outputs: int, strides: tuple[int, ...], *, up: bool = Fa
     """Return convolution, norm and ReLU; strides of 2 halve the resolution, or with ``up`` double it."""
     convolution, transposed, norm = _LAYERS[len(strides)]
     # Without output padding a doubled axis would be one pixel short.
-    end = {"output_padding": tuple(stride - 1 for stride in strides)} if up else {}
+    options = {"output_padding": tuple(stride - 1 for stride in strides)} if up else {}
     layer = transposed if up else convolution
     return nn.Sequential(
-        layer(inputs, outputs, 3, stride=strides, padding=1, bias=False, **end),
+        layer(inputs, outputs, 3, stride=strides, padding=1, bias=False, **options),
         norm(outputs),
         nn.ReLU(inplace=True),
     )
@@ -60,10 +60,10 @@ class UNet(nn.Module):
         features = plan.features
         depth = len(features) - 1
         strides = [plan.strides(n) for n in range(depth)]
-        same = (1,) * len(strides[0])
-        convolution, _, norm = _LAYERS[len(same)]
+        unit_strides = (1,) * len(strides[0])
+        convolution, _, norm = _LAYERS[len(unit_strides)]
         self.first = nn.ModuleList(
-            _block(features[level] if level else plan.channels, features[level], same)
+            _block(features[level] if level else plan.channels, features[level], unit_strides)
             for level in range(depth + 1)
         )
         self.down = nn.ModuleList(_block(features[n], features[n + 1], strides[n]) for n in range(depth))
@@ -71,7 +71,7 @@ class UNet(nn.Module):
             _block(features[n + 1], features[n], strides[n], up=True) for n in range(depth)
         )
         self.decode = nn.ModuleList(
-            _block(features[n] * (2 if plan.skips[n] else 1), features[n], same) for n in range(depth)
+            _block(features[n] * (2 if plan.skips[n] else 1), features[n], unit_strides) for n in range(depth)
         )
         self.outputs = nn.ModuleDict(
             {
@@ -83,9 +83,9 @@ class UNet(nn.Module):
             }
         )
         for module in self.modules():
-            kinds = nn.Conv2d | nn.ConvTranspose2d | nn.Conv3d | nn.ConvTranspose3d
+            convolutions = nn.Conv2d | nn.ConvTranspose2d | nn.Conv3d | nn.ConvTranspose3d
             # Skip meta tensors: drawing into one loads PyTorch's compiler (one second, 80 MB).
-            if isinstance(module, kinds) and not module.weight.is_meta:
+            if isinstance(module, convolutions) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, a=1e-2)
 
     def freeze(self, parts: str) -> None:
@@ -174,13 +174,13 @@ def _with_checkpointing(block: nn.Module, *parts: Tensor) -> Tensor:
         *parts,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), _running_statistics_kept(block)),
+        context_fn=lambda: (nullcontext(), _frozen_running_statistics(block)),
     )
 
 
 @contextmanager
-def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Keep running statistics unchanged during recomputation, which sees the same batch again."""
+def _frozen_running_statistics(block: nn.Module) -> Iterator[None]:
+    """Leave running statistics unchanged in the block: recomputation passes the same batch a second time."""
     # Frozen norms are in evaluation mode and keep their statistics anyway.
     norms = [each for each in block.modules() if isinstance(each, nn.BatchNorm2d) and each.training]
     before = [norm.momentum for norm in norms]

@@ -64,7 +64,7 @@ class PosedNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Segment slices in their own pose.
 
-        Outside of the homogenized image nothing is known: the missing probability goes to background.
+        Pixels outside of the homogenized image become background.
 
         Args:
             image: ``(N, C, H, W)``, CT in the first channel.
@@ -124,11 +124,11 @@ def body(image: Tensor, threshold: float) -> Tensor:
     window = 2 * radius + 1
     eroded = -F.max_pool2d(F.pad(-bright, (radius,) * 4, value=-1.0), window, stride=1)
     opened = F.max_pool2d(eroded, window, stride=1, padding=radius)
-    return (_between(opened, 2) & _between(opened, 3)).float()
+    return (_span(opened, 2) & _span(opened, 3)).float()
 
 
-def _between(mask: Tensor, axis: int) -> Tensor:
-    """Return the pixels that are marked or lie between marked pixels along an axis."""
+def _span(mask: Tensor, axis: int) -> Tensor:
+    """Return the pixels from the first to the last marked pixel along an axis."""
     before = mask.cumsum(axis) > 0
     return before & (mask.flip(axis).cumsum(axis).flip(axis) > 0)
 
@@ -136,5 +136,5 @@ def _between(mask: Tensor, axis: int) -> Tensor:
 def _restored(logits: Tensor, theta: Tensor, size: tuple[int, int], mode: Mode) -> Tensor:
     """Restore logits to the image's pose as log probabilities ``(N, classes, *size)``."""
     with torch.autocast(logits.device.type, enabled=False):
-        back = restore(logits.float().softmax(dim=1), theta, size, mode=mode)
-        return back.clamp(min=MIN_PROBABILITY).log()
+        probabilities = restore(logits.float().softmax(dim=1), theta, size, mode=mode)
+        return probabilities.clamp(min=MIN_PROBABILITY).log()

@@ -123,11 +123,11 @@ def window_of_scan(array: np.ndarray) -> tuple[float, float]:
     Args:
         array: any shape, finite.
     """
-    few = array.reshape(-1)[:: -(-array.size // _MAX_VOXELS)].astype(np.float64)
-    bright = few[few > few.mean()]
+    subsampled = array.reshape(-1)[:: -(-array.size // _MAX_VOXELS)].astype(np.float64)
+    bright = subsampled[subsampled > subsampled.mean()]
     if not bright.size:
-        return float(few[0]) - 1.0, float(few[0]) + 1.0
-    low, high = float(np.percentile(few, 1.0)), float(np.percentile(bright, 99.5))
+        return float(subsampled[0]) - 1.0, float(subsampled[0]) + 1.0
+    low, high = float(np.percentile(subsampled, 1.0)), float(np.percentile(bright, 99.5))
     return low, high
 
 
@@ -191,9 +191,9 @@ def _draw_row(row: Steps, cells: list[Axes], colors: tuple[str, ...]) -> None:
 
 
 def _show_image(
-    axes: Axes, image: np.ndarray, aspect: float = 1.0, ends: tuple[float, float] | None = None
+    axes: Axes, image: np.ndarray, aspect: float = 1.0, display_range: tuple[float, float] | None = None
 ) -> None:
-    low, high = window(image) if ends is None else ends
+    low, high = window(image) if display_range is None else display_range
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect, origin="upper")
     # A frame may reach beyond the image; the axes stay on it, else the image would shrink to make room.
     axes.set_autoscale_on(False)
@@ -241,15 +241,15 @@ def _mark_sides(axes: Axes) -> None:
 def _write_text(figure: Figure, axes: Axes, row: Steps) -> None:
     """Write heading, lines and warnings to the left of the row."""
     width, height = figure.get_size_inches()
-    left, place = 0.15 / width, axes.get_position(original=True).y1 - 0.05 / height
+    left, y = 0.15 / width, axes.get_position(original=True).y1 - 0.05 / height
     entries = [(row.heading, _TEXT_COLOR, "bold")] if row.heading else []
     entries += [(line, _MUTED_COLOR, "normal") for line in row.lines]
     entries += [(f"! {line}", _WARNING, "normal") for line in row.warnings]
     for text, color, weight in entries:
         lines = textwrap.wrap(text, 27) or [""]
-        shown = "\n".join(lines)
-        figure.text(left, place, shown, color=color, size=8, weight=weight, va="top", linespacing=1.25)
-        place -= (0.155 * len(lines) + 0.03) / height
+        wrapped = "\n".join(lines)
+        figure.text(left, y, wrapped, color=color, size=8, weight=weight, va="top", linespacing=1.25)
+        y -= (0.155 * len(lines) + 0.03) / height
 
 
 def _draw_legend(

@@ -59,8 +59,8 @@ class _Panel:
                 x, y = self.at(tick, self.y[0])
                 parts.append(_draw_text(x, y + 17, f"{tick:.4g}", anchor="middle"))
         if x_label:
-            place = self.left + self.width / 2, self.top + self.height + 35
-            parts.append(_draw_text(*place, x_label, anchor="middle"))
+            position = self.left + self.width / 2, self.top + self.height + 35
+            parts.append(_draw_text(*position, x_label, anchor="middle"))
         return "".join(parts)
 
 
@@ -157,9 +157,9 @@ def score_dots(evaluation: Evaluation) -> bytes:
             f'<rect class="box" {box}/>',
             _draw_line(median, middle - 17, median, middle + 17, "median"),
         ]
-        for place, (_, scores, dice) in enumerate(values):
+        for number, (_, scores, dice) in enumerate(values):
             # Jitter by index instead of random jitter: the same scores give the same picture.
-            parts.append(_draw_dot(panel.at(dice, 0)[0], middle + (place % 5 - 2) * 5.5, _is_bad(scores)))
+            parts.append(_draw_dot(panel.at(dice, 0)[0], middle + (number % 5 - 2) * 5.5, _is_bad(scores)))
         worst, _, dice = max(values, key=lambda value: badness(value[1], "dice"))
         x = panel.at(dice, 0)[0]
         anchor = "start" if x < label + width / 2 else "end"

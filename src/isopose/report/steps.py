@@ -49,9 +49,9 @@ def steps_of(
     if true_classes is not None:
         true_classes *= structures(true_classes)
     # Brightness of MR may differ along a scan, and must not differ between its pictures.
-    ends = None if model.modality == "ct" else window_of_scan(reoriented.array)
+    display_range = None if model.modality == "ct" else window_of_scan(reoriented.array)
     return [
-        _show_slice(model, reoriented, prediction, classes, true_classes, int(z), ends)
+        _slice_steps(model, reoriented, prediction, classes, true_classes, int(z), display_range)
         for z in chosen_slices(prediction, classes, true_classes, rows)
     ]
 
@@ -60,23 +60,23 @@ def chosen_slices(
     prediction: Prediction, classes: np.ndarray, truth: np.ndarray | None, rows: int
 ) -> np.ndarray:
     """Return evenly spread slices that show a label (else the body), head first."""
-    shown = prediction.scan_pose.has_body
-    marked = (classes > 0).any(axis=(1, 2)) if truth is None else (truth > 0).any(axis=(1, 2))
-    usable = np.flatnonzero(shown & marked)
+    has_body = prediction.scan_pose.has_body
+    has_label = (classes > 0).any(axis=(1, 2)) if truth is None else (truth > 0).any(axis=(1, 2))
+    usable = np.flatnonzero(has_body & has_label)
     if len(usable) < rows:
-        usable = np.flatnonzero(shown)
-    places = (np.arange(rows) + 0.5) / rows * len(usable)
-    return np.unique(usable[places.astype(int)])[::-1]
+        usable = np.flatnonzero(has_body)
+    positions = (np.arange(rows) + 0.5) / rows * len(usable)
+    return np.unique(usable[positions.astype(int)])[::-1]
 
 
-def _show_slice(
+def _slice_steps(
     model: Model,
     volume: Volume,
     prediction: Prediction,
     classes: np.ndarray,
     truth: np.ndarray | None,
     z: int,
-    ends: tuple[float, float] | None,
+    display_range: tuple[float, float] | None,
 ) -> Steps:
     pipeline, prepared, records = model.pipeline, prediction.prepared, prediction.scan_pose
     device = pipeline.pose.reference_mask.device
@@ -96,7 +96,7 @@ def _show_slice(
         warnings.append("low agreement")
     if records.cut_off[z]:
         warnings.append("cut off by the crop")
-    answer = crop_probabilities(model, crop, ensemble_of(model).views[0])
+    probabilities = crop_probabilities(model, crop, ensemble_of(model).views[0])
     return Steps(
         native=volume.array[z].astype(np.float32),
         native_spacing_yx=(float(volume.spacing[1]), float(volume.spacing[0])),
@@ -105,10 +105,10 @@ def _show_slice(
         reference_mask=_to_plane(reference) >= 0.5,
         crop_outline=_to_pixels(theta2[0], (size, size)),
         cropped=_to_plane(crop.chunk(len(prepared.images), dim=1)[prepared.pose_channel][:, neighbors:]),
-        crop_classes=most_probable(answer)[0].cpu().numpy(),
+        crop_classes=most_probable(probabilities)[0].cpu().numpy(),
         native_classes=classes[z],
         native_truth=None if truth is None else truth[z],
-        native_window=ends,
+        native_window=display_range,
         frame_image=prepared.image[z],
         frame_mask=prepared.mask[z],
         heading=f"slice {z}",

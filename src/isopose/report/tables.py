@@ -103,8 +103,9 @@ def to_latex(table: Table) -> str:
 
 def _escape(text: str) -> str:
     """Return text with LaTeX's special characters escaped."""
-    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(signs.get(sign, rf"\{sign}" if sign in "&%$#_{}" else sign) for sign in text)
+    escapes: dict[str, str | int | None] = {sign: rf"\{sign}" for sign in "&%$#_{}"}
+    escapes |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return text.translate(str.maketrans(escapes))
 
 
 def to_markdown(table: Table) -> str:
@@ -209,7 +210,7 @@ def strata_tables(evaluation: Evaluation) -> tuple[Table, ...]:
 
 def _make_stratum_row(group: str, summary: Summary) -> tuple[Cell, ...]:
     statistic = summary.statistics[_PRIMARY_METRIC]
-    first, *others = (spread(one, metric) for metric, one in summary.statistics.items())
+    first, *others = (spread(values, metric) for metric, values in summary.statistics.items())
     return (
         group,
         summary.target,
@@ -273,21 +274,21 @@ def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> Table:
         Column("Unpaired"),
     )
 
-    def shown(value: float | None, digits: int, sign: str = "") -> str:
+    def format_value(value: float | None, digits: int, sign: str = "") -> str:
         return NO_VALUE if value is None else f"{value:{sign}.{digits}f}".replace("-", "−")
 
     rows: list[tuple[Cell, ...]] = []
     for d in comparison.differences:
         metric = METRICS[d.metric]
-        sd = "" if d.sd_difference is None else f" ({shown(d.sd_difference, metric.digits)})"
+        sd = "" if d.sd_difference is None else f" ({format_value(d.sd_difference, metric.digits)})"
         rows.append(
             (
                 d.target,
                 metric.title,
                 d.patients,
-                shown(d.mean_a, metric.digits),
-                shown(d.mean_b, metric.digits),
-                shown(d.mean_difference, metric.digits, "+") + sd,
+                format_value(d.mean_a, metric.digits),
+                format_value(d.mean_b, metric.digits),
+                format_value(d.mean_difference, metric.digits, "+") + sd,
                 d.better,
                 d.worse,
                 _format_p(d.p_value),
@@ -327,7 +328,7 @@ def rules(evaluation: Evaluation) -> str:
 
 def _is_any_labeled_in_part(evaluation: Evaluation) -> bool:
     scores = (scores for case in evaluation.cases for scores in case.scores.values())
-    return any(one.surface_dice is None for one in scores if one.outcome != "empty")
+    return any(score.surface_dice is None for score in scores if score.outcome != "empty")
 
 
 def left_out(evaluation: Evaluation) -> tuple[str, ...]:

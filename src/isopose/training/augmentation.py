@@ -53,7 +53,7 @@ class Augmentation:
             ]
         )
         image = "image"
-        self.rest = Compose(
+        self.intensities = Compose(
             [
                 RandGaussianNoised(image, prob=0.1, std=0.1),
                 # Blur and low resolution: 0.2 and 0.25 for a slice, a half of that for its one channel.
@@ -68,41 +68,43 @@ class Augmentation:
         )
 
     def __call__(
-        self, batch: SliceBatch, seed: Sequence[int], places: Sequence[int] | None = None
+        self, batch: SliceBatch, seed: Sequence[int], positions: Sequence[int] | None = None
     ) -> SliceBatch:
-        """Return the batch with image and labels disturbed; the mask, which the U-Net does not see, stays.
+        """Return the batch with augmented images and labels; the mask, which the U-Net does not see, is kept.
 
         Args:
             batch: of slices ``(N, C, S, S)`` and labels ``(N, S, S)``. Intensities of the scans' channels are
                 changed independently, those of a slice and its neighbors alike.
-            seed: numbers that name the whole batch, of this epoch of this run.
-            places: of these slices in the whole batch, of which a rank has a part; none: they are the whole.
+            seed: numbers that identify the run, the epoch and the batch.
+            positions: indices of these slices in the whole batch, of which this rank has a part; None: these
+                slices are the whole batch.
         """
-        places = range(len(batch.image)) if places is None else places
+        positions = range(len(batch.image)) if positions is None else positions
         images, labels = [], []
-        for image, marks, place in zip(batch.image, batch.labels, places, strict=True):
-            state = np.random.SeedSequence([*seed, place]).generate_state(len(self.airs) + 2).tolist()
+        for image, label_map, position in zip(batch.image, batch.labels, positions, strict=True):
+            state = np.random.SeedSequence([*seed, position]).generate_state(len(self.airs) + 2).tolist()
             self.spatial.set_random_state(state[0])
             # MONAI fills with zeros, so air is shifted to zero for the transform.
             air = image.new_tensor(self.airs).repeat_interleave(len(image) // len(self.airs))[:, None, None]
-            out = self.spatial({"image": image - air, "labels": marks[None].float()})
-            parts = (out["image"] + air).chunk(len(self.airs))
-            done = [self._rest(part, out["labels"], state[n + 1 :]) for n, part in enumerate(parts)]
+            moved = self.spatial({"image": image - air, "labels": label_map[None].float()})
+            channels = (moved["image"] + air).chunk(len(self.airs))
+            augmented = [self._augment(x, moved["labels"], state[n + 1 :]) for n, x in enumerate(channels)]
             # Convert MONAI's MetaTensors, which keep the history of transforms, to plain tensors.
-            images.append(torch.cat([convert_to_tensor(one["image"]) for one in done]))
-            labels.append(convert_to_tensor(done[0]["labels"])[0].to(marks.dtype))
+            images.append(torch.cat([convert_to_tensor(channel["image"]) for channel in augmented]))
+            labels.append(convert_to_tensor(augmented[0]["labels"])[0].to(label_map.dtype))
         return replace(batch, image=torch.stack(images), labels=torch.stack(labels))
 
-    def _rest(self, part: Tensor, marks: Tensor, state: Sequence[int]) -> dict[str, Tensor]:
+    def _augment(self, channel: Tensor, label_map: Tensor, seeds: Sequence[int]) -> dict[str, Tensor]:
         """Change the intensities of one channel, and mirror it as all channels are.
 
         Args:
-            part: ``(K, S, S)``, a slice and its neighbors.
-            marks: ``(1, S, S)``, its labels.
-            state: seeds; the first is the channel's own, the last that of all channels.
+            channel: ``(K, S, S)``, a slice and its neighbors.
+            label_map: ``(1, S, S)``, its labels.
+            seeds: the first is the channel's own; the last, which all channels share, is that of the
+                mirroring.
         """
-        self.rest.set_random_state(state[0])
+        self.intensities.set_random_state(seeds[0])
         if len(self.airs) > 1:
             for number, flip in enumerate(self.flips):
-                flip.set_random_state(state[-1] + number)
-        return self.rest({"image": part, "labels": marks})
+                flip.set_random_state(seeds[-1] + number)
+        return self.intensities({"image": channel, "labels": label_map})

@@ -54,22 +54,22 @@ def save_checkpoint(
         for name, value in state.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    whole: dict[str, Tensor] = {}
-    turned, places = [], set()
+    contiguous: dict[str, Tensor] = {}
+    channels_last, storages = [], set()
     for name, value in tensors.items():
         # Saved without a contiguous copy: for small batches a copy of all weights would be the peak of
         # memory.
-        plain = value.detach().cpu()
-        if plain.ndim == 4 and not plain.is_contiguous():
-            turned.append(name)
-            plain = plain.movedim(1, -1)
-        plain = plain.contiguous()
+        on_cpu = value.detach().cpu()
+        if on_cpu.ndim == 4 and not on_cpu.is_contiguous():
+            channels_last.append(name)
+            on_cpu = on_cpu.movedim(1, -1)
+        on_cpu = on_cpu.contiguous()
         # Safetensors refuses tensors that share memory.
-        place = plain.untyped_storage().data_ptr()
-        whole[name] = plain.clone() if place in places else plain
-        places.add(place)
-    about = {"progress": json.dumps(asdict(progress)), "channels_last": json.dumps(turned)}
-    write_tensors(path, whole, about)
+        storage = on_cpu.untyped_storage().data_ptr()
+        contiguous[name] = on_cpu.clone() if storage in storages else on_cpu
+        storages.add(storage)
+    metadata = {"progress": json.dumps(asdict(progress)), "channels_last": json.dumps(channels_last)}
+    write_tensors(path, contiguous, metadata)
 
 
 def load_checkpoint(
@@ -86,13 +86,13 @@ def load_checkpoint(
     groups: dict[str, dict[str, Tensor]] = {"last": {}, "best": {}, "optimizer": {}}
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            progress = TypeAdapter(StageProgress).validate_json(about["progress"])
-            turned = set(json.loads(about.get("channels_last", "[]")))
+            metadata = file.metadata() or {}
+            progress = TypeAdapter(StageProgress).validate_json(metadata["progress"])
+            channels_last = set(json.loads(metadata.get("channels_last", "[]")))
             for key in file.keys():  # noqa: SIM118 - not a dictionary
                 group, _, name = key.partition(".")
                 value = file.get_tensor(key)
-                groups[group][name] = value.movedim(-1, 1) if key in turned else value
+                groups[group][name] = value.movedim(-1, 1) if key in channels_last else value
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in groups["optimizer"].items():
             index, _, name = key.partition(".")

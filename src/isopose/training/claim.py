@@ -46,9 +46,9 @@ def claim_folder(
         "config": hash_of(config.model_dump(mode="json")),
         "channels": hash_of(list(dataset.channels)),
         "labels": hash_of([dataset.labels.stored, dict(dataset.labels.regions)]),
-        "cases": hash_of([[case.id for case in part] for part in (training, validation)]),
+        "cases": hash_of([[case.id for case in cases] for cases in (training, validation)]),
         "model to begin from": source.weights_sha256 if source else "",
-        "corrections": hash_of(sorted(one.sha256 for one in corrections.values())),
+        "corrections": hash_of(sorted(correction.sha256 for correction in corrections.values())),
     }
     mark = folder / "work" / "run.json"
     other = "was started with another {names}, or by an isopose with other settings"

@@ -27,7 +27,7 @@ from isopose.models.shipped import load_shipped
 from isopose.progress import Reporter, Silent
 from isopose.training.claim import check_batches, check_folder, claim_data, claim_folder
 from isopose.training.fabric import fabric_for
-from isopose.training.info import reference_info, stages_info, training_info, warn_of_seen
+from isopose.training.info import reference_info, stages_info, training_info, warn_of_leakage
 from isopose.training.manual_targets import Corrections, count_corrected
 from isopose.training.mirroring import check_mirroring, decide_mirroring
 from isopose.training.preprocessing import preprocess
@@ -94,18 +94,20 @@ def fit(
                 dataset.labels,
                 config.data,
                 channels=dataset.channels,
-                given=source.fingerprint if source else None,
+                fingerprint=source.fingerprint if source else None,
                 workers=workers,
                 reporter=reporter,
             )
             claim_data(folder, stored)
-        return _fit(context, folder, dataset, stored, fingerprint, training, validation, source, corrections)
+        return _train(
+            context, folder, dataset, stored, fingerprint, training, validation, source, corrections
+        )
 
 
 def check_fit(
     config: Config,
     dataset: Dataset,
-    among: Sequence[Case],
+    reference_candidates: Sequence[Case],
     source: Model | None,
     corrections: Corrections,
     processes: int,
@@ -115,13 +117,13 @@ def check_fit(
     Args:
         config: all settings.
         dataset: to train on.
-        among: cases of which one is the reference.
+        reference_candidates: cases among which the reference is chosen.
         source: model to fine-tune.
         corrections: poses and crops set by hand.
-        processes: that train together.
+        processes: number of processes that train together.
     """
     labels = dataset.labels
-    check_reference(config.pose, [case.id for case in among])
+    check_reference(config.pose, [case.id for case in reference_candidates])
     pose_channel_of(config.data, dataset.channels)
     normalizations_of(config.data, dataset.channels)
     oversampling(config.train.oversample, labels)
@@ -132,7 +134,7 @@ def check_fit(
     check_batches(config, processes)
 
 
-def _fit(
+def _train(
     context: StageContext,
     folder: Path,
     dataset: Dataset,
@@ -143,8 +145,9 @@ def _fit(
     source: Model | None,
     corrections: Corrections,
 ) -> Model:
+    """Train all stages on preprocessed cases, write the model, and return it as it is read back."""
     fabric, reporter = context.fabric, context.reporter
-    warn_of_seen(source, stored, validation, reporter)
+    warn_of_leakage(source, stored, validation, reporter)
     cases = {case.record.id: case for case in stored.cases}
     train_slices = Slices([cases[case.id] for case in training])
     if not train_slices.presence.any():
@@ -161,13 +164,13 @@ def _fit(
     context = replace(context, config=config)
     scale = fingerprint.pose_scale(config.data)
     if source is None:
-        among = measured_cases(training, validation, config.train)[0]
-        reference = _choose_reference(context, [cases[case.id] for case in among], scale.air)
-        mask, of_reference = reference.mask, reference_info(reference, stored)
+        candidates = measured_cases(training, validation, config.train)[0]
+        reference = _choose_reference(context, [cases[case.id] for case in candidates], scale.air)
+        mask, reference_facts = reference.mask, reference_info(reference, stored)
         if config.data.plane == "axial":
             context = replace(context, truth=_angles_to_reference(true_rolls(dataset.root), reference))
     else:
-        mask, of_reference = source.pipeline.pose.reference_mask, source.info.reference
+        mask, reference_facts = source.pipeline.pose.reference_mask, source.info.reference
     networks = Networks(config, dataset.labels.classes, mask, scale.air, scale.top, airs_of(fingerprint))
     if source is not None:
         networks.load_state_dict(source.pipeline.state_dict())
@@ -185,7 +188,7 @@ def _fit(
 
     info = ModelInfo(
         training_info(stored, training, validation, source, corrections),
-        of_reference,
+        reference_facts,
         stages_info(stages),
         roll_check,
         tuple(row for stage in stages for row in stage.history),
@@ -201,20 +204,24 @@ def _choose_reference(context: StageContext, cases: Sequence[StoredCase], air: f
     """Choose the reference patient among prepared cases, and report it."""
     plane = context.config.data.plane
     reference = choose_reference(cases, context.config.pose, air, plane)
-    shown = (
-        f"symmetry {reference.symmetry:.2f}, turned upright by {math.degrees(reference.lean):+.1f} degrees"
-    )
+    pose = f"symmetry {reference.symmetry:.2f}, turned upright by {math.degrees(reference.lean):+.1f} degrees"
     context.reporter.say(
         f"reference: {reference.case}, slice {reference.slice}, chosen {reference.chosen} "
-        f"(body {reference.area_cm2:.0f} cm², {shown if plane == 'axial' else f'{plane}, as it lies'})"
+        f"(body {reference.area_cm2:.0f} cm², {pose if plane == 'axial' else f'{plane}, as it lies'})"
     )
     return reference
 
 
 def _angles_to_reference(rolls: Mapping[str, float], reference: Reference) -> dict[str, float]:
-    """Return each case's angle relative to the homogenized reference in radians.
+    """Return each case's true roll relative to the homogenized reference, radians, by case id.
 
-    STN1 brings patients to the reference as shown, which may lean. Empty if its own roll is not known.
+    Args:
+        rolls: true roll of each case relative to upright, radians, by case id.
+        reference: the reference; it was turned upright by its estimated ``lean``, which may differ from its
+            true roll.
+
+    Returns:
+        Angles by case id; empty if the reference's true roll is not known.
     """
     if reference.case not in rolls:
         return {}

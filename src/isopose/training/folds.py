@@ -70,8 +70,8 @@ def fit_folds(
 ) -> bool:
     """Train the unfinished folds that no other process trains, one after the other.
 
-    Each is a model folder of its own, ``folder/fold-0`` and so on. Normalization, frame and reference are of
-    the training patients of all folds, so that one store serves all.
+    The model of each fold has its own folder, ``folder/fold-0`` and so on. Normalization, frame and reference
+    are computed from the training patients of all folds, so that one store serves all folds.
 
     Args:
         dataset: cases with labels; those of split ``test`` are not used.
@@ -94,50 +94,55 @@ def fit_folds(
     reporter = reporter or Silent()
     check_folds(dataset, config)
     common = of_fold(config, 0)
-    everyone, none = measured_cases(*split(dataset, common.train), common.train)
-    check_fit(common, dataset, everyone, source, corrections or {}, 1)
+    cases, no_validation = measured_cases(*split(dataset, common.train), common.train)
+    check_fit(common, dataset, cases, source, corrections or {}, 1)
     with only_writer(output_folder(folder), wait=True):
         check_folder(folder, resume)
-        claim_folder(folder, dataset, common, everyone, none, resume, source, corrections or {})
+        claim_folder(folder, dataset, common, cases, no_validation, resume, source, corrections or {})
     store = store or folder / "work" / "store"
     if _untrained_folds(folder, config):
         # Processes started at the same time wait here, and then find the store.
         with only_writer(folder / "work", wait=True):
-            source_fingerprint = source.fingerprint if source else None
             preprocess(
-                store, (everyone, none), dataset.labels, config.data, channels=dataset.channels,
-                given=source_fingerprint, workers=workers, reporter=reporter,
-            )  # fmt: skip
-    while left := _untrained_folds(folder, config):
-        for fold in left:
-            settings, place = of_fold(config, fold), fold_folder(folder, fold)
-            following = tracking(place, settings) if tracking else nullcontext(reporter)
+                store,
+                (cases, no_validation),
+                dataset.labels,
+                config.data,
+                channels=dataset.channels,
+                fingerprint=source.fingerprint if source else None,
+                workers=workers,
+                reporter=reporter,
+            )
+    while untrained := _untrained_folds(folder, config):
+        for fold in untrained:
+            settings, fold_model = of_fold(config, fold), fold_folder(folder, fold)
+            reporting = tracking(fold_model, settings) if tracking else nullcontext(reporter)
             try:
-                with following as receiver:
-                    receiver.say(f"fold {fold} of {config.train.folds}")
+                with reporting as fold_reporter:
+                    fold_reporter.say(f"fold {fold} of {config.train.folds}")
                     fit(
                         dataset,
-                        place,
+                        fold_model,
                         settings,
                         source=source,
                         resume=True,
                         store=store,
                         corrections=corrections,
                         workers=workers,
-                        reporter=receiver,
+                        reporter=fold_reporter,
                     )
                 break
             except BusyError:
                 reporter.say(f"fold {fold} is trained by another process")
         else:
             reporter.say(
-                f"{len(left)} of {config.train.folds} folds are left, all trained by other processes"
+                f"{len(untrained)} of {config.train.folds} folds are left, all trained by other processes"
             )
             return False
     return True
 
 
 def _untrained_folds(folder: Path, config: Config) -> list[int]:
-    """Return the folds that are not trained."""
+    """Return the folds without a finished model."""
     folds = range(config.train.folds)
     return [fold for fold in folds if not (fold_folder(folder, fold) / "model.json").is_file()]

@@ -40,18 +40,18 @@ def training_info(
         corrections: poses and crops set by hand.
     """
     image_of = {case.record.id: case.record.sources["image"] for case in store.cases}
-    before = source.info.training if source else TrainingInfo(())
+    earlier = source.info.training if source else TrainingInfo(())
     return TrainingInfo(
-        images_sha256=(*(image_of[case.id] for case in training), *before.images_sha256),
+        images_sha256=(*(image_of[case.id] for case in training), *earlier.images_sha256),
         validation_images_sha256=(
             *(image_of[case.id] for case in validation),
-            *before.validation_images_sha256,
+            *earlier.validation_images_sha256,
         ),
         cases=len(training),
         patients=len({case.patient for case in training}),
         validation_cases=len(validation),
         from_weights_sha256=source.weights_sha256 if source else None,
-        corrections_sha256=tuple(sorted(one.sha256 for one in corrections.values())),
+        corrections_sha256=tuple(sorted(correction.sha256 for correction in corrections.values())),
     )
 
 
@@ -62,15 +62,15 @@ def stages_info(stages: list[StageProgress]) -> dict[str, StageInfo]:
     }
 
 
-def warn_of_seen(
+def warn_of_leakage(
     source: Model | None, stored: Store, validation: tuple[Case, ...], reporter: Reporter
 ) -> None:
     """Warn if validation patients are among the training patients of the model to fine-tune."""
-    known = set(source.info.training.images_sha256) if source else set()
-    names = {case.id for case in validation}
-    both = [c for c in stored.cases if c.record.id in names and c.record.sources["image"] in known]
-    if both:
+    seen = set(source.info.training.images_sha256) if source else set()
+    ids = {case.id for case in validation}
+    leaked = sum(case.record.id in ids and case.record.sources["image"] in seen for case in stored.cases)
+    if leaked:
         reporter.say(
-            f"warning: {len(both)} of {len(validation)} validation cases are training cases of the model to "
-            "fine-tune: their scores are too good, and training may stop too late"
+            f"warning: {leaked} of {len(validation)} validation cases are training cases of the model "
+            "to fine-tune: their scores are too good, and training may stop too late"
         )

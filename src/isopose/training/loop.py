@@ -29,11 +29,11 @@ class Stage:
 
     Args:
         name: ``pose``, ``crop``, ``joint`` or ``unet``.
-        objective: module whose ``forward`` returns the loss and whose ``judge`` validates.
+        objective: see :mod:`isopose.training.objectives`.
         config: optimizer and length.
         training: slices or volumes to train on.
         validation: slices or volumes of the validation patients; None: no early stopping.
-        least: label column to the minimum fraction of an epoch's slices that show the label.
+        least: maps a label's column to the minimum fraction of an epoch's slices that show the label.
         seed: numbers that identify this run and stage.
         section: configuration section of the optimizer; by default the stage's name.
         noise: number of random values that the objective needs per sample.
@@ -87,7 +87,7 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
     checkpoint = work / "checkpoints" / f"{stage.name}.safetensors"
     progress, best = _resume(checkpoint, objective, optimizer, fabric)
     if not progress.finished:
-        module, wrapped = fabric.setup(objective, optimizer)
+        module, wrapped_optimizer = fabric.setup(objective, optimizer)
         with (
             reporter.stage(stage.name, config.epochs, config.iterations, progress.epoch) as report,
             # Only the first rank draws.
@@ -96,24 +96,24 @@ def _train_stage(stage: Stage, fabric: Fabric, work: Path, reporter: Reporter) -
             else nullcontext(lambda _: None) as draw,
         ):
             while not progress.finished:
-                started, cpu = time.monotonic(), time.process_time()
-                rate = _set_learning_rate(optimizer, config, progress.epoch)
-                loss = _train_epoch(stage, fabric, module, wrapped, progress.epoch, report)
-                if not math.isfinite(loss) or not _finite(objective):
+                started, cpu_started = time.monotonic(), time.process_time()
+                lr = _set_learning_rate(optimizer, config, progress.epoch)
+                loss = _train_epoch(stage, fabric, module, wrapped_optimizer, progress.epoch, report)
+                if not math.isfinite(loss) or not _is_finite(objective):
                     reason = "weights that are not finite" if math.isfinite(loss) else f"loss {loss}"
                     raise _diverged(stage, f"{reason} in epoch {progress.epoch + 1}")
-                trained = time.monotonic()
-                numbers = _validate(stage, fabric, objective)
+                validation_started = time.monotonic()
+                scores = _validate(stage, fabric, objective)
                 times = {
                     "seconds": time.monotonic() - started,
-                    "cpu_seconds": time.process_time() - cpu,
-                    "validation_seconds": time.monotonic() - trained,
+                    "cpu_seconds": time.process_time() - cpu_started,
+                    "validation_seconds": time.monotonic() - validation_started,
                 }
-                improved = _advance(progress, config, numbers)
+                improved = _update_progress(progress, config, scores)
                 if improved:
-                    _copy(objective, best)
-                row = {"stage": stage.name, "epoch": progress.epoch, "loss": loss, "learning_rate": rate}
-                progress.history.append(row | numbers | times)
+                    _copy_weights(objective, best)
+                row = {"stage": stage.name, "epoch": progress.epoch, "loss": loss, "learning_rate": lr}
+                progress.history.append(row | scores | times)
                 progress.scaler = dict(fabric.strategy.precision.state_dict())
                 if fabric.is_global_zero:
                     save_checkpoint(checkpoint, progress, objective.state_dict(), best, optimizer)
@@ -141,33 +141,34 @@ def _resume(
 
 
 def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoch: int, report: Any) -> float:
+    """Train one epoch; return the mean loss over its batches and over all ranks."""
     config = stage.config
     module.train()
     batches = draw_epoch(
         stage.training.presence, stage.least, config.batch_size, config.iterations, (*stage.seed, epoch)
     )
-    generator = torch.Generator().manual_seed(_number((*stage.seed, epoch)))
+    generator = torch.Generator().manual_seed(_seed_of((*stage.seed, epoch)))
     noise = torch.rand(config.iterations, config.batch_size, stage.noise, generator=generator) * 2.0 - 1.0
     total = torch.zeros((), device=fabric.device)
     pin = fabric.device.type == "cuda"
-    shares = shares_of_rank(config.batch_size, config.parts)
-    places = torch.cat(shares)
-    batch_count = len(places)
+    part_positions = shares_of_rank(config.batch_size, config.parts)
+    positions = torch.cat(part_positions)
+    sample_count = len(positions)
 
-    def change(batch: Any, number: int) -> Any:
-        return stage.augment(batch, (*stage.seed, epoch, number), places.tolist()) if stage.augment else batch
+    def augment(batch: Any, number: int) -> Any:
+        if stage.augment is None:
+            return batch
+        return stage.augment(batch, (*stage.seed, epoch, number), positions.tolist())
 
-    read = [batch[places.numpy()] for batch in batches]
-    for step, batch in enumerate(read_ahead(stage.training, read, pin=pin, change=change)):
-        batch, disturbance = batch.to(fabric.device), noise[step, places].to(fabric.device)
+    rows_of_rank = [batch[positions.numpy()] for batch in batches]
+    for step, batch in enumerate(read_ahead(stage.training, rows_of_rank, pin=pin, transform=augment)):
+        batch, batch_noise = batch.to(fabric.device), noise[step, positions].to(fabric.device)
         optimizer.zero_grad()
-        rows_of_parts = torch.arange(batch_count, device=fabric.device).split(
-            [len(share) for share in shares]
-        )
+        rows_of_parts = torch.arange(sample_count, device=fabric.device).split(list(map(len, part_positions)))
         for number, rows in enumerate(rows_of_parts, start=1):
-            part = batch.part(rows) if config.parts > 1 else batch
+            part = batch.select(rows) if config.parts > 1 else batch
             with fabric.no_backward_sync(module, enabled=number < config.parts):
-                loss = module(part, disturbance[rows]) * (len(rows) / batch_count)
+                loss = module(part, batch_noise[rows]) * (len(rows) / sample_count)
                 fabric.backward(loss)
             total += loss.detach()
         # Non-finite gradients: the scaler of 16-mixed skips that step, as it should. In any other precision
@@ -182,31 +183,36 @@ def _train_epoch(stage: Stage, fabric: Fabric, module: Any, optimizer: Any, epoc
 
 @torch.no_grad()
 def _validate(stage: Stage, fabric: Fabric, objective: Any) -> dict[str, float]:
+    """Return the objective's validation scores by name, the deciding one first; empty without validation."""
     if stage.validation is None:
         return {}
     objective.eval()
-    own = stage.validation.batches(stage.config.batch_size, fabric.global_rank, fabric.world_size)
-    batches = (batch.to(fabric.device) for batch in own)
+    batches_of_rank = stage.validation.batches(stage.config.batch_size, fabric.global_rank, fabric.world_size)
+    batches = (batch.to(fabric.device) for batch in batches_of_rank)
     with fabric.autocast():
-        numbers: dict[str, float] = objective.judge(stage.validation, batches)
-    return numbers
+        scores: dict[str, float] = objective.validate(stage.validation, batches)
+    return scores
 
 
-def _advance(progress: StageProgress, config: OptimizerConfig, numbers: dict[str, float]) -> bool:
-    """Count the epoch, smooth the score, decide whether to stop; return whether this epoch is the best."""
+def _update_progress(progress: StageProgress, config: OptimizerConfig, scores: dict[str, float]) -> bool:
+    """Update the progress after an epoch: number, smoothed score, best epoch, and whether the stage ends.
+
+    Returns:
+        True if the smoothed score of this epoch is the best so far, always True without validation.
+    """
     progress.epoch += 1
-    if not numbers:
+    if not scores:
         progress.finished = progress.epoch >= config.epochs
         progress.best_epoch = progress.epoch
         return True
-    score = next(iter(numbers.values()))
-    past = score if progress.smoothed is None else progress.smoothed
-    progress.smoothed = config.smoothing * past + (1.0 - config.smoothing) * score
+    score = next(iter(scores.values()))
+    smoothed = score if progress.smoothed is None else progress.smoothed
+    progress.smoothed = config.smoothing * smoothed + (1.0 - config.smoothing) * score
     improved = progress.best is None or progress.smoothed > progress.best
     if improved:
         progress.best, progress.best_epoch = progress.smoothed, progress.epoch
-    waited = progress.epoch - progress.best_epoch
-    stopped = progress.epoch >= config.min_epochs and waited >= config.patience
+    epochs_without_gain = progress.epoch - progress.best_epoch
+    stopped = progress.epoch >= config.min_epochs and epochs_without_gain >= config.patience
     progress.finished = stopped or progress.epoch >= config.epochs
     return improved
 
@@ -237,16 +243,16 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
-def _copy(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy weights into a module's existing tensors, without a second copy in memory."""
+def _copy_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy a module's weights into the existing tensors of ``weights``, without a second copy in memory."""
     for name, value in module.state_dict().items():
         weights[name].copy_(value)
 
 
-def _finite(module: nn.Module) -> bool:
+def _is_finite(module: nn.Module) -> bool:
     floating = [value for value in module.state_dict().values() if value.is_floating_point()]
     return bool(torch.stack([value.isfinite().all() for value in floating]).all())
 
 
-def _number(seed: tuple[int, ...]) -> int:
+def _seed_of(seed: tuple[int, ...]) -> int:
     return int(np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0] >> 1)

@@ -79,8 +79,8 @@ def segmentation_loss(
             row[list(classes)] = 1.0
         # The probability outside is summed, not 1 - inside: that would lose its logarithm to rounding.
         (p, g), (q, h) = (
-            [torch.einsum("rc,nc...->nr...", of, values) for values in (probabilities, target)]
-            for of in (inside, 1.0 - inside)
+            [torch.einsum("rc,nc...->nr...", membership, values) for values in (probabilities, target)]
+            for membership in (inside, 1.0 - inside)
         )
         entropy = -(g * p.clamp(min=1e-7).log() + h * q.clamp(min=1e-7).log()).mean(dim=1)
     else:
@@ -130,8 +130,8 @@ def von_mises_loss(evidence: Tensor, angle: Tensor) -> Tensor:
         angle: ``(N,)``, radians.
     """
     concentration = evidence.norm(dim=1)
-    along = evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()
-    return (torch.special.i0e(concentration).log() + concentration - along).mean()
+    projection = evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()
+    return (torch.special.i0e(concentration).log() + concentration - projection).mean()
 
 
 def roll_loss(evidence: Tensor, angle: Tensor, concentration: Tensor) -> Tensor:
@@ -145,6 +145,6 @@ def roll_loss(evidence: Tensor, angle: Tensor, concentration: Tensor) -> Tensor:
         concentration: ``(N,)``, not learned.
     """
     length = evidence.norm(dim=1).clamp(min=1e-6)
-    along = (evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()) / length
-    drift = (length / concentration.clamp(min=1e-6)).log().square()
-    return (concentration * (1.0 - along) + drift).mean()
+    cosine = (evidence[:, 0] * angle.cos() + evidence[:, 1] * angle.sin()) / length
+    concentration_error = (length / concentration.clamp(min=1e-6)).log().square()
+    return (concentration * (1.0 - cosine) + concentration_error).mean()

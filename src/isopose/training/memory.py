@@ -34,10 +34,10 @@ def parse_bytes(text: str) -> float:
     Raises:
         InputError: another format.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(MB|GB)\s*", text, re.IGNORECASE)
-    if not found or float(found[1]) == 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(MB|GB)\s*", text, re.IGNORECASE)
+    if not match or float(match[1]) == 0:
         raise InputError(f"--memory: expected megabytes or gigabytes, e.g. 4GB or 800MB, got {text!r}")
-    return float(found[1]) * {"MB": 1e6, "GB": 1e9}[found[2].upper()]
+    return float(match[1]) * {"MB": 1e6, "GB": 1e9}[match[2].upper()]
 
 
 def training_bytes(config: Config, classes: int, device: str, channels: int = 1) -> float:
@@ -122,7 +122,7 @@ def fitted(
         InputError: not even the smallest settings fit; the message says how much they need.
     """
     smallest = math.inf
-    for candidate in _choices(config, shrink):
+    for candidate in _candidates(config, shrink):
         needed = training_bytes(candidate, classes, device, channels)
         if needed <= memory:
             return candidate
@@ -133,7 +133,7 @@ def fitted(
     )
 
 
-def _choices(config: Config, shrink: bool) -> Iterator[Config]:
+def _candidates(config: Config, shrink: bool) -> Iterator[Config]:
     batch = config.unet.optimizer.batch_size
     min_part = 4 if config.dims == 2 else 1
     parts = [n for n in range(2, batch + 1) if -(-batch // n) < -(-batch // (n - 1))]
@@ -142,15 +142,15 @@ def _choices(config: Config, shrink: bool) -> Iterator[Config]:
     inputs = inputs[inputs.index(config.unet.input) :] if smaller else [config.unet.input]
     yield config
     for size in inputs:
-        yield from _checkpointing(config, size, 1)
+        yield from _with_checkpointing(config, size, 1)
         for n in parts:
             if -(-batch // n) >= min_part:
-                yield from _checkpointing(config, size, n)
+                yield from _with_checkpointing(config, size, n)
     for n in parts:
-        yield from _checkpointing(config, inputs[-1], n)
+        yield from _with_checkpointing(config, inputs[-1], n)
 
 
-def _checkpointing(config: Config, size: str, parts: int) -> Iterator[Config]:
+def _with_checkpointing(config: Config, size: str, parts: int) -> Iterator[Config]:
     """Yield the configuration with activation checkpointing, input and parts of a batch, if it is valid."""
     values = config.model_dump()
     values["unet"] |= {"input": size, "recompute": True}
@@ -162,7 +162,7 @@ def _checkpointing(config: Config, size: str, parts: int) -> Iterator[Config]:
 
 
 def _stored_activations(config: Config, classes: int, part: int, channels: int) -> tuple[UNet, float, float]:
-    """Count the activations that a part of a batch stores for the backward pass.
+    """Count the activations that one part of a batch stores for the backward pass.
 
     Returns:
         A U-Net without weights (on the meta device), the bytes stored in float32, and those of its first

@@ -13,8 +13,8 @@ from isopose.errors import InputError
 from isopose.labels import Labels, mirrored_classes
 from isopose.progress import Reporter
 
-#: Part of a structure's pixels on one side of the body, and part of the patients in whom it is the same side,
-#: from which the structure belongs to that side.
+#: A structure belongs to one side of the body if at least this fraction of its pixels lies there, in at least
+#: this fraction of the patients.
 MIN_PIXEL_SHARE, MIN_PATIENT_SHARE = 0.75, 0.8
 #: Largest number of labeled slices that are examined.
 MAX_SLICES = 1000
@@ -48,20 +48,20 @@ def decide_mirroring(config: Config, labels: Labels, slices: Slices, reporter: R
         slices: of the training patients.
         reporter: gets a note that names a label because of which nothing is mirrored.
     """
-    part = config.mirrored
+    fraction = config.mirrored
     if config.unet.mirror == AUTO:
         # nnU-Net's augmentation mirrors by itself.
         baseline = config.unet.augmentation == "nnunet"
         reason = "" if baseline else _why_not_mirrored(labels, slices)
         if config.data.plane == "sagittal" and not baseline:
             reason = "mirrored sagittal slices have front and back swapped"
-        part = 0.0 if reason or baseline else MIRRORED
+        fraction = 0.0 if reason or baseline else MIRRORED
         if reason:
             reporter.say(f"note: nothing is mirrored (unet.mirror): {reason}")
-    averaged = part > 0.0 if config.predict.mirror == AUTO else config.averaged
+    averaged = fraction > 0.0 if config.predict.mirror == AUTO else config.averaged
     return config.model_copy(
         update={
-            "unet": config.unet.model_copy(update={"mirror": part}),
+            "unet": config.unet.model_copy(update={"mirror": fraction}),
             "predict": config.predict.model_copy(update={"mirror": averaged}),
         }
     )
@@ -74,35 +74,33 @@ def _why_not_mirrored(labels: Labels, slices: Slices) -> str:
     except InputError as error:
         return str(error)
     sides = one_sided(slices)
-    lone = [
+    unpaired = [
         name for index, name in enumerate(labels.names) if partners[index + 1] == index + 1 and sides[index]
     ]
-    return f"{lone[0]!r} lies on one side of the body, but its name contains no side" if lone else ""
+    return f"{unpaired[0]!r} lies on one side of the body, but its name contains no side" if unpaired else ""
 
 
 def one_sided(slices: Slices) -> list[bool]:
-    """Return for each label whether it lies on one side of the body, the same in most patients.
+    """Return for each label, in class order, whether it lies on the same side of the body in most patients.
 
-    The middle of the body is that of the mask in each slice, in the axes of the header.
+    A slice is divided at the mean x of its mask's pixels, in the axes of the header.
     """
     sampled = slices.labeled().spread(MAX_SLICES)
     count = slices.presence.shape[1]
-    of_patient: dict[str, np.ndarray] = {}
-    patients = sampled.patients
+    counts: dict[str, np.ndarray] = {}
+    patient_of = sampled.patients
     for batch in sampled.batches(16):
         mask, labels = batch.mask[:, 0].numpy() > 0, batch.labels.numpy()
         x = np.arange(mask.shape[2])
         area = mask.sum(axis=(1, 2))
         middle = (mask.sum(axis=1) * x).sum(axis=1) / np.maximum(area, 1)
-        for row, one, center in zip(batch.rows.tolist(), labels, middle, strict=True):
-            columns = np.stack([(one == index).sum(axis=0) for index in range(1, count + 1)])
-            sums = of_patient.setdefault(patients[row], np.zeros((2, count)))
+        for row, slice_labels, center in zip(batch.rows.tolist(), labels, middle, strict=True):
+            columns = np.stack([(slice_labels == index).sum(axis=0) for index in range(1, count + 1)])
+            sums = counts.setdefault(patient_of[row], np.zeros((2, count)))
             sums += [columns[:, x < center].sum(axis=1), columns[:, x > center].sum(axis=1)]
     result = []
     for index in range(count):
-        left_right = [
-            sums[:, index] / total for sums in of_patient.values() if (total := sums[:, index].sum())
-        ]
-        on_side = [sum(one[side] >= MIN_PIXEL_SHARE for one in left_right) for side in (0, 1)]
-        result.append(bool(left_right) and max(on_side) >= MIN_PATIENT_SHARE * len(left_right))
+        left_right = [sums[:, index] / total for sums in counts.values() if (total := sums[:, index].sum())]
+        patients = [sum(shares[side] >= MIN_PIXEL_SHARE for shares in left_right) for side in (0, 1)]
+        result.append(bool(left_right) and max(patients) >= MIN_PATIENT_SHARE * len(left_right))
     return result

@@ -1,8 +1,8 @@
 """The objectives of STN1 and STN2: the loss of a batch, and the validation scores.
 
-An objective is a module whose ``forward(batch, noise)`` returns the loss and whose ``judge(slices, batches)``
-returns validation scores by name, the deciding one first. :mod:`isopose.training.loop` trains any of them.
-With several ranks each judges its share of the batches, and all return the scores over all batches.
+An objective is a module whose ``forward(batch, noise)`` returns the loss and whose ``validate(slices,
+batches)`` returns validation scores by name, the deciding one first. :mod:`isopose.training.loop` trains any
+of them. With several ranks each evaluates its share of the batches; all return the scores over all batches.
 The U-Net's objective is in :mod:`isopose.training.segmentation`.
 """
 
@@ -57,30 +57,30 @@ class PoseObjective(nn.Module):
         if self.manual is None:
             return loss
         manual = self.manual[batch.rows.cpu()].to(theta.device)
-        known = manual.isfinite().all(dim=1)
-        away = (theta[known] - matrix_from_pose(manual[known])).abs().sum(dim=(1, 2))
-        return loss + away.sum() / len(known)
+        is_set = manual.isfinite().all(dim=1)
+        distances = (theta[is_set] - matrix_from_pose(manual[is_set])).abs().sum(dim=(1, 2))
+        return loss + distances.sum() / len(is_set)
 
-    def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:
+    def validate(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:
         """Return the agreement with the reference's outline, that of the initial pose alone, and roll errors.
 
         The agreement (Eq. 1) chooses the weights. It hardly depends on the roll, so the slope of the
         estimated angle on applied rotations and its distances from the moments' and the true angle are
         reported as well.
         """
-        learned, start, turns = [], [], []
+        refined_dice, initial_dice, roll_errors = [], [], []
         for batch in batches:
-            turns.append(
+            roll_errors.append(
                 rotation_errors(self.pose, self.pose.reference_mask, self.air, self.truth, slices, batch)
             )
-            before = self.pose.initial_pose(batch.image, batch.mask)
-            after = self.pose.refine(batch.image, batch.mask, before)
-            learned.append(self.pose.agreement(batch.mask, after))
-            start.append(self.pose.agreement(batch.mask, before))
+            initial = self.pose.initial_pose(batch.image, batch.mask)
+            refined = self.pose.refine(batch.image, batch.mask, initial)
+            refined_dice.append(self.pose.agreement(batch.mask, refined))
+            initial_dice.append(self.pose.agreement(batch.mask, initial))
         return {
-            "mask dice": float(gathered(learned).mean()),
-            f"{self.pose.config.start} alone": float(gathered(start).mean()),
-            **summarize(turns),
+            "mask dice": float(gathered(refined_dice).mean()),
+            f"{self.pose.config.start} alone": float(gathered(initial_dice).mean()),
+            **summarize(roll_errors),
         }
 
 
@@ -113,12 +113,12 @@ class RollObjective(nn.Module):
         angle = math.pi * noise[:, 0]
         # Every other slice is nearly upright, as in the second iteration of the estimate.
         angle = torch.where(torch.arange(len(angle), device=angle.device) % 2 == 0, angle, 0.1 * angle)
-        seen = views_at_angle(self.roll_input(batch.image, batch.mask), batch.pose[:, ANGLE] - angle)
+        views = views_at_angle(self.roll_input(batch.image, batch.mask), batch.pose[:, ANGLE] - angle)
         with torch.no_grad():
-            sure = self.shipped[0](seen)[:, :2].norm(dim=1)
-        return roll_loss(self.roll(seen)[:, :2], angle, sure)
+            concentration = self.shipped[0](views)[:, :2].norm(dim=1)
+        return roll_loss(self.roll(views)[:, :2], angle, concentration)
 
-    def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:  # noqa: ARG002
+    def validate(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:  # noqa: ARG002
         """Return the mean cosine of a slice's estimate with its scan's first one, and the median angle."""
         errors = []
         for batch in batches:
@@ -164,25 +164,25 @@ class CropObjective(nn.Module):
         )
         return crop_loss(crop, target_crop, theta2, target[has_box], self.crop.config)
 
-    def judge(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
+    def validate(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:  # noqa: ARG002
         """Return the mean overlap (intersection over union) of predicted and target boxes, if any."""
-        values = []
+        overlaps = []
         for batch in batches:
             image, mask, target, has_box = self._homogenized_inputs(batch)
-            values.append(box_overlap(self.crop(image, mask)[has_box], target[has_box]))
-        overlap = gathered(values)
+            overlaps.append(box_overlap(self.crop(image, mask)[has_box], target[has_box]))
+        overlap = gathered(overlaps)
         return {"box overlap": float(overlap.mean())} if len(overlap) else {}
 
     def _homogenized_inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return homogenized images and masks, target crops, and which samples have a target."""
         (networks,) = self.networks
         matrix = homogenizing_matrix(networks, batch)
-        masks = (one for one, *_ in each_stack(batch.mask))
-        seen = [
+        masks = (mask for mask, *_ in each_stack(batch.mask))
+        homogenized = [
             networks.homogenized(image, mask, theta, self.crop.config.size)
             for (image, theta), mask in zip(each_stack(batch.image, matrix), masks, strict=True)
         ]
-        image, mask = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        image, mask = (torch.cat(parts) for parts in zip(*homogenized, strict=True))
         return image, mask, *crop_targets(batch.labels, matrix, self.crop.config)
 
 
@@ -223,29 +223,29 @@ class JointObjective(nn.Module):
         )
         return loss + crop_loss(crop, target_crop, theta2, target, self.config.crop)
 
-    def judge(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:
+    def validate(self, slices: Slices, batches: Iterable[SliceBatch]) -> dict[str, float]:
         """Return the mean of agreement and overlap, each of them, the initial agreement, and roll errors.
 
         Roll errors are included if the network learns the roll.
         """
-        learned, start, overlap, turns = [], [], [], []
+        refined_dice, initial_dice, overlap, roll_errors = [], [], [], []
         for batch in batches:
             if self.estimate is not None:
-                turns.append(
+                roll_errors.append(
                     rotation_errors(self.estimate, self.reference, self.air, self.truth, slices, batch)
                 )
             assert batch.pose is not None, "the joint network starts from a first estimate"
             pose, theta2, target, has_box = self._pose_and_crop(batch)
-            learned.append(self.agreement(batch.mask, pose))
-            start.append(self.agreement(batch.mask, batch.pose))
+            refined_dice.append(self.agreement(batch.mask, pose))
+            initial_dice.append(self.agreement(batch.mask, batch.pose))
             overlap.append(box_overlap(theta2[has_box], target[has_box]))
-        parts = {"mask dice": float(gathered(learned).mean())}
-        squares = gathered(overlap)
-        if len(squares):
-            parts["box overlap"] = float(squares.mean())
-        alone = {f"{self.config.pose.start} alone": float(gathered(start).mean())}
-        roll = summarize(turns) if turns else {}
-        return {"pose and crop": sum(parts.values()) / len(parts), **parts, **alone, **roll}
+        scores = {"mask dice": float(gathered(refined_dice).mean())}
+        overlaps = gathered(overlap)
+        if len(overlaps):
+            scores["box overlap"] = float(overlaps.mean())
+        initial_score = {f"{self.config.pose.start} alone": float(gathered(initial_dice).mean())}
+        roll_scores = summarize(roll_errors) if roll_errors else {}
+        return {"pose and crop": sum(scores.values()) / len(scores), **scores, **initial_score, **roll_scores}
 
     def _pose_and_crop(self, batch: SliceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert batch.pose is not None, "the joint network starts from a first estimate"

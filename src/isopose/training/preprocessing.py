@@ -22,20 +22,20 @@ def preprocess(
     config: DataConfig,
     *,
     channels: Sequence[str] = CT,
-    given: Fingerprint | None = None,
+    fingerprint: Fingerprint | None = None,
     workers: int,
     reporter: Reporter,
 ) -> tuple[Store, Fingerprint]:
-    """Return a store of all cases, by a fingerprint that is given or made of the training cases.
+    """Preprocess all cases to a store, normalized by a given fingerprint or by that of the training cases.
 
     Args:
         folder: for stores and fingerprints; existing ones are reused.
-        cases: those from which the fingerprint is computed (:func:`isopose.data.splits.measured_cases`), and
-            others.
+        cases: the cases from which the fingerprint is computed, and the other cases to preprocess, see
+            :func:`isopose.data.splits.measured_cases`.
         labels: names and stored values.
         config: settings of the preprocessing.
         channels: names of the dataset's channels.
-        given: fingerprint of a model to fine-tune; None: compute it.
+        fingerprint: fingerprint of a model to fine-tune; None: compute it.
         workers: number of processes.
         reporter: receives progress, warnings and the cases that cannot be used.
 
@@ -43,7 +43,8 @@ def preprocess(
         InputError: cases that cannot be used, after all are reported; usable cases stay in the store.
     """
     training, validation = cases
-    fingerprint = given or _fingerprint(folder, training, labels, config, channels, workers, reporter)
+    if fingerprint is None:
+        fingerprint = _fingerprint(folder, training, labels, config, channels, workers, reporter)
     with reporter.counting("preprocess") as progress:
         store = write_store(
             folder,
@@ -70,6 +71,7 @@ def _fingerprint(
     workers: int,
     reporter: Reporter,
 ) -> Fingerprint:
+    """Return the fingerprint of training cases; it is computed once and kept beside the store."""
     path = fingerprint_path(folder, training, labels, config, channels)
     if path.exists():
         return Fingerprint.from_json(read_json(path))
@@ -94,14 +96,15 @@ def fingerprint_path(
 
     A resumed run, and one that shares the store, then need not read every scan again.
     """
-    made_from = [_stamp(path) for case in training for path in (*case.images, case.label, case.mask) if path]
-    key = hash_of([made_from, config.model_dump(mode="json"), labels.stored, list(channels), __version__])
+    stamps = [_stamp(path) for case in training for path in (*case.images, case.label, case.mask) if path]
+    key = hash_of([stamps, config.model_dump(mode="json"), labels.stored, list(channels), __version__])
     return folder / f"fingerprint-{key[:12]}.json"
 
 
 def _stamp(path: Path) -> list[str | int]:
+    """Return path, size and modification time of a file, which change if the file does."""
     try:
         stat = path.stat()
         return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-    except (OSError, RuntimeError):  # its case is reported where it is read, with all others
+    except (OSError, RuntimeError):  # an unreadable file is reported later, when its case is read
         return [str(path)]

@@ -18,6 +18,7 @@ from isopose.geometry.pose import ANGLE, POSE_SIZE, matrix_from_pose
 from isopose.geometry.warp import warp
 from isopose.models.info import MIN_SLOPE, RollCheck
 from isopose.models.pipeline import Networks
+from isopose.models.roll import wrapped
 from isopose.ranks import gathered
 from isopose.training.transforms import batch_size_of
 
@@ -57,7 +58,7 @@ def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tenso
         air: value outside the image.
     """
     unrotated_angle = estimate(image, mask)[:, ANGLE].float()
-    along = torch.zeros_like(unrotated_angle)
+    weighted_changes = torch.zeros_like(unrotated_angle)
     for rotation in APPLIED_ROTATIONS:
         # A matrix maps output to input, so rotating a slice by an angle takes the opposite angle.
         pose = torch.zeros(POSE_SIZE, device=image.device)
@@ -65,8 +66,8 @@ def slopes(estimate: Estimate, image: Tensor, mask: Tensor, air: float) -> Tenso
         theta = matrix_from_pose(pose)
         size = (image.shape[2], image.shape[3])
         rotated = warp(image, theta, size, fill=air), warp(mask, theta, size)
-        along += rotation * wrapped(estimate(*rotated)[:, ANGLE].float() - unrotated_angle)
-    return along / sum(rotation**2 for rotation in APPLIED_ROTATIONS)
+        weighted_changes += rotation * wrapped(estimate(*rotated)[:, ANGLE].float() - unrotated_angle)
+    return weighted_changes / sum(rotation**2 for rotation in APPLIED_ROTATIONS)
 
 
 def true_angles(truth: Mapping[str, float], slices: Slices, rows: Tensor) -> Tensor:
@@ -83,13 +84,8 @@ def true_angles(truth: Mapping[str, float], slices: Slices, rows: Tensor) -> Ten
     return torch.tensor([truth.get(case, math.nan) for case in cases], device=rows.device)
 
 
-def wrapped(angle: Tensor) -> Tensor:
-    """Return angles wrapped to within half a turn, radians."""
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
-
-
 def axis_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the distance of the directions of two axes, radians, at most a quarter turn."""
+    """Return the angles between axes ``(N,)``, which have no sign, in radians: at most pi / 2."""
     return 0.5 * wrapped(2.0 * (a - b)).abs()
 
 
@@ -109,27 +105,27 @@ def rotation_errors(
         Slopes ``(M,)``; distances ``(N,)`` of the estimate's and the moments' axes; distances ``(K,)`` of the
             estimate, and of the moments, from the true angle of the slices whose truth is known.
     """
-    rotated = batch.part(torch.arange(0, len(batch.rows), every, device=batch.image.device))
+    rotated = batch.select(torch.arange(0, len(batch.rows), every, device=batch.image.device))
     moments_angle = pose_from_moments(moments(batch.mask), moments(reference))[:, ANGLE].float()
     estimated_angle = estimate(batch.image, batch.mask)[:, ANGLE].float()
-    true = true_angles(truth, slices, batch.rows)
+    true_angle = true_angles(truth, slices, batch.rows)
     true_errors, moments_errors = (
-        wrapped(angle - true).abs()[true.isfinite()] for angle in (estimated_angle, moments_angle)
+        wrapped(angle - true_angle).abs()[true_angle.isfinite()] for angle in (estimated_angle, moments_angle)
     )
     slope = slopes(estimate, rotated.image, rotated.mask, air)
     return slope, axis_distance(estimated_angle, moments_angle), true_errors, moments_errors
 
 
-def summarize(parts: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
+def summarize(batch_errors: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
     """Return the medians over all slices of the results of :func:`rotation_errors`."""
-    slope, from_moments, from_truth, _ = _gathered(parts)
+    slope, from_moments, from_truth, _ = _gathered(batch_errors)
     medians = {"roll slope": float(slope.median()), "degrees from moments": _degrees(from_moments)}
     return medians | ({"degrees from the true roll": _degrees(from_truth)} if len(from_truth) else {})
 
 
-def _gathered(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+def _gathered(batch_errors: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     # By index, since a rank may have had no batch.
-    return [gathered([part[n] for part in parts]) for n in range(4)]
+    return [gathered([errors[n] for errors in batch_errors]) for n in range(4)]
 
 
 @torch.no_grad()

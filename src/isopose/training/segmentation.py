@@ -41,16 +41,16 @@ class SegmentationObjective(nn.Module):
         super().__init__()
         labels = labels or Labels({str(label): label for label in range(1, networks.classes)})
         self.names = labels.names
-        #: Name and classes of what is scored, and of what the loss compares.
-        self.judged = labels.judged()
-        self.regions = tuple(self.judged.values()) if labels.regions else ()
+        #: Names of the labels or regions that are scored and compared by the loss, and their classes.
+        self.scored = labels.loss_targets()
+        self.regions = tuple(self.scored.values()) if labels.regions else ()
         #: Whether there may be voxels that were not annotated.
         self.partial = labels.ignore is not None or networks.config.data.undrawn == "ignore"
         self.unet = networks.unet
         self.config = networks.config
         self.augmented = networks.config.unet.augmentation == "homogenized"
         self.classes = networks.classes
-        #: Class of the mirrored structure, class by class; without mirroring names may be any.
+        #: For each class the class of its mirror image; only with mirroring must names of sides be in pairs.
         self.partners = list(mirrored_classes(self.names) if self.config.mirrored else range(self.classes))
         self.networks = (networks,)  # in a tuple, so that it is not registered as a submodule
 
@@ -65,21 +65,23 @@ class SegmentationObjective(nn.Module):
             noise: ``(N, noise_size(dims))`` in [-1, 1); jitters pose and crop, selects mirrored samples, and
                 seeds the augmentation.
         """
-        theta, in_mirror = self._jittered(batch, noise), self._draw_mirrored(noise)
-        shift = self._draw_displacements(noise)
+        theta, mirrored_samples = self._jittered(batch, noise), self._draw_mirrored(noise)
+        displacements = self._draw_displacements(noise)
         native = self.config.unet.loss_space == "native"
         targets = []
-        for labels, matrices, mirror, *moved in each_stack(batch.labels, theta, in_mirror, *shift):
+        for labels, matrices, is_mirrored, *displacement in each_stack(
+            batch.labels, theta, mirrored_samples, *displacements
+        ):
             one_hot_labels = one_hot(labels, self.classes)
             ignored = (labels == IGNORED)[:, None].float() if self.partial and not native else None
             if self.config.mirrored:
-                chosen = mirror.reshape(-1, *[1] * (one_hot_labels.ndim - 1))
-                one_hot_labels = torch.where(chosen, one_hot_labels[:, self.partners], one_hot_labels)
-            size = self.config.unet_shape
-            targets.append(
-                one_hot_labels if native else warped_target(one_hot_labels, matrices, size, ignored, *moved)
-            )
-        target, crop = torch.cat(targets), self._crop_input(batch, theta, *shift)
+                is_mirrored_nd = is_mirrored.reshape(-1, *[1] * (one_hot_labels.ndim - 1))
+                one_hot_labels = torch.where(is_mirrored_nd, one_hot_labels[:, self.partners], one_hot_labels)
+            if not native:
+                size = self.config.unet_shape
+                one_hot_labels = warped_target(one_hot_labels, matrices, size, ignored, *displacement)
+            targets.append(one_hot_labels)
+        target, crop = torch.cat(targets), self._crop_input(batch, theta, *displacements)
         if self.augmented:
             airs = self.networks[0].airs
             crop = each_changed(crop, seeds_of(noise[:, -1]), self.config.unet.intensity, airs)
@@ -88,22 +90,30 @@ class SegmentationObjective(nn.Module):
             probabilities = logits.float().softmax(dim=1)
             if not native:
                 return probabilities, _downsampled(target, logits.shape[2:])
-            side = self.config.unet_size // logits.shape[-1]
-            goal = _downsampled(target, [pixels // side for pixels in target.shape[2:]])
+            stride = self.config.unet_size // logits.shape[-1]
+            level_target = _downsampled(target, [pixels // stride for pixels in target.shape[2:]])
             # Interpolation would hide a checkered prediction from the loss: docs/concepts/unet.md, "Loss".
-            return restore(probabilities, theta, tuple(goal.shape[2:]), mode="nearest"), goal
+            return restore(probabilities, theta, tuple(level_target.shape[2:]), mode="nearest"), level_target
 
         levels = map(level, self.unet(crop, deep=True))
         return deep_supervision_loss(levels, partial=self.partial, regions=self.regions)
 
-    def judge(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return the mean Dice over labels and patients in the frame, then each label's, if there is any.
+    def validate(self, samples: Slices | Volumes, batches: Iterable[Batch]) -> dict[str, float]:
+        """Compute the validation scores: Dice in the frame.
 
-        With regions it is that of the regions. Voxels that were not annotated count in neither map.
+        Voxels that were not annotated count in neither map.
+
+        Args:
+            samples: the slices or volumes from which the batches are read.
+            batches: this rank's share of the batches.
+
+        Returns:
+            ``dice``, the mean over labels and patients, then ``dice NAME`` of each label, or of each region
+                where the labels have regions; empty if no label is present.
         """
         counts = [self._counts(batch) for batch in batches]
         both, predicted, truth = gathered(counts, dim=1).double().cpu().numpy()
-        return dice_by_label(tuple(self.judged), samples.patients, both, predicted, truth)
+        return dice_by_label(tuple(self.scored), samples.patients, both, predicted, truth)
 
     def _counts(self, batch: Batch) -> Tensor:
         """Return voxels of each label ``(3, N, labels)``: in both, in the prediction, in the ground truth."""
@@ -112,22 +122,23 @@ class SegmentationObjective(nn.Module):
         if self.config.dims == 2:
             labels = batch.labels
             predicted = most_probable(restore(probabilities, theta, tuple(labels.shape[1:])))
-            return _overlaps(predicted, labels, self.judged.values())
+            return _overlaps(predicted, labels, self.scored.values())
         counts = []
-        for labels, answer, matrix in each_stack(batch.labels, probabilities, theta):
+        for labels, volume_probabilities, matrix in each_stack(batch.labels, probabilities, theta):
             _, depth, height, width = labels.shape
             parts = [
-                _overlaps(most_probable(values[None]), labels[:, part], self.judged.values())
-                for part, values in restore_slices(answer, matrix, (depth, height, width))
+                _overlaps(most_probable(values[None]), labels[:, part], self.scored.values())
+                for part, values in restore_slices(volume_probabilities, matrix, (depth, height, width))
             ]
             counts.append(torch.stack(parts).sum(dim=0))
         return torch.cat(counts, dim=1)
 
-    def _crop_input(self, batch: Batch, theta: Tensor, *shift: Tensor) -> Tensor:
+    def _crop_input(self, batch: Batch, theta: Tensor, *displacement: Tensor) -> Tensor:
         """Return the U-Net's input of a batch, in the memory layout that its convolutions want."""
         if batch.channel_pose is not None:
             theta = channels_from_crop(theta, batch.channel_pose)
-        crop = torch.cat([self.networks[0].cut(*one) for one in each_stack(batch.image, theta, *shift)])
+        stacks = each_stack(batch.image, theta, *displacement)
+        crop = torch.cat([self.networks[0].cut(*stack) for stack in stacks])
         return crop.contiguous(memory_format=torch.channels_last) if crop.ndim == 4 else crop
 
     def _theta(self, batch: Batch) -> Tensor:
@@ -162,8 +173,8 @@ class SegmentationObjective(nn.Module):
         """Return the displacements of the crops' pixels, in a tuple that is empty if none is deformed."""
         if not self.augmented:
             return ()
-        shift = displacements(seeds_of(noise[:, -1]), self.config.unet.elastic, self.config.unet_shape)
-        return () if shift is None else (shift.to(noise.device),)
+        drawn = displacements(seeds_of(noise[:, -1]), self.config.unet.elastic, self.config.unet_shape)
+        return () if drawn is None else (drawn.to(noise.device),)
 
 
 def warped_target(
@@ -184,10 +195,10 @@ def warped_target(
         displacement: of the crop's pixels, see :func:`isopose.geometry.warp.warp`.
     """
     inside = warp(labels[:, 1:], input_from_crop, size, displacement=displacement)
-    rest = 1.0 - inside.sum(dim=1, keepdim=True)
+    background = 1.0 - inside.sum(dim=1, keepdim=True)
     if ignored is not None:
-        rest = rest - warp(ignored, input_from_crop, size, displacement=displacement)
-    return torch.cat([rest.clamp(min=0.0), inside], dim=1)
+        background = background - warp(ignored, input_from_crop, size, displacement=displacement)
+    return torch.cat([background.clamp(min=0.0), inside], dim=1)
 
 
 def _downsampled(target: Tensor, size: Sequence[int]) -> Tensor:
@@ -196,28 +207,28 @@ def _downsampled(target: Tensor, size: Sequence[int]) -> Tensor:
     return F.avg_pool2d(target, factors) if target.ndim == 4 else F.avg_pool3d(target, factors)
 
 
-def _overlaps(predicted: Tensor, truth: Tensor, judged: Iterable[tuple[int, ...]]) -> Tensor:
+def _overlaps(predicted: Tensor, truth: Tensor, scored: Iterable[tuple[int, ...]]) -> Tensor:
     """Return pixels of each label ``(3, N, labels)`` of two class maps: in both, the first, the second.
 
     Args:
         predicted: ``(N, ...)``.
         truth: the same shape; voxels that were not annotated count in neither map.
-        judged: the classes of each label or region.
+        scored: for each label or region its classes.
     """
     counts, labeled = [], truth != IGNORED
-    for classes in judged:
-        a, b = (_is_any_of(one, classes) for one in (predicted, truth))
+    for classes in scored:
+        a, b = (_is_any_of(class_map, classes) for class_map in (predicted, truth))
         a &= labeled
-        counts.append(torch.stack([one.flatten(1).sum(dim=1) for one in (a & b, a, b)]))
+        counts.append(torch.stack([class_map.flatten(1).sum(dim=1) for class_map in (a & b, a, b)]))
     return torch.stack(counts, dim=2)
 
 
-def _is_any_of(classes: Tensor, wanted: tuple[int, ...]) -> Tensor:
-    """Return where a map has one of some classes, booleans."""
-    found = classes == wanted[0]
-    for index in wanted[1:]:
-        found |= classes == index
-    return found
+def _is_any_of(classes: Tensor, members: tuple[int, ...]) -> Tensor:
+    """Return booleans of the same shape: True where the class is one of ``members``, which is not empty."""
+    is_member = classes == members[0]
+    for index in members[1:]:
+        is_member |= classes == index
+    return is_member
 
 
 def patient_dice(
@@ -233,9 +244,9 @@ def patient_dice(
     """
     rows = []
     for patient in sorted(set(patients)):
-        mine = np.array(patients) == patient
+        selected = np.array(patients) == patient
         with np.errstate(invalid="ignore"):
-            rows.append(2.0 * both[mine].sum(0) / (predicted[mine].sum(0) + truth[mine].sum(0)))
+            rows.append(2.0 * both[selected].sum(0) / (predicted[selected].sum(0) + truth[selected].sum(0)))
     return np.stack(rows)
 
 

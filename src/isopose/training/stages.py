@@ -65,7 +65,7 @@ class StageContext:
 
 
 @dataclass(frozen=True)
-class _OfSlices:
+class _SliceData:
     """Networks and samples of the stages of slices.
 
     Args:
@@ -100,30 +100,30 @@ def slice_stages(
     """
     config, device = context.config, context.fabric.device
     reference = networks.pose.reference_mask.cpu()
-    data = _OfSlices(networks, train_slices, val_slices, manual_poses(train_slices, corrections, reference))
+    data = _SliceData(networks, train_slices, val_slices, manual_poses(train_slices, corrections, reference))
     stages: list[StageProgress] = []
     roll_check: RollCheck | None = None
     # If a model is fine-tuned in parts (train.parts), pose and crop are not trained.
-    learning = config.train.parts == "all"
-    if learning:
+    trains_stns = config.train.parts == "all"
+    if trains_stns:
         stages, roll_check = _train_pose(context, data)
-    _find_poses(context, data)
+    _estimate_poses(context, data)
     # A patient's roll is an in-plane rotation in axial slices only.
     for slices in data.all if config.data.plane == "axial" else ():
         for line in rotation_warnings(slices):
             context.reporter.say(line)
-    if networks.joint is not None and learning:
+    if networks.joint is not None and trains_stns:
         joint = JointObjective(networks, context.truth)
         stages.append(_train(context, "joint", joint, train_slices, val_slices, 3, "crop"))
         roll_check = _check_roll(context, data, "crop")
-    if config.crop.enabled and not config.crop.learned and learning:
+    if config.crop.enabled and not config.crop.learned and trains_stns:
         networks.crop.start.copy_(box_of_all(networks, train_slices, device))
     crops = manual_crops(train_slices, corrections, reference)
-    if networks.crop.localization is not None and learning:
+    if networks.crop.localization is not None and trains_stns:
         labeled = train_slices.labeled()
         val_labeled = val_slices.labeled() if val_slices else None
-        of_labeled = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
-        crop = CropObjective(networks, of_labeled if of_labeled.isfinite().any() else None)
+        labeled_crops = crops[torch.from_numpy(train_slices.presence.any(axis=1))]
+        crop = CropObjective(networks, labeled_crops if labeled_crops.isfinite().any() else None)
         stages.append(_train(context, "crop", crop, labeled, val_labeled or None, 1))
     for slices in data.all:
         slices.pose, slices.theta2 = transforms_of(networks, slices, device)
@@ -142,7 +142,7 @@ def slice_stages(
     return stages, roll_check
 
 
-def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[StageProgress], RollCheck | None]:
+def _train_pose(context: StageContext, data: _SliceData) -> tuple[list[StageProgress], RollCheck | None]:
     """Train STN1, then the roll network, where the model has them and they learn.
 
     Returns:
@@ -157,7 +157,7 @@ def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[StageProgr
         stages.append(_train(context, "pose", objective, data.training, data.validation, 0))
         roll_check = _check_roll(context, data, "pose")
     if pose.roll is not None and context.config.pose.learned:
-        _find_poses(context, data)
+        _estimate_poses(context, data)
         stages.append(
             _train(context, "pose", RollObjective(data.networks), data.training, data.validation, 0)
         )
@@ -168,14 +168,14 @@ def _train_pose(context: StageContext, data: _OfSlices) -> tuple[list[StageProgr
     return stages, roll_check
 
 
-def _find_poses(context: StageContext, data: _OfSlices) -> None:
-    """Set the poses of all slices: those set by hand in training, the networks' own for all others."""
+def _estimate_poses(context: StageContext, data: _SliceData) -> None:
+    """Estimate the poses of all slices; those of training slices that were set by hand replace estimates."""
     for slices in data.all:
         slices.pose = poses_of(data.networks, slices, context.fabric.device)
     data.training.pose = override(data.manual, data.training.pose)
 
 
-def _check_roll(context: StageContext, data: _OfSlices, section: str) -> RollCheck | None:
+def _check_roll(context: StageContext, data: _SliceData, section: str) -> RollCheck | None:
     """Measure and report the trained STN1's roll estimates; warn if it has not learned rotation."""
     if context.trial:
         return None
@@ -183,12 +183,12 @@ def _check_roll(context: StageContext, data: _OfSlices, section: str) -> RollChe
     slices = (data.validation or data.training).spread(context.config.train.validation_slices)
     roll_check = check_roll(data.networks, slices, context.fabric, context.truth, patients)
     if roll_check is not None:
-        true = roll_check.degrees_from_truth
+        true_error = roll_check.degrees_from_truth
         context.reporter.say(
             f"STN1's roll on {roll_check.slices} slices of {patients} patients: "
             f"slope {roll_check.slope:.2f}, "
-            + (f"{true:.1f} degrees from the true one (moments: {roll_check.moments_from_truth:.1f}), "
-               if true is not None else "")
+            + (f"{true_error:.1f} degrees from the true one (moments: {roll_check.moments_from_truth:.1f}), "
+               if true_error is not None else "")
             + f"{roll_check.degrees_from_moments:.1f} degrees from the moments' at the median"
         )  # fmt: skip
         if not roll_check.learned:
@@ -218,25 +218,25 @@ def volume_stages(
     training = Volumes(train_slices.cases)
     validation = Volumes(val_slices.cases) if val_slices else None
     stages: list[StageProgress] = []
-    learning = context.config.train.parts == "all"
+    trains_stns = context.config.train.parts == "all"
     for volumes in filter(None, (training, validation)):
         volumes.pose = volume_poses_of(networks, volumes, device)
         for line in rotation_warnings(volumes):
             context.reporter.say(line)
-    if learning:
+    if trains_stns:
         networks.reach.fill_(extent_of(training))
-    if crop.enabled and not crop.learned and learning:
+    if crop.enabled and not crop.learned and trains_stns:
         networks.crop.start.copy_(box_of_all(networks, training, device))
-    if networks.crop.localization is not None and learning:
-        judged = validation.labeled() if validation else None
+    if networks.crop.localization is not None and trains_stns:
+        labeled = validation.labeled() if validation else None
         objective = CropObjective(networks)
-        stages.append(_train(context, "crop", objective, training.labeled(), judged or None, 1))
+        stages.append(_train(context, "crop", objective, training.labeled(), labeled or None, 1))
     for volumes in filter(None, (training, validation)):
         volumes.theta2 = volume_crops_of(networks, volumes, device)
         volumes.all_channels = True
     unet = SegmentationObjective(networks, context.labels)
-    judged = validation.annotated() if validation else None
-    stages.append(_train(context, "unet", unet, training.annotated(), judged or None, 2))
+    annotated = validation.annotated() if validation else None
+    stages.append(_train(context, "unet", unet, training.annotated(), annotated or None, 2))
     return stages
 
 
@@ -273,7 +273,16 @@ def _train(
 
 
 def oversampling(configured: Mapping[str, float] | None, labels: Labels) -> dict[int, float]:
-    """Return label column to the minimum fraction of slices that show it (the paper: one third each)."""
+    """Return the minimum fraction of training slices that show a label, by the label's column.
+
+    Args:
+        configured: ``train.oversample``, fractions by label name; None: as in the paper, one third for each
+            of the first two labels.
+        labels: of the dataset.
+
+    Raises:
+        InputError: a name is not a label of the dataset.
+    """
     if configured is None:
         return dict.fromkeys(range(min(2, len(labels.names))), 1.0 / 3.0)
     unknown = sorted(set(configured) - set(labels.names))

@@ -111,9 +111,8 @@ def reference_among(
 ) -> Reference:
     """Return the reference among one slice each of some patients.
 
-    Coronal and sagittal slices are used as scanned; the patient is chosen whose width or depth is nearest to
-    the
-    median: the height of their outlines is that of the field of view, and they show no roll.
+    In coronal and sagittal slices the height of the outline is that of the field of view, and there is no
+    roll: the patient is chosen whose width or depth is nearest to the median, and is not turned upright.
 
     Args:
         candidates: at least one; only the named one if the user chose it.
@@ -121,14 +120,14 @@ def reference_among(
         air: value of air in the normalized images.
         plane: of the slices.
     """
-    axes = [symmetry_axis(one.image, one.mask) for one in candidates]
-    areas = np.array([float(one.mask.sum()) * (one.pixel_mm / 10.0) ** 2 for one in candidates])
-    typical = np.abs(np.log(areas / np.median(areas))) <= np.log(config.reference_within)
+    axes = [symmetry_axis(c.image, c.mask) for c in candidates]
+    areas = np.array([float(c.mask.sum()) * (c.pixel_mm / 10.0) ** 2 for c in candidates])
+    has_usual_size = np.abs(np.log(areas / np.median(areas))) <= np.log(config.reference_within)
     merit = np.array([float(axis.score) - config.reference_lean * abs(float(axis.angle)) for axis in axes])
-    best = int(np.lexsort((-merit, ~typical))[0])
+    best = int(np.lexsort((-merit, ~has_usual_size))[0])
     lean = float(axes[best].angle)
     if plane != "axial":
-        widths = np.array([_spread_mm(one) for one in candidates])
+        widths = np.array([_spread_mm(c) for c in candidates])
         best, lean = int(np.abs(np.log(widths / np.median(widths))).argmin()), 0.0
     image, mask = candidates[best].image, candidates[best].mask
 
@@ -150,12 +149,12 @@ def reference_among(
 
 
 def _outline_width(plane: Plane) -> float:
-    """Return how much of the body's width its outline has; the frame holds all of the body."""
+    """Return the width of :func:`isopose.data.plane.pose_outline` as a fraction of the body's width."""
     return 1.0 if plane == "axial" else OUTLINE_WIDTH
 
 
 def _spread_mm(candidate: Candidate) -> float:
-    """Return the standard deviation in mm of the places that the body covers from one side to the other."""
+    """Return the standard deviation, in mm, of the x positions of the body's pixels."""
     outline = moments(candidate.mask)
     across = radii_along(outline, torch.zeros_like(outline.angle))[0, 0]
     return float(across) * 0.5 * candidate.mask.shape[3] * candidate.pixel_mm
@@ -163,7 +162,7 @@ def _spread_mm(candidate: Candidate) -> float:
 
 def homogenizing_matrix(networks: Networks, batch: Batch) -> Tensor:
     """Return ``input_from_homogenized`` of a batch whose poses are known, ``(N, 3, 3)`` or ``(N, 4, 4)``."""
-    assert batch.pose is not None, "the pose is found first"
+    assert batch.pose is not None, "poses are estimated first"
     return networks.input_from_homogenized(batch.pose, batch.stack_from_frame)
 
 
@@ -188,19 +187,24 @@ def crop_targets(
 def where_labeled(
     labels: Tensor | tuple[Tensor, ...], input_from_homogenized: Tensor, config: CropConfig
 ) -> Tensor:
-    """Return where any label lies in the homogenized frame, booleans ``(N, S, S)`` or ``(N, D, S, S)``.
+    """Return a mask of all labels in the homogenized frame, booleans ``(N, S, S)`` or ``(N, D, S, S)``.
 
     Voxels that were not annotated count neither as label nor as background.
+
+    Args:
+        labels: of slices or volumes, see :class:`isopose.data.samples.Batch`.
+        input_from_homogenized: ``(N, 3, 3)`` or ``(N, 4, 4)``, by which images are homogenized.
+        config: pixels along a side of the mask (``size``), and voxels along z of volumes (``depth``).
     """
     plane = (config.size, config.size)
     size = plane if input_from_homogenized.shape[-1] == 3 else (config.depth, *plane)
     masks = []
-    for one, matrices in each_stack(labels, input_from_homogenized):
-        ignored = one == IGNORED
-        classes = torch.stack([(one > 0) & ~ignored, ignored], dim=1).float()
-        share, unknown = warp(classes, matrices, size).unbind(dim=1)
+    for stack, matrices in each_stack(labels, input_from_homogenized):
+        ignored = stack == IGNORED
+        classes = torch.stack([(stack > 0) & ~ignored, ignored], dim=1).float()
+        labeled_fraction, ignored_fraction = warp(classes, matrices, size).unbind(dim=1)
         # Thin structures count too; with sparse annotations the fraction is that of the annotated voxels.
-        masks.append((share > 0.25 * (1.0 - unknown)) & (share > 0.01))
+        masks.append((labeled_fraction > 0.25 * (1.0 - ignored_fraction)) & (labeled_fraction > 0.01))
     return torch.cat(masks)
 
 
@@ -208,35 +212,44 @@ def _middle_slice(case: StoredCase) -> int:
     """Return the middle one of the slices with body and label; without any, of those with body."""
     body = np.asarray(case.record.body_fraction) > 0
     labeled = np.flatnonzero(body & np.asarray(case.record.presence, dtype=bool).any(axis=1))
-    shown = labeled if len(labeled) else np.flatnonzero(body)
-    return int(shown[len(shown) // 2])
+    usable = labeled if len(labeled) else np.flatnonzero(body)
+    return int(usable[len(usable) // 2])
 
 
 def filling_matrix(mask: Tensor, lean: float, fill: float) -> Tensor:
-    """Return the matrix that turns a mask upright, centers its box and scales it to a part of the frame."""
+    """Return the matrix that turns a mask upright, centers its box and scales it to fill the frame.
+
+    Args:
+        mask: ``(1, 1, N, N)`` foreground.
+        lean: radians by which the body is rotated, from +x to +y.
+        fill: fraction of the frame's side that the longer side of the box then has.
+
+    Returns:
+        ``(1, 3, 3)``, ``input_from_output``.
+    """
     upright = matrix_from_pose(torch.tensor([[lean, 0.0, 0.0, 0.0, 0.0]]))
-    turned = warp(mask, upright, (mask.shape[2], mask.shape[3]))
-    x0, y0, x1, y1 = box_of_mask(turned[:, 0] >= 0.5)[0][0].tolist()
+    upright_mask = warp(mask, upright, (mask.shape[2], mask.shape[3]))
+    x0, y0, x1, y1 = box_of_mask(upright_mask[:, 0] >= 0.5)[0][0].tolist()
     log_scale = math.log(max(x1 - x0, y1 - y0) / 2.0 / fill)
-    onto = torch.tensor([[0.0, log_scale, log_scale, (x0 + x1) / 2.0, (y0 + y1) / 2.0]])
-    return compose(upright, matrix_from_pose(onto))
+    box_pose = torch.tensor([[0.0, log_scale, log_scale, (x0 + x1) / 2.0, (y0 + y1) / 2.0]])
+    return compose(upright, matrix_from_pose(box_pose))
 
 
 def normalized_outline(
     mask: Tensor, lean: float, config: PoseConfig, plane: Plane = "axial"
 ) -> tuple[Tensor, float]:
-    """Return the outline of a body upright, centered, and filling a part of its frame.
+    """Return the outline of a body, turned upright, centered and scaled to fill its frame.
 
     Args:
         mask: ``(1, 1, N, N)`` foreground of one slice, soft or binary.
         lean: radians by which the body is rotated, from +x to +y.
-        config: pixels of the outline (``size``), and the part of the frame that it fills (``fill``).
+        config: pixels of the outline (``size``), and the fraction of the frame that it fills (``fill``).
         plane: of the slice.
 
     Returns:
-        The outline ``(1, 1, S, S)``, and the side of its frame as a part of that of the mask.
+        The outline ``(1, 1, S, S)``, and the side of its frame as a fraction of the side of the mask's frame.
     """
     assert config.fill is not None, "without fill the outline keeps its frame"
     theta = filling_matrix(mask, lean, config.fill * _outline_width(plane))
-    part = float(pose_from_matrix(theta.double())[0, LOG_SCALE_X].exp())
-    return warp(mask, theta, (config.size, config.size)), part
+    frame_fraction = float(pose_from_matrix(theta.double())[0, LOG_SCALE_X].exp())
+    return warp(mask, theta, (config.size, config.size)), frame_fraction

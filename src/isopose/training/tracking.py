@@ -31,12 +31,12 @@ def curves(folder: Path, done: int) -> Iterator[LogRow]:
 
     with SummaryWriter(log_dir=str(folder), purge_step=done + 1 if done else None) as writer:
 
-        def draw(row: Mapping[str, Any]) -> None:
+        def log_row(row: Mapping[str, Any]) -> None:
             for name, value in _scalars(row).items():
                 writer.add_scalar(name, value, row["epoch"])
             writer.flush()
 
-        yield draw
+        yield log_row
 
 
 class Tracked:
@@ -65,17 +65,18 @@ class Tracked:
                 raise InputError(
                     f"--track {name}: not installed; add the extra: pip install 'isopose[{name}]'"
                 ) from None
-        self.reporter, self.names, self.kept = reporter, tuple(dict.fromkeys(names)), work / "tracking.json"
+        self.reporter, self.names = reporter, tuple(dict.fromkeys(names))
+        self.ids_path = work / "tracking.json"
         self.settings = _settings(config)
-        self.draws: dict[str, LogRow] | None = None
-        self.open = ExitStack()
+        self.loggers: dict[str, LogRow] | None = None
+        self.runs = ExitStack()
 
     def __enter__(self) -> "Tracked":
         return self
 
     def __exit__(self, *error: Any) -> None:
         try:
-            self.open.__exit__(*error)
+            self.runs.__exit__(*error)
         except Exception as problem:
             # The model is already written, or the training's own error is the one to report.
             self.say(f"--track: the runs could not be ended ({_line(problem)})")
@@ -97,32 +98,32 @@ class Tracked:
         Raises:
             InputError: a tracker does not begin.
         """
-        if self.draws is None:
-            self.draws = self._begin()
+        if self.loggers is None:
+            self.loggers = self._begin()
         with self.reporter.stage(name, epochs, iterations, done) as report:
             yield _TrackedStage(report, self)
 
     def _begin(self) -> dict[str, LogRow]:
-        known = read_json(self.kept) if self.kept.exists() else {}
-        draws: dict[str, LogRow] = {}
+        run_ids = read_json(self.ids_path) if self.ids_path.exists() else {}
+        loggers: dict[str, LogRow] = {}
         for name in self.names:
             try:
-                run = TRACKERS[name](self.kept.parent, known.get(name), self.settings)
-                known[name], draws[name] = self.open.enter_context(run)
+                run = TRACKERS[name](self.ids_path.parent, run_ids.get(name), self.settings)
+                run_ids[name], loggers[name] = self.runs.enter_context(run)
             except Exception as error:
                 raise InputError(f"--track {name}: {_line(error)}") from error
-        if draws:
-            write_json(self.kept, known)
-        return draws
+        if loggers:
+            write_json(self.ids_path, run_ids)
+        return loggers
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Log an epoch to all trackers that still work."""
-        assert self.draws is not None, "within a stage"
-        for name, draw in list(self.draws.items()):
+        assert self.loggers is not None, "within a stage"
+        for name, log_row in list(self.loggers.items()):
             try:
-                draw(row)
+                log_row(row)
             except Exception as error:
-                del self.draws[name]
+                del self.loggers[name]
                 self.say(f"{name}: {_line(error)}; the training continues without it")
 
 
@@ -156,14 +157,14 @@ def _mlflow(_work: Path, run_id: str | None, settings: Mapping[str, Any]) -> Ite
             client.log_batch(run_id, params=params[start : start + 100])
     client.update_run(run_id, status="RUNNING")
 
-    def draw(row: Mapping[str, Any]) -> None:
+    def log_row(row: Mapping[str, Any]) -> None:
         now, epoch = int(time.time() * 1000), row["epoch"]
         # Names of labels may hold what MLflow's may not.
         numbers = {re.sub(r"[^\w\-. /]", "_", key): float(value) for key, value in _scalars(row).items()}
         client.log_batch(run_id, [Metric(key, value, now, epoch) for key, value in numbers.items()])
 
     try:
-        yield run_id, draw
+        yield run_id, log_row
     except BaseException as error:
         client.set_terminated(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
@@ -196,7 +197,7 @@ def _wandb(work: Path, run_id: str | None, settings: Mapping[str, Any]) -> Itera
     )
     stages: set[str] = set()
 
-    def draw(row: Mapping[str, Any]) -> None:
+    def log_row(row: Mapping[str, Any]) -> None:
         stage, step = row["stage"], f"{row['stage']}/epoch"
         if stage not in stages:
             # Each stage counts its own epochs from 1, and a run's own steps may not go back.
@@ -206,7 +207,7 @@ def _wandb(work: Path, run_id: str | None, settings: Mapping[str, Any]) -> Itera
         run.log({**_scalars(row), step: row["epoch"]})
 
     try:
-        yield run.id, draw
+        yield run.id, log_row
     except BaseException:
         run.finish(exit_code=1)
         raise

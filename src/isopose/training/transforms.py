@@ -30,17 +30,17 @@ def batch_size_of(slices: Slices) -> int:
 @torch.no_grad()
 def poses_of(networks: Networks, slices: Slices, device: torch.device) -> Tensor:
     """Return theta1 of every slice as poses ``(N, 5)``, by scan as in prediction (joint: initial pose)."""
-    least = networks.config.predict.min_pose_dice
+    min_agreement = networks.config.predict.min_pose_dice
     out = torch.empty(len(slices), POSE_SIZE)
     for rows, z_mm in _scans(slices, device):
         of_scan = np.flatnonzero(rows.cpu().numpy())
-        single = slices_of_scan(networks.pose, slices, of_scan, least, device)
+        single = slices_of_scan(networks.pose, slices, of_scan, min_agreement, device)
         out[of_scan] = scan_poses(networks.pose, single, z_mm)[0].cpu()
     return out
 
 
 def slices_of_scan(
-    transformer: PoseTransformer, slices: Slices, rows: np.ndarray, least: float, device: torch.device
+    transformer: PoseTransformer, slices: Slices, rows: np.ndarray, min_agreement: float, device: torch.device
 ) -> SlicePoses:
     """Return the independent poses of some rows of one scan."""
 
@@ -50,7 +50,7 @@ def slices_of_scan(
 
     size = batch_size_of(slices)
     batches = [rows[first : first + size] for first in range(0, len(rows), size)]
-    return slice_poses(transformer, read, batches, least)
+    return slice_poses(transformer, read, batches, min_agreement)
 
 
 def rotation_warnings(samples: Slices | Volumes) -> list[str]:
@@ -101,11 +101,11 @@ def _scans(slices: Slices, device: torch.device) -> Iterator[tuple[Tensor, Tenso
 @torch.no_grad()
 def volume_poses_of(networks: Networks, volumes: Volumes, device: torch.device) -> Tensor:
     """Return theta1 of every volume as poses ``(N, 9)``, as prediction finds them."""
-    least = networks.config.predict.min_pose_dice
+    min_agreement = networks.config.predict.min_pose_dice
     poses = []
     for case, stack_from_frame in zip(volumes.cases, volumes.stack_from_frame, strict=True):
         slices = Slices([case])
-        single = slices_of_scan(networks.pose, slices, np.arange(len(slices)), least, device)
+        single = slices_of_scan(networks.pose, slices, np.arange(len(slices)), min_agreement, device)
         z = slice_positions(slices.rows[:, 1], case.record.shape[0], stack_from_frame)
         poses.append(volume_pose(networks.pose, single, z.to(device))[0])
     return torch.stack(poses).cpu()
@@ -138,8 +138,8 @@ def box_of_all(networks: Networks, samples: Slices | Volumes, device: torch.devi
     union: Tensor | None = None
     for batch in samples.batches(size):
         on_device = batch.to(device)
-        seen = where_labeled(on_device.labels, homogenizing_matrix(networks, on_device), networks.config.crop)
-        seen = seen.any(dim=0, keepdim=True).cpu()
-        union = seen if union is None else union | seen
+        matrix = homogenizing_matrix(networks, on_device)
+        labeled = where_labeled(on_device.labels, matrix, networks.config.crop).any(dim=0, keepdim=True).cpu()
+        union = labeled if union is None else union | labeled
     assert union is not None, "there are training samples"
     return box_of_mask(union, margin=networks.config.crop.margin)[0][0]
