@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from isopose.choices import AUTO, Modality, Plane
+from isopose.choices import AUTO
 from isopose.config import HomogenizeConfig
 from isopose.data.modality import modality_of
 from isopose.data.normalization import channel_number, pose_channel_of
@@ -119,11 +119,9 @@ def homogenize(
     if dataset.layout == "scans":
         check_output_apart([dataset.root], output)
     pose_channel = _find_pose_channel(config, dataset, model)
-    config = with_plane(config.model_copy(update={"pose_channel": pose_channel}), model)
-    config = with_modality(config, dataset, model)
-    modality: Modality = "mr" if config.modality == "mr" else "ct"
+    config = resolved_config(config.model_copy(update={"pose_channel": pose_channel}), dataset, model)
     pose_cases = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
-    reference = find_reference(config.reference, model, pose_cases, modality, config.plane or "axial")
+    reference = find_reference(config, model, pose_cases)
     estimator = open_estimator(model, config, reference)
     settings = homogenize_settings(dataset, output, config, model, reference, estimator, series)
     head = head_of(dataset, settings, estimator)
@@ -154,24 +152,19 @@ def _find_pose_channel(config: HomogenizeConfig, dataset: Dataset, model: Path |
     return names.index(wanted)
 
 
-def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> HomogenizeConfig:
-    """Return the configuration with the modality that a dataset states, where none was given.
+def resolved_config(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> HomogenizeConfig:
+    """Return the configuration with modality and plane, where the user gave none.
 
-    Scans and tables state none: the model's modality is used, or CT without a model.
+    The plane is the model's, without a model axial. The modality is the dataset's. Scans and tables state
+    none: with a model it stays ``auto``, which means the model's; without a model it is CT.
     """
-    if config.modality != AUTO or (dataset.layout in ("scans", "manifest") and model is not None):
-        return config
-    return config.model_copy(
-        update={"modality": modality_of(DataConfig(pose_channel=config.pose_channel or 0), dataset.channels)}
-    )
-
-
-def with_plane(config: HomogenizeConfig, model: Path | None) -> HomogenizeConfig:
-    """Return the configuration with the plane of the scans' slices, where none was given: the model's."""
-    if config.plane is not None:
-        return config
-    plane: Plane = "axial" if model is None else load_model(model).config.data.plane
-    return config.model_copy(update={"plane": plane})
+    changes: dict[str, Any] = {}
+    if config.plane is None:
+        changes["plane"] = "axial" if model is None else load_model(model).config.data.plane
+    if config.modality == AUTO and (model is None or dataset.layout not in ("scans", "manifest")):
+        data = DataConfig(pose_channel=config.pose_channel or 0)
+        changes["modality"] = modality_of(data, dataset.channels)
+    return config.model_copy(update=changes)
 
 
 def _homogenize(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from isopose import outputs
-from isopose.choices import Modality
 from isopose.config import HomogenizeConfig
 from isopose.errors import InputError, counted, printable
 from isopose.files import only_writer, output_folder
@@ -24,9 +23,8 @@ from isopose.homogenize.dataset import (
     homogenize_settings,
     refuse_series,
     report_warnings,
+    resolved_config,
     scans_as_dataset,
-    with_modality,
-    with_plane,
 )
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.record import record_path
@@ -114,9 +112,8 @@ def wrap(
     """
     output, names = Path(output), Labels.create(labels) if labels else Labels({})
     check_output(scans, output, formats, names)
-    config = with_modality(with_plane(config, model), scans, model)
-    modality: Modality = "mr" if config.modality == "mr" else "ct"
-    reference = find_reference(config.reference, model, scans.cases, modality, config.plane or "axial")
+    config = resolved_config(config, scans, model)
+    reference = find_reference(config, model, scans.cases)
     settings = wrap_settings(
         scans, output, command, config, model, reference, names, formats, series, keep=keep
     )
