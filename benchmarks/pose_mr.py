@@ -214,7 +214,7 @@ def _transformer(contrast: Contrast, air: float, top: float) -> PoseTransformer:
 
 def _found(pose: ScanPose, roll: np.ndarray) -> Found:
     mirrored = float(np.nanmean(pose.mirrored))
-    if pose.header_kept:
+    if pose.decision is not None and pose.decision.header_kept:
         return Found(None, False, mirrored)
     errors = _errors(pose, roll)
     sure = float(np.nanmedian(pose.confidence)) >= PredictConfig().min_confidence

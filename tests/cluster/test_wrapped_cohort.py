@@ -90,7 +90,7 @@ def test_each_scan_comes_back_as_from_one_machine(own, isopose, scans, masks, wo
 
 
 def test_a_machine_without_the_program_is_named(scans, tmp_path) -> None:
-    command = read_command(["no-such-program", "{input}", "{output}"], elsewhere=True)
+    command = read_command(["no-such-program", "{input}", "{output}"], remote=True)
     found = open_scans(scans)
     settings = wrap_settings(
         found, tmp_path, command, HomogenizeConfig(), None, None, Labels({}), ("nifti",), None, keep=False

@@ -31,8 +31,8 @@ class PoseEstimator:
     """Everything besides the scan that determines its homogenized image.
 
     Args:
+        config: one pose for a scan or several, and the size.
         transformer: estimates poses (STN1).
-        per: which slices of a scan share a pose.
         joint: a model's networks if one of them refines these poses (``stn=joint``), else None.
         crop: a model's networks if the scan is cropped, else None.
         scale: normalization of the transformer's input.
@@ -40,17 +40,14 @@ class PoseEstimator:
         data: settings of the preprocessing.
         modality: of the scans.
         predict: thresholds of the warnings about poses.
-        size: pixels along a side of the reference's frame in the output.
-        side_mm: side of the reference's frame.
-        tilted: whether a scan's pose has pitch and yaw.
-        scale_z: whether distances along z are scaled by the in-plane factor.
+        side_mm: side of the reference's frame, mm.
         origin: ``shipped`` with the package, or of a ``model``.
         reference: source of the reference.
-        sha256: of network, reference and settings.
+        sha256: hash of network, reference and settings.
     """
 
+    config: HomogenizeConfig
     transformer: PoseTransformer
-    per: Per
     joint: Networks | None
     crop: Networks | None
     scale: Scale | ByScan
@@ -58,10 +55,7 @@ class PoseEstimator:
     data: DataConfig
     modality: Modality
     predict: PredictConfig
-    size: int
     side_mm: float
-    tilted: bool
-    scale_z: bool
     origin: Literal["shipped", "model"]
     reference: ReferenceSource
     sha256: str
@@ -69,7 +63,12 @@ class PoseEstimator:
     @property
     def pixel_mm(self) -> float:
         """Side of a homogenized pixel in mm, measured in the reference patient."""
-        return self.side_mm / self.size
+        return self.side_mm / self.config.size
+
+    @property
+    def per(self) -> Per:
+        """Which slices of a scan share an in-plane pose; with ``tilted`` all of them."""
+        return _in_plane_per(self.config)
 
 
 def open_estimator(
@@ -107,8 +106,8 @@ def shipped_estimator(config: HomogenizeConfig, reference: ReferenceOutline | No
     pose, data, predict = shipped_pose_config(modality, per, plane), DataConfig(plane=plane), PredictConfig()
     settings = (section.model_dump(mode="json") for section in (pose, data, predict))
     return PoseEstimator(
+        config=config,
         transformer=shipped_transformer(pose, reference.tensor, scale.air, scale.top, plane),
-        per=per,
         joint=None,
         crop=None,
         scale=scale,
@@ -116,10 +115,7 @@ def shipped_estimator(config: HomogenizeConfig, reference: ReferenceOutline | No
         data=data,
         modality=modality,
         predict=predict,
-        size=config.size,
         side_mm=reference.side_mm,
-        tilted=config.per == "tilted",
-        scale_z=config.scale_z,
         origin="shipped",
         reference=reference.source,
         sha256=hash_of(
@@ -162,8 +158,8 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         )
     networks, reference = model.pipeline, outline_of_model(model)
     return PoseEstimator(
+        config=config,
         transformer=networks.pose,
-        per=_in_plane_per(config),
         joint=networks if networks.joint is not None else None,
         crop=networks if config.crop else None,
         scale=model.fingerprint.pose_scale(model.config.data),
@@ -171,10 +167,7 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         data=model.config.data,
         modality=model.modality,
         predict=model.config.predict,
-        size=config.size,
         side_mm=reference.side_mm,
-        tilted=config.per == "tilted",
-        scale_z=config.scale_z,
         origin="model",
         reference=reference.source,
         sha256=hash_of(

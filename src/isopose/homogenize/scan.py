@@ -97,7 +97,7 @@ def homogenize_scan(
     labeled = None if classes is None else prepared.reorientation.apply(classes.array)
     if labeled is not None:
         labeled = (labeled > 0) & (labeled != ignored)
-    if estimator.tilted:
+    if estimator.config.per == "tilted":
         z = slice_positions(
             np.flatnonzero(scan_pose.has_body), len(prepared.image), _stack_from_frame(prepared)
         )
@@ -105,7 +105,7 @@ def homogenize_scan(
         unchanged_log_scale = math.log(estimator.side_mm / prepared.frame.fov_mm)
         if scan_pose.decision is not None and not scan_pose.decision.outline_visible:
             pose[LOG_SCALES] = unchanged_log_scale
-        elif not estimator.scale_z:
+        elif not estimator.config.scale_z:
             pose[LOG_SCALES][2] = unchanged_log_scale
         transform, warnings = _volume_transform(estimator, prepared, scan_pose, pose, labeled)
     else:
@@ -153,10 +153,10 @@ def _slice_transform(
         crop_box: ``(x0, y0, x1, y1)`` in the reference's frame, which the grid contains in place of the body;
             or None.
     """
-    frame_size, plane = estimator.size, estimator.data.plane
+    frame_size, plane = estimator.config.size, estimator.data.plane
     first_mm = position_mm(prepared.world_from_index, plane)
     max_sides = MAX_GRID_SIDES if plane == "axial" else MAX_GRID_SIDES_VERTICAL
-    z_scale = _z_scale(estimator, prepared, scan_pose) if estimator.scale_z else 1.0
+    z_scale = _z_scale(estimator, prepared, scan_pose) if estimator.config.scale_z else 1.0
 
     def transform_to(size: int, center: tuple[float, float] = (0.0, 0.0)) -> Transform:
         slice_mm = prepared.spacing[2]
@@ -207,7 +207,7 @@ def _volume_transform(
         pose: ``(9,)`` of the whole volume.
         labeled: ``(z, h, w)`` booleans on the reoriented grid, labels that the grid must contain; or None.
     """
-    frame_size, side_mm, fov_mm = estimator.size, estimator.side_mm, prepared.frame.fov_mm
+    frame_size, side_mm, fov_mm = estimator.config.size, estimator.side_mm, prepared.frame.fov_mm
     # The distance of the scan's slices in millimeters of the reference.
     slice_mm = prepared.spacing[2] * side_mm / fov_mm / float(pose[LOG_SCALES][2].exp())
 
