@@ -33,7 +33,7 @@ from isopose.devices import one_thread
 from isopose.files import output_folder, write_text
 from isopose.geometry.pose import ANGLE
 from isopose.geometry.volume import Volume
-from isopose.homogenize.reference import scale_of
+from isopose.homogenize.reference import shipped_scale
 from isopose.io.datasets import open_dataset
 from isopose.io.images import read_volume
 from isopose.models.pose import PoseTransformer
@@ -202,7 +202,7 @@ def _turned(ct: Volume, angle: float) -> Volume:
 
 
 def _pose(volume: Volume, modality: Modality, contrast: Contrast) -> ScanPose:
-    scale, settings = scale_of(modality), PredictConfig()
+    scale, settings = shipped_scale(modality), PredictConfig()
     transformer = _transformer(contrast, scale.air, scale.top)
     prepared = prepare_as(volume, scale, None, DataConfig(), modality=modality)
     return find_poses(transformer, prepared, settings, slice_poses_of(transformer, prepared, settings))
@@ -214,7 +214,7 @@ def _transformer(contrast: Contrast, air: float, top: float) -> PoseTransformer:
 
 def _found(pose: ScanPose, roll: np.ndarray) -> Found:
     mirrored = float(np.nanmean(pose.mirrored))
-    if pose.header_kept:
+    if pose.decision is not None and pose.decision.header_kept:
         return Found(None, False, mirrored)
     errors = _errors(pose, roll)
     sure = float(np.nanmedian(pose.confidence)) >= PredictConfig().min_confidence

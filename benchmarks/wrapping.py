@@ -36,8 +36,8 @@ FILES = {
     "reading, and hashes of what is read": (
         "isopose.homogenize.case.read_channels",
         "isopose.homogenize.case.hash_of_channels",
-        "isopose.homogenize.answers.read_volume",
-        "isopose.homogenize.answers.read_labels",
+        "isopose.homogenize.command_output.read_volume",
+        "isopose.homogenize.command_output.read_labels",
     ),
     "writing, and hashes of what is written": (
         "isopose.homogenize.case.write_image",
@@ -52,7 +52,7 @@ OWN = {
     "into the frame": ("isopose.homogenize.scan.prepare_as",),
     "poses": ("isopose.homogenize.scan.slice_poses_of", "isopose.homogenize.scan.find_poses"),
     "the image homogenized": ("isopose.homogenize.scan.homogenized_image",),
-    "labels restored": ("isopose.homogenize.answers.restored_labels",),
+    "labels restored": ("isopose.homogenize.command_output.restored_labels",),
 }
 COMMAND = {"the command": ("isopose.homogenize.wrap.run_command",)}
 STEPS = {**FILES, **COMMAND, **OWN}

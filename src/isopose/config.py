@@ -65,6 +65,16 @@ class HomogenizeConfig(ConfigSection):
         "resampling; off: keep the scan's own spacing",
     )
 
+    @property
+    def scan_modality(self) -> Modality:
+        """Modality of the scans; CT where ``auto`` has not been replaced."""
+        return "mr" if self.modality == "mr" else "ct"
+
+    @property
+    def scan_plane(self) -> Plane:
+        """Plane of the scans' slices; axial where none is set."""
+        return self.plane or "axial"
+
 
 class Config(ConfigSection):
     """The whole configuration of a model."""

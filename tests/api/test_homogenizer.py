@@ -7,8 +7,9 @@ from isopose import Homogenizer
 from isopose.errors import InputError
 from isopose.geometry.pose import LOG_SCALE_X
 from isopose.homogenize.dataset import homogenize, open_input
+from isopose.homogenize.reference import outline_of_scan
 from isopose.homogenize.transform import Transform
-from isopose.io.images import read_labels, read_volume, to_sitk
+from isopose.io.images import read_labels, read_volume, to_sitk, write_image
 from isopose.phantom import write_cohort
 from isopose.presets import homogenize_config
 from isopose.progress import Silent
@@ -150,6 +151,14 @@ def test_a_rotated_patient_in_mr_is_turned_upright():
     result = Homogenizer(size=128, modality="mr").transform(scan)
     np.testing.assert_allclose(result.roll_degrees, np.degrees(roll), atol=4.0)
     assert abs(np.degrees(roll)) > 4.0
+
+
+def test_a_reference_in_mr_is_read_as_mr(tmp_path):
+    scan, _ = load("mr_scans").whole_phantom(2_000_003, 0, "t1", size=128, slices=6)
+    write_image(scan, tmp_path / "reference.nii.gz")
+    _, side_mm, _ = outline_of_scan(read_volume(tmp_path / "reference.nii.gz"), "mr")
+    homogenizer = Homogenizer(size=128, modality="mr", reference=tmp_path / "reference.nii.gz")
+    assert homogenizer.pixel_mm == side_mm / 128
 
 
 def test_given_mask_replaces_the_estimated_body_mask(cohort):

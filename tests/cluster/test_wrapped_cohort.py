@@ -92,7 +92,7 @@ def test_wrap_on_a_cluster_gives_the_results_of_one_machine(
 
 
 def test_a_machine_without_the_program_is_named(scans, tmp_path) -> None:
-    command = read_command(["no-such-program", "{input}", "{output}"], elsewhere=True)
+    command = read_command(["no-such-program", "{input}", "{output}"], remote=True)
     opened = open_scans(scans)
     settings = wrap_settings(
         opened, tmp_path, command, HomogenizeConfig(), None, None, Labels({}), ("nifti",), None, keep=False

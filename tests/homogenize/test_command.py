@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from isopose.errors import InputError
-from isopose.homogenize.command import how_it_ended, read_command, run_command
+from isopose.homogenize.command import exit_description, read_command, run_command
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from isopose.homogenize.command import how_it_ended, read_command, run_command
 )
 def test_each_placeholder_of_the_command_is_replaced(words) -> None:
     command = read_command([sys.executable, "-c", "print({'a': 1})", *words])
-    assert command.together == (words[0] == "{inputs}")
+    assert command.batch == (words[0] == "{inputs}")
     paths = {name: Path(f"/{name} s") for name in ("input", "output", "output_folder", "inputs", "outputs")}
     filled = command.filled(paths)
     # Other braces stay.
@@ -62,7 +62,7 @@ def test_output_and_exit_code_of_the_command(tmp_path) -> None:
     assert run_command([sys.executable, "-u", "-c", code], log) == 7
     assert log.read_text() == "''\nno\n"
     assert run_command([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"], log) == -15
-    assert [how_it_ended(n) for n in (7, -15)] == ["ended with exit code 7", "was ended by SIGTERM"]
+    assert [exit_description(n) for n in (7, -15)] == ["ended with exit code 7", "was ended by SIGTERM"]
     (tmp_path / "odd").write_bytes(b"\x00\x01")
     (tmp_path / "odd").chmod(0o755)
     with pytest.raises(InputError, match="odd: cannot be run"):

@@ -56,6 +56,10 @@ def model(tmp_path_factory):
     return folder
 
 
+def find(name, cases=()):
+    return find_reference(HomogenizeConfig(reference=name), cases=cases)
+
+
 def outline(number, degrees=0.0):
     mask, side_mm, warnings = outline_of_scan(patient(number, degrees).volume)
     return ReferenceOutline(ReferenceSource("scan", "0" * 64), mask, side_mm, warnings)
@@ -68,7 +72,7 @@ def brought_to(reference, one, per="volume"):
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_shipped_reference_is_loaded_by_name(name) -> None:
-    result, shipped = find_reference(name), load_reference(name)
+    result, shipped = find(name), load_reference(name)
     assert result == shipped_outline(name)
     assert result.source == ReferenceSource(name, shipped_sha256(REFERENCES[name]))
     np.testing.assert_array_equal(result.mask, shipped.mask.numpy())
@@ -76,7 +80,7 @@ def test_a_shipped_reference_is_loaded_by_name(name) -> None:
 
 
 def test_the_default_reference_is_the_child() -> None:
-    assert find_reference(None) == find_reference("child") != find_reference("adult")
+    assert find(None) == find("child") != find("adult")
     assert open_estimator(None, HomogenizeConfig()).side_mm == load_reference("child").side_mm
 
 
@@ -84,7 +88,7 @@ def test_the_default_reference_is_the_child() -> None:
 def test_patients_are_scaled_to_the_size_of_the_adult_reference(per) -> None:
     """Pixel size and slice distance grow with the reference; labels are restored as with the child."""
     one = patient(0)
-    child, adult = (brought_to(find_reference(name), one, per) for name in ("child", "adult"))
+    child, adult = (brought_to(find(name), one, per) for name in ("child", "adult"))
     ratio = load_reference("adult").side_mm / load_reference("child").side_mm
     np.testing.assert_allclose(adult.image.spacing[:2] / child.image.spacing[:2], ratio, rtol=1e-6)
     assert adult.image.spacing[2] / child.image.spacing[2] == pytest.approx(ratio, rel=0.07)
@@ -138,24 +142,24 @@ def test_a_scan_without_an_outline_is_no_reference() -> None:
 
 def test_names_are_resolved_as_shipped_reference_then_case_then_path(source, tmp_path, monkeypatch) -> None:
     cases = open_input(source).cases
-    case = find_reference("bert", None, cases)
+    case = find("bert", cases)
     image = next(one.image for one in cases if one.id == "bert")
     assert case.source == ReferenceSource("case", sha256(image), "bert")
-    scan = find_reference(str(image), None, cases)
+    scan = find(str(image), cases)
     assert scan.source == ReferenceSource("scan", sha256(image))
     np.testing.assert_array_equal(scan.mask, case.mask)
     assert scan.side_mm == case.side_mm
     # What has the name of a shipped one by chance.
     named_adult = [Case("adult", image, None, patient="p")]
-    assert find_reference("adult", None, named_adult).source.kind == "adult"
+    assert find("adult", named_adult).source.kind == "adult"
     monkeypatch.chdir(tmp_path)
     write_image(patient(0).volume, tmp_path / "child" / "one.nii.gz")
-    assert find_reference("child").source.kind == "child"
-    assert find_reference("./child").source.kind == "scan"
+    assert find("child").source.kind == "child"
+    assert find("./child").source.kind == "scan"
 
 
 def test_a_models_reference_with_the_shipped_poses_or_its_own(model) -> None:
-    result, loaded = find_reference(str(model)), load_model(model)
+    result, loaded = find(str(model)), load_model(model)
     assert result.source == ReferenceSource("model", loaded.weights_sha256)
     torch.testing.assert_close(result.tensor, loaded.pipeline.pose.reference_mask)
     own = estimator_from_model(loaded, HomogenizeConfig())
@@ -201,11 +205,11 @@ def test_a_wrong_name_gets_an_error_that_lists_the_possible_ones(source, tmp_pat
         ),
     ):
         with pytest.raises(InputError) as error:
-            find_reference(name, None, start)
+            find(name, start)
         assert str(error.value).startswith(expected)
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"^the reference: .*bad\.nii\.gz: expected a NIfTI file"):
-        find_reference(str(tmp_path / "bad.nii.gz"))
+        find(str(tmp_path / "bad.nii.gz"))
     with pytest.raises(InputError, match="reference: "):
         homogenize_config(reference="")
 
@@ -223,7 +227,7 @@ def test_the_record_names_the_reference_and_another_one_needs_another_folder(sou
     image = source / "imagesTs" / "cleo_0000.nii.gz"
     expected = {"kind": "case", "sha256": sha256(image), "case": "cleo"}
     assert {key: head["reference"][key] for key in expected} == expected
-    assert head["reference"]["side_mm"] == find_reference(str(image)).side_mm
+    assert head["reference"]["side_mm"] == find(str(image)).side_mm
     record = read_record(record_path(output, "anna"))
     assert (record.format, record.reference) == (3, ReferenceSource(**expected))
     assert record.transform.grid.pixel_mm == head["reference"]["side_mm"] / 96

@@ -16,8 +16,8 @@ from isopose.config import HomogenizeConfig
 from isopose.errors import InputError
 from isopose.files import sha256
 from isopose.homogenize import wrap as module
-from isopose.homogenize.answers import sort_by_case
 from isopose.homogenize.command import read_command
+from isopose.homogenize.command_output import sort_by_case
 from isopose.homogenize.wrap import open_scans, wrap
 from isopose.io.images import read_labels, read_volume, write_image
 from isopose.progress import Silent

@@ -231,7 +231,7 @@ def test_the_record_names_all_members_and_a_changed_member_predicts_again(folded
     assert run(loaded) == record
     assert (output / "scan.nii.gz").stat().st_mtime_ns == stamp
 
-    as_it_is = run(loaded.cleaning(False))
+    as_it_is = run(loaded.with_clean_up(False))
     assert not {"clean_up", "removed_ml"} & as_it_is.keys()
     for label in ("kidney", "tumor"):
         assert as_it_is["volumes_ml"][label] == pytest.approx(record["removed_ml"][label], rel=1e-6)

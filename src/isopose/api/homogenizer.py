@@ -20,6 +20,7 @@ from isopose.homogenize.scan import homogenize_scan
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import homogenized_labels, restored_labels, restored_share
 from isopose.presets import homogenize_config
+from isopose.scan.find import body_slices
 from isopose.training.targets import Candidate, Reference, reference_among
 
 
@@ -108,15 +109,10 @@ class Homogenizer:
         return {name: getattr(self, name) for name in names}
 
     def _config(self) -> HomogenizeConfig:
-        return homogenize_config(
-            per=self.per,
-            size=self.size,
-            crop=self.crop,
-            reference=None if self.reference is None else str(self.reference),
-            scale_z=self.scale_z,
-            modality=self.modality,
-            plane=self.plane,
-        )
+        options = self.get_params()
+        del options["model"]
+        options["reference"] = None if self.reference is None else str(self.reference)
+        return homogenize_config(**options)
 
     def fit(self, images: Iterable[Image], y: object = None) -> Self:  # noqa: ARG002  as scikit-learn has it
         """Choose the reference among patients: of median size, upright and symmetric in the middle slice.
@@ -135,11 +131,13 @@ class Homogenizer:
             raise InputError("fit: a trained model has its own reference; leave model out")
         if self.reference is not None:
             raise InputError("fit: chooses the reference itself, but one was given; leave reference out")
-        plain = shipped_estimator(self._config())
-        candidates = [_candidate(number, image, plain) for number, image in enumerate(images)]
+        estimator = shipped_estimator(self._config())
+        candidates = [_candidate(number, image, estimator) for number, image in enumerate(images)]
         if not candidates:
             raise InputError("fit: expected at least one image, got none")
-        reference = reference_among(candidates, plain.transformer.config, plain.scale.air, plain.data.plane)
+        reference = reference_among(
+            candidates, estimator.transformer.config, estimator.scale.air, estimator.data.plane
+        )
         mask = reference.mask.numpy()
         source = ReferenceSource("scan", hash_of(mask.round(4).tolist()))
         outline = ReferenceOutline(source, mask, side_from_area(reference.mask, reference.area_cm2))
@@ -161,9 +159,9 @@ class Homogenizer:
         volume = as_volume(image)
         label_map = None if labels is None else as_labels(labels)
         body = None if mask is None else as_labels(mask)
-        for name, marked in (("labels do", label_map), ("mask does", body)):
-            if marked is not None and not marked.same_grid(volume):
-                raise InputError(f"the {name} not lie on the image's grid")
+        for subject, other in (("labels do", label_map), ("mask does", body)):
+            if other is not None and not other.same_grid(volume):
+                raise InputError(f"the {subject} not lie on the image's grid")
         if body is not None and not body.array.any():
             raise InputError("the mask is empty, expected the body")
         body_mask = None if body is None else body.array > 0
@@ -203,8 +201,7 @@ class Homogenizer:
         transform = of.transform if isinstance(of, Homogenized) else of
         if not probability:
             return like(answer)(restored_labels(as_labels(answer), transform))
-        probability_map = restored_share(as_volume(answer), transform)
-        return like(answer)(transform.native.with_array(transform.reorientation.undo(probability_map)))
+        return like(answer)(transform.to_native(restored_share(as_volume(answer), transform)))
 
     def transform_labels(self, labels: Image, of: Homogenized | Transform) -> Any:
         """Homogenize further labels of a scan with a known transform.
@@ -223,7 +220,7 @@ def _candidate(number: int, image: Image, estimator: PoseEstimator) -> Candidate
     prepared = prepare_as(
         volume, estimator.scale, estimator.fov_mm, estimator.data, modality=estimator.modality
     )
-    with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
+    with_body = body_slices(prepared)
     z = int(with_body[len(with_body) // 2])
     return Candidate(
         str(number),

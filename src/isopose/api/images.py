@@ -23,7 +23,7 @@ from torch import Tensor
 
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.io.images import read_volume, to_sitk
+from isopose.io.images import read_volume, sitk_lps_from_index, to_sitk
 from isopose.io.nifti_place import LPS_FROM_RAS
 
 #: A tensor must be a MONAI MetaTensor, which has an affine; any other is refused.
@@ -67,7 +67,7 @@ def as_volumes(image: Image | Sequence[Image]) -> list[Volume]:
         InputError: one of the errors of :func:`as_volume`.
     """
     if isinstance(image, list):
-        return [as_volume(one) for one in image]
+        return [as_volume(channel) for channel in image]
     if isinstance(image, Tensor) and hasattr(image, "as_tensor") and image.ndim == 4:
         return [_from_pair(values, image.affine) for values in image.as_tensor()]  # type: ignore[attr-defined]
     return [as_volume(image)]  # type: ignore[arg-type]  # neither a list nor of several channels
@@ -100,7 +100,7 @@ def like(image: Image) -> Callable[[Volume], Any]:
     if isinstance(image, tuple):
         if isinstance(image[0], Tensor):
             device = image[0].device
-            return lambda volume: tuple(torch.from_numpy(part).to(device) for part in _to_pair(volume))
+            return lambda volume: tuple(torch.from_numpy(array).to(device) for array in _to_pair(volume))
         return _to_pair
     return to_sitk
 
@@ -112,10 +112,7 @@ def _from_sitk(image: sitk.Image) -> Volume:
             f"expected an image of three dimensions and one number per voxel, got {image.GetDimension()} and "
             f"{image.GetNumberOfComponentsPerPixel()}"
         )
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-    matrix[:3, 3] = image.GetOrigin()
-    return Volume(sitk.GetArrayFromImage(image), matrix)
+    return Volume(sitk.GetArrayFromImage(image), sitk_lps_from_index(image))
 
 
 def _from_pair(values: Any, affine: Any) -> Volume:
@@ -123,7 +120,7 @@ def _from_pair(values: Any, affine: Any) -> Volume:
     if isinstance(values, Tensor) and values.dtype == torch.bfloat16:
         values = values.float()  # NumPy has no bfloat16
     array, matrix = (
-        np.asarray(p.numpy(force=True) if isinstance(p, Tensor) else p) for p in (values, affine)
+        np.asarray(x.numpy(force=True) if isinstance(x, Tensor) else x) for x in (values, affine)
     )
     if array.ndim != 3 or matrix.shape != (4, 4):
         raise InputError(

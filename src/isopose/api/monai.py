@@ -101,14 +101,13 @@ class ReferencePose(InvertibleTransform):
         transform = Transform.from_text(info[TraceKeys.EXTRA_INFO]["transform"])
         channels = [as_volume(MetaTensor(channel, affine=data.affine)) for channel in data.as_tensor()]  # type: ignore[attr-defined]
         if len(channels) == 1 and are_labels(channels[0].array):
-            parts = [restored_labels(as_labels(channels[0]), transform)]
+            restored = [restored_labels(as_labels(channels[0]), transform)]
         else:
-            undo, native = transform.reorientation.undo, transform.native
-            parts = [native.with_array(undo(restored_share(channel, transform))) for channel in channels]
-            if len(parts) > 1:
-                rest = 1.0 - np.sum([part.array for part in parts[1:]], axis=0, dtype=np.float32)
-                parts[0] = parts[0].with_array(rest.clip(min=0.0))
-        return _meta_like(data, *parts)
+            restored = [transform.to_native(restored_share(channel, transform)) for channel in channels]
+            if len(restored) > 1:
+                foreground = np.sum([volume.array for volume in restored[1:]], axis=0, dtype=np.float32)
+                restored[0] = restored[0].with_array((1.0 - foreground).clip(min=0.0))
+        return _meta_like(data, *restored)
 
 
 class ReferencePosed(MapTransform, InvertibleTransform):
@@ -159,7 +158,7 @@ class ReferencePosed(MapTransform, InvertibleTransform):
         if labels:
             # The union of all labels, so that the grid is large enough for each.
             union = next(iter(labels.values()))
-            union = union.with_array(np.max([one.array for one in labels.values()], axis=0))
+            union = union.with_array(np.max([volume.array for volume in labels.values()], axis=0))
         homogenized = self.pose.homogenizer.transform(image, union)
         out[self.image_key] = self.pose.record(image, as_volume(homogenized.image), homogenized.transform)
         for key, volume in labels.items():
@@ -190,7 +189,7 @@ def _channel(data: Any) -> torch.Tensor:
 def _meta_like(data: torch.Tensor, *channels: Volume) -> MetaTensor:
     """Return channels on one grid as a float32 MetaTensor, with metadata and transforms of ``data``."""
     tensors: list[MetaTensor] = [like(data)(volume) for volume in channels]
-    values = torch.cat([one.as_tensor() for one in tensors]).float()
+    values = torch.cat([tensor.as_tensor() for tensor in tensors]).float()
     return MetaTensor(
         values,
         # The affine goes into meta only: MONAI warns if it is also given as an argument.

@@ -42,7 +42,7 @@ class Pipeline:
     """
 
     def __init__(self, model: Model | Ensemble) -> None:
-        self._model = ensemble_of(model).changed(for_prediction)
+        self._model = ensemble_of(model).map_members(for_prediction)
 
     @classmethod
     def load(
@@ -60,8 +60,8 @@ class Pipeline:
                 such device.
         """
         folders = [folder] if isinstance(folder, Path | str) else folder
-        ensemble = load_ensemble([Path(one) for one in folders], choose_device(device))
-        return cls(ensemble.cleaning(clean_up))
+        ensemble = load_ensemble([Path(path) for path in folders], choose_device(device))
+        return cls(ensemble.with_clean_up(clean_up))
 
     @property
     def labels(self) -> dict[str, int]:
@@ -93,7 +93,7 @@ class Pipeline:
         return Result(
             convert(prediction.labels),
             {name: convert(volume.with_array(values)) for name, values in zip(classes, maps, strict=True)},
-            volumes_ml(prediction, self._model.labels),
+            volumes_ml(prediction.labels, self._model.labels),
             prediction.warnings,
             dict(prediction.removed_ml),
         )

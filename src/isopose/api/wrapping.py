@@ -1,7 +1,7 @@
 """Wrap a function that segments images: homogenize its input, and restore its output."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from isopose.api.homogenizer import Homogenized, Homogenizer
 from isopose.api.images import Image, as_volume, like
 from isopose.errors import InputError
 from isopose.geometry.volume import Volume
-from isopose.homogenize.restore import BACKGROUND, PROBABILITY_TOLERANCE, restore_classes
+from isopose.homogenize.restore import BACKGROUND, check_probabilities, restore_classes
 from isopose.io.images import on_image_grid
 from isopose.isolation import named
 
 logger = logging.getLogger("isopose")
 
-#: Stands for a file's name in messages.
+#: Takes the place of a file's path in messages.
 _RETURNED = Path("what the function returned")
 
 #: What a segmenter returns: a label map, or the probability of each class by its name.
@@ -67,25 +67,30 @@ def wrap(
         homogenized = pose_homogenizer.transform(image)
         for warning in homogenized.warnings:
             logger.warning(warning)
-        answer = function(homogenized.image)
-        if isinstance(answer, Mapping):
-            return _restore_classes(answer, homogenized)
-        return like(answer)(pose_homogenizer.inverse_transform(_returned(answer, homogenized), homogenized))
+        segmentation = function(homogenized.image)
+        if isinstance(segmentation, Mapping):
+            return _restore_classes(segmentation, homogenized)
+        labels = _on_homogenized_grid(segmentation, homogenized)
+        return like(segmentation)(pose_homogenizer.inverse_transform(labels, homogenized))
 
     return wrapped
 
 
-def _returned(answer: Image, homogenized: Homogenized) -> Volume:
-    """Return what a function returned in the storage order of the homogenized grid, on which it must lie."""
+def _on_homogenized_grid(image: Image, homogenized: Homogenized) -> Volume:
+    """Return an image in the storage order of the homogenized grid.
+
+    Raises:
+        InputError: the image does not lie on that grid.
+    """
     try:
-        return on_image_grid(_RETURNED, as_volume(answer), homogenized.transform.homogenized)
+        return on_image_grid(_RETURNED, as_volume(image), homogenized.transform.homogenized)
     except InputError as error:
         raise InputError(named(str(error), str(_RETURNED))) from None
 
 
-def _restore_classes(answer: Mapping[str, Image], homogenized: Homogenized) -> dict[str, Any]:
+def _restore_classes(segmentation: Mapping[str, Image], homogenized: Homogenized) -> dict[str, Any]:
     """Return each class's probability on the scan's own grid, background last."""
-    classes = {name: values for name, values in answer.items() if name != BACKGROUND}
+    classes = {name: image for name, image in segmentation.items() if name != BACKGROUND}
     if not classes:
         raise InputError("wrap: the function returned no class but the background, expected at least one")
     restored: dict[str, Any] = {}
@@ -94,17 +99,11 @@ def _restore_classes(answer: Mapping[str, Image], homogenized: Homogenized) -> d
     def write(name: str, volume: Volume) -> None:
         restored[name] = like(classes.get(name, first_image))(volume)
 
-    read = ((name, _probability(name, _returned(values, homogenized))) for name, values in classes.items())
-    restore_classes(read, {}, homogenized.transform, write)
+    def probabilities() -> Iterator[tuple[str, Volume]]:
+        for name, image in classes.items():
+            volume = _on_homogenized_grid(image, homogenized)
+            check_probabilities(volume, f"wrap: {name}")
+            yield name, volume.with_array(volume.array.astype(np.float32))
+
+    restore_classes(probabilities(), {}, homogenized.transform, write)
     return restored
-
-
-def _probability(name: str, volume: Volume) -> Volume:
-    """Return a class's probability as float32 after checking its range."""
-    low, high = float(volume.array.min()), float(volume.array.max())
-    # Written so that NaN is refused.
-    if not (low >= -PROBABILITY_TOLERANCE and high <= 1.0 + PROBABILITY_TOLERANCE):
-        raise InputError(
-            f"wrap: {name}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}"
-        )
-    return volume.with_array(volume.array.astype(np.float32))

@@ -108,7 +108,7 @@ def predict(
             scans = [replace(scan, mask=mask_path(mask_folder, scan.name)) for scan in scans]
         loaded = load_ensemble([local_path(path) for path in (model, *more_models)], choose_device(device))
         outcomes = predict_scans(
-            loaded.changed(lambda member: with_precision(member, precision)).cleaning(clean),
+            loaded.map_members(lambda m: with_precision(m, precision)).with_clean_up(clean),
             scans,
             folder,
             formats=chosen_formats,

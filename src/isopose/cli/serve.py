@@ -35,7 +35,7 @@ def serve(
     from isopose.serve.server import serve_app
 
     # Report problems before a page opens.
-    loaded = load_ensemble([model]).changed(lambda one: with_precision(one, precision))
+    loaded = load_ensemble([model]).map_members(lambda member: with_precision(member, precision))
     if len(loaded.channels) > 1:
         raise InputError(
             f"{model}: needs the channels {', '.join(loaded.channels)}, but the page accepts only scans of "

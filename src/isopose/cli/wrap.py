@@ -64,7 +64,7 @@ def wrap(
     """Run any segmenter on scans in one pose and size, and restore its results; nothing is trained."""
     from isopose.homogenize.command import read_command
 
-    wrapped = read_command(command or (), elsewhere=ray is not None)
+    wrapped = read_command(command or (), remote=ray is not None)
     from isopose.homogenize.wrap import open_scans
     from isopose.homogenize.wrap import wrap as run
     from isopose.homogenize.wrapped import LOGS

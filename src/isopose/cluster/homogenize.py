@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from isopose.choices import Modality
 from isopose.cluster.cases import CaseItems, case_with_paths, mirror_of_masks, sources_of
 from isopose.cluster.cohort import STATE_FOLDER as COHORT
 from isopose.cluster.cohort import Cohort, locked, run_cohort
@@ -22,13 +21,12 @@ from isopose.homogenize.dataset import (
     open_input,
     report_modality,
     report_warnings,
-    with_modality,
-    with_plane,
+    resolved_config,
 )
 from isopose.homogenize.estimator import open_estimator
 from isopose.homogenize.head import begin, check_claim, finish, head_of
 from isopose.homogenize.record import FOLDER, HEAD, CaseRecord, read_record
-from isopose.homogenize.reference import ReferenceOutline, find_reference, named_case
+from isopose.homogenize.reference import ReferenceOutline, find_reference, reference_case
 from isopose.io.cases import Case, Dataset, check_one_channel, report_unusable
 from isopose.io.masks import with_masks
 from isopose.outputs import Outcome
@@ -162,19 +160,18 @@ def settle_reference(
         mirrors: mirrors that contain the cases.
         below: folder for the files of a reference case, which are fetched so that this machine can read them.
     """
-    config = with_modality(with_plane(config, unpacked), dataset, unpacked)
-    modality: Modality = "mr" if config.modality == "mr" else "ct"
+    config = resolved_config(config, dataset, unpacked)
     # Messages and records name the user's path, not that of the unpacked copy.
     named = model.local if model is not None and model.local is not None else unpacked
     cases = _with_reference_here(dataset.cases, config, mirrors, below)
-    return config, find_reference(config.reference, named, cases, modality, config.plane or "axial")
+    return config, find_reference(config, named, cases)
 
 
 def _with_reference_here(
     cases: Sequence[Case], config: HomogenizeConfig, mirrors: Sequence[Mirror], below: Path
 ) -> list[Case]:
     """Return the cases; the files of a reference among them are fetched to this machine."""
-    case = named_case(config.reference, cases)
+    case = reference_case(config.reference, cases)
     if case is None:
         return [*cases]
     cohort = Cohort(mirrors, mirrors[0].place, "", "reference")

@@ -120,7 +120,7 @@ def wrap_on_cluster(
             needs label names.
         IsoposeError: a place or the cluster cannot be reached.
     """
-    if command.together:
+    if command.batch:
         raise InputError(
             "--ray: the command runs once for each scan, got {inputs}; use {input} with {output} or "
             "{output_folder}, or leave --ray out"

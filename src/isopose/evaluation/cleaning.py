@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isopose.geometry.volume import Volume
-from isopose.inference.postprocess import Midline, Parts, Rule, kept
+from isopose.inference.postprocess import Components, Midline, Rule, components_to_keep
 from isopose.labels import Labels, words_of
 
 #: Volumes in ml below which parts may be removed.
@@ -101,14 +101,15 @@ def count(
             predicted &= labeled
         overlap = int(np.count_nonzero(predicted & reference[target]))
         voxels[target] = int(predicted.sum()), int(reference[target].sum()), overlap
-    voxel_ml = float(np.prod(prediction.spacing)) / 1000.0
-    parts = {name: Parts.of(prediction.array, labels.values[name]) for name in {rule.label for rule in rules}}
+    components = {
+        name: Components.of(prediction.array, labels.values[name]) for name in {rule.label for rule in rules}
+    }
     removed: dict[Rule, tuple[int, Mapping[str, int]]] = {}
     for rule in rules:
-        label_parts = parts[rule.label]
-        removed_parts = ~kept(label_parts, rule, voxel_ml, midline)
+        label_components = components[rule.label]
+        false_positives = ~components_to_keep(label_components, rule, prediction.voxel_ml, midline)
         voxels_removed, of_truth = 0, dict.fromkeys(targets, 0)
-        for z, mask in label_parts.in_slices(removed_parts):
+        for z, mask in label_components.in_slices(false_positives):
             if labeled is not None:
                 mask = mask & labeled[z]
             voxels_removed += int(np.count_nonzero(mask))

@@ -37,8 +37,8 @@ class Normalize(nn.Module):
             scale: ``(4,)`` low, high, mean and sd of the scan, where each scan has its own.
         """
         if isinstance(self.scaling, Intensity):
-            one = self.scaling
-            return (values.clamp(one.low, one.high) - one.mean) / max(one.sd, 1e-8)
+            fixed = self.scaling
+            return (values.clamp(fixed.low, fixed.high) - fixed.mean) / max(fixed.sd, 1e-8)
         assert scale is not None, "an input of the graphs where each scan has its own"
         low, high, mean, sd = scale.unbind()
         normalized = (values.clamp(low, high) - mean) / sd.clamp(min=1e-8)
@@ -46,7 +46,11 @@ class Normalize(nn.Module):
 
 
 class _Graph(nn.Module):
-    """The parts of a model that all graphs use."""
+    """Networks, normalization and label values that all graphs use.
+
+    Attributes:
+        values: ``(classes,)`` uint8, the stored label value of each class.
+    """
 
     values: Tensor
 
@@ -118,14 +122,14 @@ class VolumePoseGraph(_Graph):
         pipeline = self.pipeline
         image = self.normalize(values, scale)
         count = image.shape[0]
-        # The same as stack_from_frame in geometry/frame.py and places in scan/volume.py.
+        # As Frame.stack_from_frame and scan.volume.slice_positions, for a dynamic number of slices.
         one = torch.ones_like(apart)
         stack_from_frame = torch.diag(torch.cat([one, one, one / (count * apart), one]))
         z = 2.0 * apart * (shown + 0.5 - 0.5 * count)
         slices = _slice_poses(pipeline.pose, image[shown], mask[shown], self.config.predict.min_pose_dice)
         pose, confidence, _ = volume_pose(pipeline.pose, slices, z)
         stack_from_homogenized = pipeline.input_from_homogenized(pose[None], stack_from_frame)
-        stack, body = (values.transpose(0, 1)[None] for values in (image, mask))
+        stack, body = (slices.transpose(0, 1)[None] for slices in (image, mask))
         theta2 = pipeline.theta2(stack, body, stack_from_homogenized)
         return compose(stack_from_homogenized, theta2), confidence[None]
 
@@ -159,10 +163,7 @@ def _slice_poses(
     """Estimate the poses of all slices at once; see :func:`isopose.scan.poses.slice_poses`."""
     initial = None
     if transformer.roll is not None and transformer.config.per != "slice":
-        few = (
-            (torch.arange(INITIAL_SLICES, device=image.device) * 2 + 1)
-            * image.shape[0]
-            // (2 * INITIAL_SLICES)
-        )
-        initial = initial_roll(transformer, image[few], mask[few])
+        odd = torch.arange(INITIAL_SLICES, device=image.device) * 2 + 1
+        sampled = odd * image.shape[0] // (2 * INITIAL_SLICES)
+        initial = initial_roll(transformer, image[sampled], mask[sampled])
     return transformer.estimate(image, mask, min_agreement, initial)

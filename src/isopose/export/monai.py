@@ -18,7 +18,7 @@ from isopose.models.card import CARD, model_card
 from isopose.models.folder import Model, load_model
 from isopose.version import __version__
 
-#: Place of the model's folder in the bundle.
+#: Path of the model's folder in the bundle.
 MODEL = Path("models") / "isopose"
 
 
@@ -101,11 +101,9 @@ def inference() -> dict[str, Any]:
 
 def metadata(model: Model) -> dict[str, Any]:
     """Return the metadata that MONAI's bundle specification requires; it identifies no patient."""
-    names = ["background", *model.labels.names]
-    marked, kind = ", ".join(model.labels.names), model.modality.upper()
-    sees = " and ".join(model.channels)
-    several = {str(number): name for number, name in enumerate(model.channels)}
-    channels = several if len(several) > 1 else {"0": "image"}
+    classes, is_ct = ["background", *model.labels.names], model.modality == "ct"
+    label_names, channel_names = ", ".join(model.labels.names), " and ".join(model.channels)
+    channels = model.channels if len(model.channels) > 1 else ("image",)
     grid = {"spatial_shape": ["*", "*", "*"], "dtype": "float32", "is_patch_data": False}
     return {
         "version": __version__,
@@ -114,9 +112,10 @@ def metadata(model: Model) -> dict[str, Any]:
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
         "required_packages_version": {"isopose": __version__},
-        "name": f"isopose: {marked}",
-        "task": f"segmentation of {sees}",
-        "description": f"Segments {marked} in {sees}, on each scan's own grid; see docs/README.md",
+        "name": f"isopose: {label_names}",
+        "task": f"segmentation of {channel_names}",
+        "description": f"Segments {label_names} in {channel_names}, on each scan's own grid; see "
+        "docs/README.md",
         "authorship": "see docs/README.md",
         "copyright": "see docs/README.md",
         "intended_use": "For research only, not a medical device. See docs/README.md",
@@ -125,11 +124,11 @@ def metadata(model: Model) -> dict[str, Any]:
             "inputs": {
                 "image": {
                     "type": "image",
-                    "format": "hounsfield" if kind == "CT" else "magnitude",
-                    "modality": sees,
+                    "format": "hounsfield" if is_ct else "magnitude",
+                    "modality": channel_names,
                     "num_channels": len(model.channels),
-                    "value_range": [-1024, 3071] if kind == "CT" else [0, 32767],
-                    "channel_def": channels,
+                    "value_range": [-1024, 3071] if is_ct else [0, 32767],
+                    "channel_def": {str(number): name for number, name in enumerate(channels)},
                     **grid,
                 }
             },
@@ -137,9 +136,9 @@ def metadata(model: Model) -> dict[str, Any]:
                 "pred": {
                     "type": "image",
                     "format": "segmentation",
-                    "num_channels": len(names),
+                    "num_channels": len(classes),
                     "value_range": [0, 1],
-                    "channel_def": {str(number): name for number, name in enumerate(names)},
+                    "channel_def": {str(number): name for number, name in enumerate(classes)},
                     **grid,
                 }
             },

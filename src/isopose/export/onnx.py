@@ -65,22 +65,22 @@ def export_onnx(model: Model, folder: Path) -> None:
     size = model.config.data.size
     values, mask = torch.zeros(TRACED_SLICES, 1, size, size), torch.ones(TRACED_SLICES, 1, size, size)
     name = "hu" if model.modality == "ct" else "values"
-    last: dict[str, Tensor] = {}
+    scale: dict[str, Tensor] = {}
     if not isinstance(model.fingerprint.channels[0].scale, Intensity):
-        last["scale"] = torch.tensor([0.0, 1.0, 0.5, 0.5])
-    fast = for_prediction(model)
+        scale["scale"] = torch.tensor([0.0, 1.0, 0.5, 0.5])
+    predicting = for_prediction(model)
     if model.config.dims == 3:
-        theta, numbers = torch.eye(4)[None], torch.arange(TRACED_SLICES - 2)
+        theta, body_indices = torch.eye(4)[None], torch.arange(TRACED_SLICES - 2)
         _write(
             VolumePoseGraph(model),
-            {name: values, "mask": mask, "shown": numbers, "apart": torch.full((1,), 0.02), **last},
+            {name: values, "mask": mask, "shown": body_indices, "apart": torch.full((1,), 0.02), **scale},
             ("slices", "slices", "bodies", None),
             folder / "poses.onnx",
             ("stack_from_crop", "confidence"),
         )
         _write(
-            VolumeSegmentGraph(fast),
-            {name: values, "shown": numbers, "stack_from_crop": theta, **last},
+            VolumeSegmentGraph(predicting),
+            {name: values, "shown": body_indices, "stack_from_crop": theta, **scale},
             ("slices", "bodies", None),
             folder / "segment.onnx",
             ("labels", "probabilities"),
@@ -90,14 +90,14 @@ def export_onnx(model: Model, folder: Path) -> None:
         z_mm = torch.arange(TRACED_SLICES, dtype=torch.float32)
         _write(
             PoseGraph(model),
-            {name: values, "mask": mask, "z_mm": z_mm, **last},
+            {name: values, "mask": mask, "z_mm": z_mm, **scale},
             ("slices", "slices", "slices"),
             folder / "poses.onnx",
             ("frame_from_crop", "confidence"),
         )
         _write(
-            SegmentGraph(fast),
-            {name: values, "frame_from_crop": theta, **last},
+            SegmentGraph(predicting),
+            {name: values, "frame_from_crop": theta, **scale},
             ("batch", "batch"),
             folder / "segment.onnx",
             ("labels", "probabilities"),
@@ -129,7 +129,7 @@ def description(model: Model) -> dict[str, Any]:
 def _write(
     graph: nn.Module,
     inputs: dict[str, Tensor],
-    free: tuple[str | None, ...],
+    dynamic: tuple[str | None, ...],
     path: Path,
     outputs: tuple[str, ...],
 ) -> None:
@@ -138,13 +138,13 @@ def _write(
     Args:
         graph: the module to export.
         inputs: example inputs, by name.
-        free: for the first inputs, the name of the first axis if its length is dynamic, otherwise None; the
-            axes of all others are fixed.
+        dynamic: name of the first axis of each input whose length is dynamic, else None; inputs beyond these
+            have fixed shapes.
         path: of the file.
         outputs: names of the outputs.
     """
-    free = (*free, *[None] * (len(inputs) - len(free)))
-    axes = {name: torch.export.Dim(name, min=2, max=MAX_SLICES) for name in free if name is not None}
+    dynamic = (*dynamic, *[None] * (len(inputs) - len(dynamic)))
+    axes = {name: torch.export.Dim(name, min=2, max=MAX_SLICES) for name in dynamic if name is not None}
     with torch.no_grad(), replacing(path) as temporary, warnings.catch_warnings():
         # The exporter warns about its own internals, and about axes that share a name.
         warnings.simplefilter("ignore")
@@ -154,7 +154,7 @@ def _write(
             tuple(inputs.values()),
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=tuple({} if name is None else {0: axes[name]} for name in free),
+            dynamic_shapes=tuple({} if name is None else {0: axes[name]} for name in dynamic),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

@@ -87,6 +87,11 @@ class Volume:
         return np.linalg.norm(self.world_from_index[:3, :3], axis=0)
 
     @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in milliliters."""
+        return float(np.prod(self.spacing)) / 1000.0
+
+    @property
     def direction(self) -> np.ndarray:
         """``(3, 3)`` unit vectors of the index axes in LPS, as columns."""
         return self.world_from_index[:3, :3] / self.spacing

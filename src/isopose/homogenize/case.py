@@ -1,12 +1,12 @@
-"""One case of a homogenized dataset: its images, label map and record, or why there are none."""
+"""Write one case of a homogenized dataset: its images, label map and record."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from isopose.choices import Modality
 from isopose.config import HomogenizeConfig
+from isopose.data.modality import modality_of
 from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
@@ -22,6 +22,7 @@ from isopose.io.sources import hash_of_source
 from isopose.isolation import failure_of, named
 from isopose.labels import Labels
 from isopose.outputs import Outcome, damaged, remove, replacing_results
+from isopose.settings import DataConfig
 from isopose.version import __version__
 
 IMAGE_EXTENSION = ".nii.gz"
@@ -79,12 +80,13 @@ def make_case(
     try:
         return _make_case(case, settings)
     except reported as error:
-        line = str(failure_of(error))
+        problem = named(str(failure_of(error)), str(case.image))
         remove_case(settings, case.id)
-        return Outcome(case.id, None, named(line, str(case.image)))
+        return Outcome(case.id, None, problem)
 
 
 def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
+    """Homogenize one case as :func:`make_case` does; any failure is raised."""
     root = settings.root
     part: Literal["Tr", "Ts"] = "Tr" if case.label is not None and case.split != "test" else "Ts"
     sources = {"image": hash_of_channels(case.images, settings.series)}
@@ -95,30 +97,30 @@ def _make_case(case: Case, settings: HomogenizeSettings) -> CaseOutcome:
     earlier = _earlier_record(settings, case.id, part, sources)
     if earlier is not None and not damaged(root, earlier.files):
         return Outcome(case.id, earlier, None, made=False)
-    record, *results = _results(root, case.id, len(settings.channels))
-    with replacing_results(record, results, stale=results):
+    path, *results = _results(root, case.id, len(settings.channels))
+    with replacing_results(path, results, stale=results):
         estimator = _estimator(settings.model, settings.config, settings.reference)
         volumes = read_channels(case.images, settings.channels, settings.series, estimator.modality)
         volume = volumes[settings.pose_channel]
         body = None if case.mask is None else read_mask(case.mask, volume)
-        classes, notes = None, list[str]()
+        classes, label_warnings = None, list[str]()
         if case.label is not None:
-            stored = read_labels(case.label, like=volume, note=notes.append)
+            stored = read_labels(case.label, like=volume, note=label_warnings.append)
             classes = stored.with_array(settings.labels.to_nnunet(stored.array))
         scan = homogenize_scan(estimator, volume, classes, settings.labels.classes, body)
-        scan = replace(scan, warnings=(*scan.warnings, *(f"label: {note}" for note in notes)))
-        label, *images = _paths(root, case.id, part, len(volumes))
+        scan = replace(scan, warnings=(*scan.warnings, *(f"label: {line}" for line in label_warnings)))
+        label_path, *files = _paths(root, case.id, part, len(volumes))
+        for image_file, channel, name in zip(files, volumes, settings.channels, strict=True):
+            if channel is volume:
+                image = scan.image
+            else:
+                image = homogenized_image(channel, scan.transform, modality_of(DataConfig(), [name]))
+            write_image(image, image_file)
         if scan.labels is not None:
-            write_labels(scan.labels, label)
-        for path, one, name in zip(images, volumes, settings.channels, strict=True):
-            kind: Modality = "ct" if name.casefold() == "ct" else "mr"
-            homogenized = scan.image if one is volume else homogenized_image(one, scan.transform, kind)
-            write_image(homogenized, path)
-        files = [*images, label] if scan.labels is not None else images
-        case_record = write_record(
-            root, case.id, part, scan, estimator.reference, settings.sha256, sources, files
-        )
-        return Outcome(case.id, case_record, None)
+            write_labels(scan.labels, label_path)
+            files.append(label_path)
+        record = write_record(root, case.id, part, scan, estimator.reference, settings.sha256, sources, files)
+        return Outcome(case.id, record, None)
 
 
 def _earlier_record(
@@ -129,9 +131,8 @@ def _earlier_record(
         record = read_record(record_path(settings.root, case))
     except InputError:
         return None
-    wanted = (__version__, case, part, sources, settings.sha256)
-    found = (record.isopose, record.case, record.part, record.sources, record.settings_sha256)
-    return record if found == wanted else None
+    recorded = (record.isopose, record.case, record.part, record.sources, record.settings_sha256)
+    return record if recorded == (__version__, case, part, sources, settings.sha256) else None
 
 
 def _paths(root: Path, case: str, part: str, channels: int) -> list[Path]:
@@ -147,8 +148,7 @@ def image_path(root: Path, case: str, channel: int = 0) -> Path:
 
 def _results(root: Path, case: str, channels: int) -> list[Path]:
     """Return the paths of all files that may exist for a case, its record first."""
-    both = (path for part in ("Tr", "Ts") for path in _paths(root, case, part, channels))
-    return [record_path(root, case), *both]
+    return [record_path(root, case), *_paths(root, case, "Tr", channels), *_paths(root, case, "Ts", channels)]
 
 
 def remove_case(settings: HomogenizeSettings, case: str) -> None:

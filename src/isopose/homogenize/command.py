@@ -29,11 +29,11 @@ class Command:
 
     Args:
         words: the program, then its arguments.
-        together: True to run it once for all scans, False to run it for each.
+        batch: True to run it once for all scans, False to run it for each.
     """
 
     words: tuple[str, ...]
-    together: bool
+    batch: bool
 
     def filled(self, paths: Mapping[str, Path]) -> list[str]:
         """Return the words of the command with each placeholder replaced by its path.
@@ -44,25 +44,21 @@ class Command:
         return [_PLACEHOLDER.sub(lambda match: str(paths[match[0][1:-1]]), word) for word in self.words]
 
 
-def read_command(words: Sequence[str], *, elsewhere: bool = False) -> Command:
+def read_command(words: Sequence[str], *, remote: bool = False) -> Command:
     """Check that a command's placeholders are valid and that its program exists.
 
     Args:
         words: the program, then its arguments.
-        elsewhere: True if the command runs on other machines, so that the program need not exist on this one.
+        remote: True if the command runs on other machines, so that the program need not exist on this one.
 
     Raises:
         InputError: no words, no such program, missing placeholders, or placeholders of both kinds.
     """
     if not words:
         raise InputError("no command, expected one after --, e.g. -- segment {input} {output}")
-    placeholders = {part[1:-1] for word in words for part in _PLACEHOLDER.findall(word)}
-    got = (
-        ", ".join(
-            f"{{{name}}}" for name in (*SINGLE_PLACEHOLDERS, *BATCH_PLACEHOLDERS) if name in placeholders
-        )
-        or "none"
-    )
+    placeholders = {match[1:-1] for word in words for match in _PLACEHOLDER.findall(word)}
+    ordered = [name for name in (*SINGLE_PLACEHOLDERS, *BATCH_PLACEHOLDERS) if name in placeholders]
+    got = ", ".join(f"{{{name}}}" for name in ordered) or "none"
     single = "input" in placeholders and len(placeholders & {"output", "output_folder"}) == 1
     if placeholders & set(SINGLE_PLACEHOLDERS) and placeholders & set(BATCH_PLACEHOLDERS):
         raise InputError(
@@ -74,7 +70,7 @@ def read_command(words: Sequence[str], *, elsewhere: bool = False) -> Command:
             "the command must say where scans and results belong: expected {input} and {output} (a file) or "
             f"{{output_folder}}, or for all scans at once {{inputs}} and {{outputs}}, got {got}"
         )
-    if not elsewhere and shutil.which(words[0]) is None:
+    if not remote and shutil.which(words[0]) is None:
         raise InputError(
             f"{words[0]}: no such program, or it is not executable; give one path of scans, then options, "
             "then -- and the command"
@@ -108,17 +104,17 @@ def run_command(words: Sequence[str], log: Path) -> int:
             )
         except OSError as error:
             raise InputError(f"{words[0]}: cannot be run ({error.strerror})") from None
-        with _listening():
+        with _raise_on_sigterm():
             try:
                 return process.wait()
             except BaseException as error:
-                _end(process)
+                _terminate(process)
                 if isinstance(error, _Terminated):
                     os._exit(1)
                 raise
 
 
-def how_it_ended(code: int) -> str:
+def exit_description(code: int) -> str:
     """Describe an exit code as the rest of a sentence that begins with "the command"."""
     if code >= 0:
         return f"ended with exit code {code}"
@@ -133,8 +129,8 @@ class _Terminated(BaseException):
 
 
 @contextmanager
-def _listening() -> Iterator[None]:
-    """Raise an exception on SIGTERM within the block, in a worker process, instead of exiting at once."""
+def _raise_on_sigterm() -> Iterator[None]:
+    """In a worker process, raise an exception on SIGTERM within the block instead of exiting at once."""
     if parent_process() is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -142,14 +138,14 @@ def _listening() -> Iterator[None]:
     def terminate(_signum: int, _frame: FrameType | None) -> None:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _terminate(process: subprocess.Popen[bytes]) -> None:
     """Send SIGTERM to a program and, after a grace period, SIGKILL to it and all processes it has started."""
     try:
         _signal(process, "SIGTERM")
@@ -162,6 +158,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _signal(process: subprocess.Popen[bytes], name: str) -> None:
+    """Send a signal to a program and all processes that it has started, unless they have ended."""
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, getattr(signal, name))

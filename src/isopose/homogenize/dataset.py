@@ -1,6 +1,5 @@
 """``isopose homogenize``: a dataset or scans in, an nnU-Net raw dataset in one pose and size out."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,7 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from isopose.choices import AUTO, Modality, Plane
+from isopose.choices import AUTO
 from isopose.config import HomogenizeConfig
 from isopose.data.modality import modality_of, modality_warnings
 from isopose.data.normalization import channel_number, pose_channel_of
@@ -17,6 +16,7 @@ from isopose.files import hash_of, only_writer, output_folder
 from isopose.homogenize.case import CaseOutcome, HomogenizeSettings, make_case, remove_case
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
 from isopose.homogenize.head import begin, check_claim, finish, head_of
+from isopose.homogenize.process import process_cases
 from isopose.homogenize.record import FORMAT
 from isopose.homogenize.reference import ReferenceOutline, find_reference
 from isopose.io.cases import (
@@ -30,11 +30,9 @@ from isopose.io.cases import (
 )
 from isopose.io.datasets import is_dataset, open_dataset
 from isopose.io.scans import check_output_apart, find_scans
-from isopose.isolation import Failed
 from isopose.labels import Labels
 from isopose.models.folder import load_model
-from isopose.outputs import Outcome, sweep
-from isopose.parallel import attempts
+from isopose.outputs import sweep
 from isopose.progress import Reporter
 from isopose.settings import DataConfig
 from isopose.version import __version__
@@ -49,7 +47,7 @@ def open_input(path: Path, labels: Mapping[str, int] | None = None, series: str 
         series: number or instance UID, for DICOM that holds several series.
 
     Raises:
-        InputError: neither, or a series is chosen of an input that is not DICOM.
+        InputError: neither a dataset nor scans, or ``series`` is set for an input that is not DICOM.
     """
     if is_dataset(path):
         refuse_series(path, series)
@@ -60,11 +58,7 @@ def open_input(path: Path, labels: Mapping[str, int] | None = None, series: str 
 
 
 def refuse_series(path: Path, series: str | None) -> None:
-    """Refuse the choice of a series of a dataset.
-
-    Raises:
-        InputError: one is chosen.
-    """
+    """Raise an InputError if ``series`` is set, which a dataset does not support."""
     if series is not None:
         raise InputError(f"{path}: --series chooses a DICOM series, got a dataset; leave it out")
 
@@ -139,12 +133,11 @@ def homogenize(
     if not dataset.cases:
         return unusable
     pose_channel = _find_pose_channel(config, dataset, model)
-    config = with_plane(config.model_copy(update={"pose_channel": pose_channel}), model)
+    config = config.model_copy(update={"pose_channel": pose_channel})
     report_modality(config, dataset, reporter)
-    config = with_modality(config, dataset, model)
-    modality: Modality = "mr" if config.modality == "mr" else "ct"
+    config = resolved_config(config, dataset, model)
     pose_cases = [replace(case, image=case.images[pose_channel]) for case in dataset.cases]
-    reference = find_reference(config.reference, model, pose_cases, modality, config.plane or "axial")
+    reference = find_reference(config, model, pose_cases)
     estimator = open_estimator(model, config, reference)
     settings = homogenize_settings(dataset, output, config, model, reference, estimator, series)
     head = head_of(dataset, settings, estimator)
@@ -166,25 +159,28 @@ def _find_pose_channel(config: HomogenizeConfig, dataset: Dataset, model: Path |
     if model is None or len(names) == 1:
         return 0
     loaded = load_model(model)
-    wanted = loaded.channels[pose_channel_of(loaded.config.data, loaded.channels)]
-    if wanted not in names:
+    model_channel = loaded.channels[pose_channel_of(loaded.config.data, loaded.channels)]
+    if model_channel not in names:
         raise InputError(
-            f"{dataset.root}: has the channels {', '.join(names)}, and the model finds poses in {wanted}; "
-            "name the one that shows the same with --pose-channel"
+            f"{dataset.root}: has the channels {', '.join(names)}, and the model finds poses in "
+            f"{model_channel}; name the one that shows the same with --pose-channel"
         )
-    return names.index(wanted)
+    return names.index(model_channel)
 
 
-def with_modality(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> HomogenizeConfig:
-    """Return the configuration with the modality that a dataset states, where none was given.
+def resolved_config(config: HomogenizeConfig, dataset: Dataset, model: Path | None) -> HomogenizeConfig:
+    """Return the configuration with modality and plane, where the user gave none.
 
-    Scans and tables state none: the model's modality is used, or CT without a model.
+    The plane is the model's, without a model axial. The modality is the dataset's. Scans and tables state
+    none: with a model it stays ``auto``, which means the model's; without a model it is CT.
     """
-    if config.modality != AUTO or (dataset.layout in ("scans", "manifest") and model is not None):
-        return config
-    return config.model_copy(
-        update={"modality": modality_of(DataConfig(pose_channel=config.pose_channel or 0), dataset.channels)}
-    )
+    changes: dict[str, Any] = {}
+    if config.plane is None:
+        changes["plane"] = "axial" if model is None else load_model(model).config.data.plane
+    if config.modality == AUTO and (model is None or dataset.layout not in ("scans", "manifest")):
+        data = DataConfig(pose_channel=config.pose_channel or 0)
+        changes["modality"] = modality_of(data, dataset.channels)
+    return config.model_copy(update=changes)
 
 
 def report_modality(config: HomogenizeConfig, dataset: Dataset, reporter: Reporter) -> None:
@@ -192,14 +188,6 @@ def report_modality(config: HomogenizeConfig, dataset: Dataset, reporter: Report
     data = DataConfig(modality=config.modality, pose_channel=config.pose_channel or 0)
     for warning in modality_warnings(data, dataset, "--modality"):
         reporter.say(f"warning: {warning}")
-
-
-def with_plane(config: HomogenizeConfig, model: Path | None) -> HomogenizeConfig:
-    """Return the configuration with the plane of the scans' slices, where none was given: the model's."""
-    if config.plane is not None:
-        return config
-    plane: Plane = "axial" if model is None else load_model(model).config.data.plane
-    return config.model_copy(update={"plane": plane})
 
 
 def _homogenize(
@@ -212,41 +200,26 @@ def _homogenize(
 ) -> list[CaseOutcome]:
     begin(settings, head)
     report_warnings(settings, reporter)
-    for one in unusable:
+    for case in unusable:
         # Made when no other case had its name.
-        if is_usable_id(one.name):
-            remove_case(settings, one.name)
-    started, new_cases, outcomes = time.monotonic(), 0, [*unusable]
-    work = partial(make_case, settings=settings)
-    total = len(dataset.cases)
+        if is_usable_id(case.name):
+            remove_case(settings, case.name)
     try:
-        with reporter.counting("homogenize") as progress:
-            results = attempts(work, dataset.cases, name=attrgetter("id"), workers=workers, progress=progress)
-            for done, (case, result) in enumerate(zip(dataset.cases, results, strict=True), start=1):
-                outcome = Outcome(case.id, None, result.why) if isinstance(result, Failed) else result
-                if isinstance(result, Failed):
-                    remove_case(settings, case.id)
-                outcomes.append(outcome)
-                new_cases += outcome.made
-                seconds_per_case = (time.monotonic() - started) / max(new_cases, 1)
-                reporter.say(
-                    f"[{done}/{total}] {outcome.name}{_reported(outcome, seconds_per_case * (total - done))}"
-                )
-                for warning in outcome.record.warnings if outcome.record else ():
-                    reporter.say(f"  warning: {warning}")
+        outcomes = process_cases(
+            partial(make_case, settings=settings),
+            dataset.cases,
+            name=attrgetter("id"),
+            title="homogenize",
+            warnings_of=attrgetter("warnings"),
+            discard=lambda case: remove_case(settings, case.id),
+            workers=workers,
+            reporter=reporter,
+        )
     finally:
         # A stopped worker cannot remove the files that it was writing.
         sweep(settings.root)
     finish(dataset, settings, head, outcomes)
-    return outcomes
-
-
-def _reported(outcome: CaseOutcome, seconds_left: float) -> str:
-    if outcome.problem is not None:
-        return f"\n  error: {outcome.problem}"
-    if not outcome.made:
-        return "  is there already, made from the same scan and settings"
-    return f"  about {seconds_left:.0f} s left" if seconds_left else ""
+    return [*unusable, *outcomes]
 
 
 def report_warnings(settings: HomogenizeSettings, reporter: Reporter) -> None:
@@ -269,17 +242,9 @@ def homogenize_settings(
     pose_channel = channel_number(config.pose_channel or 0, channels, "--pose-channel")
     # Hashes depend on the reference and the channel themselves, not on how the user named them.
     config = config.model_copy(update={"reference": None, "pose_channel": pose_channel})
-    decides = [FORMAT, __version__, config.model_dump(mode="json"), estimator.sha256, labels.stored]
+    inputs = [FORMAT, __version__, config.model_dump(mode="json"), estimator.sha256, labels.stored]
     if len(channels) > 1:
-        decides.append(list(channels))
+        inputs.append(list(channels))
     return HomogenizeSettings(
-        Path(root),
-        model,
-        config,
-        reference,
-        labels,
-        hash_of(decides),
-        series=series,
-        channels=channels,
-        pose_channel=pose_channel,
+        Path(root), model, config, reference, labels, hash_of(inputs), series, channels, pose_channel
     )

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from isopose.choices import AUTO, Modality, Per, Plane
+from isopose.choices import AUTO, Modality, Per
 from isopose.config import HomogenizeConfig
 from isopose.data.normalization import ByScan, Scale
 from isopose.data.preprocess import common_fov
@@ -15,9 +15,9 @@ from isopose.homogenize.reference import (
     ReferenceSource,
     find_reference,
     outline_of_model,
-    pose_of,
-    scale_of,
     shipped_outline,
+    shipped_pose_config,
+    shipped_scale,
 )
 from isopose.models.folder import Model, load_model
 from isopose.models.pipeline import Networks
@@ -31,8 +31,8 @@ class PoseEstimator:
     """Everything besides the scan that determines its homogenized image.
 
     Args:
+        config: one pose for a scan or several, and the size.
         transformer: estimates poses (STN1).
-        per: which slices of a scan share a pose.
         joint: a model's networks if one of them refines these poses (``stn=joint``), else None.
         crop: a model's networks if the scan is cropped, else None.
         scale: normalization of the transformer's input.
@@ -40,17 +40,14 @@ class PoseEstimator:
         data: settings of the preprocessing.
         modality: of the scans.
         predict: thresholds of the warnings about poses.
-        size: pixels along a side of the reference's frame in the output.
-        side_mm: side of the reference's frame.
-        tilted: whether a scan's pose has pitch and yaw.
-        scale_z: whether distances along z are scaled by the in-plane factor.
+        side_mm: side of the reference's frame, mm.
         origin: ``shipped`` with the package, or of a ``model``.
         reference: source of the reference.
-        sha256: of network, reference and settings.
+        sha256: hash of network, reference and settings.
     """
 
+    config: HomogenizeConfig
     transformer: PoseTransformer
-    per: Per
     joint: Networks | None
     crop: Networks | None
     scale: Scale | ByScan
@@ -58,10 +55,7 @@ class PoseEstimator:
     data: DataConfig
     modality: Modality
     predict: PredictConfig
-    size: int
     side_mm: float
-    tilted: bool
-    scale_z: bool
     origin: Literal["shipped", "model"]
     reference: ReferenceSource
     sha256: str
@@ -69,7 +63,12 @@ class PoseEstimator:
     @property
     def pixel_mm(self) -> float:
         """Side of a homogenized pixel in mm, measured in the reference patient."""
-        return self.side_mm / self.size
+        return self.side_mm / self.config.size
+
+    @property
+    def per(self) -> Per:
+        """Which slices of a scan share an in-plane pose; with ``tilted`` all of them."""
+        return _in_plane_per(self.config)
 
 
 def open_estimator(
@@ -89,7 +88,7 @@ def open_estimator(
     if config.crop and model is None:
         raise InputError("--crop: the crop is found by a model's STN2; name the model (--model)")
     _check_plane(config)
-    reference = reference or find_reference(config.reference, model, plane=config.plane or "axial")
+    reference = reference or find_reference(config, model)
     if model is None:
         return shipped_estimator(config, reference)
     return estimator_from_model(load_model(model), config)
@@ -102,15 +101,13 @@ def shipped_estimator(config: HomogenizeConfig, reference: ReferenceOutline | No
         config: one pose for a scan or several, and the size.
         reference: whose pose and size scans get; None: the shipped child.
     """
-    modality: Modality = "mr" if config.modality == "mr" else "ct"
-    plane: Plane = config.plane or "axial"
-    reference, scale = reference or shipped_outline(plane=plane), scale_of(modality)
-    per = _in_plane(config)
-    pose, data, predict = pose_of(modality, per, plane), DataConfig(plane=plane), PredictConfig()
-    settings = (part.model_dump(mode="json") for part in (pose, data, predict))
+    modality, plane, per = config.scan_modality, config.scan_plane, _in_plane_per(config)
+    reference, scale = reference or shipped_outline(plane=plane), shipped_scale(modality)
+    pose, data, predict = shipped_pose_config(modality, per, plane), DataConfig(plane=plane), PredictConfig()
+    settings = (section.model_dump(mode="json") for section in (pose, data, predict))
     return PoseEstimator(
+        config=config,
         transformer=shipped_transformer(pose, reference.tensor, scale.air, scale.top, plane),
-        per=per,
         joint=None,
         crop=None,
         scale=scale,
@@ -118,10 +115,7 @@ def shipped_estimator(config: HomogenizeConfig, reference: ReferenceOutline | No
         data=data,
         modality=modality,
         predict=predict,
-        size=config.size,
         side_mm=reference.side_mm,
-        tilted=config.per == "tilted",
-        scale_z=config.scale_z,
         origin="shipped",
         reference=reference.source,
         sha256=hash_of(
@@ -163,15 +157,9 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
             "be homogenized; leave --model out, or name one that estimates poses"
         )
     networks, reference = model.pipeline, outline_of_model(model)
-    made_of = [
-        model.weights_sha256,
-        model.config.model_dump(mode="json"),
-        model.fingerprint.to_json(),
-        config.per,
-    ]
     return PoseEstimator(
+        config=config,
         transformer=networks.pose,
-        per=_in_plane(config),
         joint=networks if networks.joint is not None else None,
         crop=networks if config.crop else None,
         scale=model.fingerprint.pose_scale(model.config.data),
@@ -179,13 +167,17 @@ def estimator_from_model(model: Model, config: HomogenizeConfig) -> PoseEstimato
         data=model.config.data,
         modality=model.modality,
         predict=model.config.predict,
-        size=config.size,
         side_mm=reference.side_mm,
-        tilted=config.per == "tilted",
-        scale_z=config.scale_z,
         origin="model",
         reference=reference.source,
-        sha256=hash_of(made_of),
+        sha256=hash_of(
+            [
+                model.weights_sha256,
+                model.config.model_dump(mode="json"),
+                model.fingerprint.to_json(),
+                config.per,
+            ]
+        ),
     )
 
 
@@ -197,6 +189,6 @@ def _check_plane(config: HomogenizeConfig) -> None:
         )
 
 
-def _in_plane(config: HomogenizeConfig) -> Per:
+def _in_plane_per(config: HomogenizeConfig) -> Per:
     """Return which slices share an in-plane pose; with ``tilted`` all of them."""
     return "volume" if config.per == "tilted" else config.per

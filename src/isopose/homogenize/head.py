@@ -12,7 +12,6 @@ from isopose.homogenize.case import IMAGE_EXTENSION, CaseOutcome, HomogenizeSett
 from isopose.homogenize.estimator import PoseEstimator
 from isopose.homogenize.record import FOLDER, FORMAT, HEAD
 from isopose.io.cases import Case, Dataset
-from isopose.labels import Labels
 from isopose.models.folder import versions
 from isopose.outputs import claim, sweep
 from isopose.settings import DataConfig
@@ -37,14 +36,14 @@ def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstim
             "kind": estimator.reference.kind,
             "sha256": estimator.reference.sha256,
             "case": estimator.reference.case,
-            "size": estimator.size,
+            "size": estimator.config.size,
             "pixel_mm": estimator.pixel_mm,
             "side_mm": estimator.side_mm,
         },
         # nnU-Net requires consecutive values; restoring converts them to the dataset's own again.
         "labels": {
             name: {"value": value, "stored": dataset.labels.values[name]}
-            for name, value in _written_values(dataset.labels).items()
+            for value, name in enumerate(dataset.labels.names, start=1)
         },
         "cases": [],
         "failed": [],
@@ -53,14 +52,14 @@ def head_of(dataset: Dataset, settings: HomogenizeSettings, estimator: PoseEstim
 
 def check_claim(settings: HomogenizeSettings, dataset: Dataset) -> None:
     """Check that the folder is absent, empty, or of a run with the same settings and cases."""
-    begun = claim(
+    earlier_head = claim(
         settings.root,
         settings.root / HEAD,
         {"settings_sha256": settings.sha256},
         other="was homogenized by another isopose or with another model, settings or labels",
         strange="is not empty and holds no homogenized dataset",
     )
-    if begun is None:
+    if earlier_head is None:
         return
     records = (path for path in (settings.root / FOLDER).glob("*.json") if not path.name.startswith("."))
     known = {case.id for case in dataset.cases} | {case.name for case in dataset.unusable}
@@ -73,7 +72,7 @@ def check_claim(settings: HomogenizeSettings, dataset: Dataset) -> None:
 
 
 def begin(settings: HomogenizeSettings, head: dict[str, Any]) -> None:
-    """Mark the folder as this dataset's, before its cases are made."""
+    """Write the incomplete head, before any case; remove the partial files of interrupted runs."""
     sweep(settings.root)
     # Until all cases were tried this is not a dataset.
     (settings.root / "dataset.json").unlink(missing_ok=True)
@@ -91,15 +90,15 @@ def _channel_names(dataset: Dataset, head: dict[str, Any]) -> dict[str, str]:
 def finish(
     dataset: Dataset, settings: HomogenizeSettings, head: dict[str, Any], outcomes: Sequence[CaseOutcome]
 ) -> None:
-    """Write the dataset's description for nnU-Net and for restoring."""
+    """Write ``dataset.json`` and ``patients.csv`` of all finished cases, then the complete head."""
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     failed = [outcome.name for outcome in outcomes if outcome.record is None]
     if records:
         ids = {record.case for record in records}
-        text = _patients([case for case in dataset.cases if case.id in ids])
-        if text:
-            write_text(settings.root / "patients.csv", text)
-        described = {
+        patients = _patients_csv([case for case in dataset.cases if case.id in ids])
+        if patients:
+            write_text(settings.root / "patients.csv", patients)
+        description = {
             "name": f"{dataset.name} in one pose and size",
             "description": f"homogenized by isopose {__version__}; see {HEAD}",
             "channel_names": _channel_names(dataset, head),
@@ -107,17 +106,12 @@ def finish(
             "numTraining": sum(record.part == "Tr" for record in records),
             "file_ending": IMAGE_EXTENSION,
         }
-        write_json(settings.root / "dataset.json", described)
+        write_json(settings.root / "dataset.json", description)
     cases = [record.case for record in records]
     write_json(settings.root / HEAD, {**head, "complete": True, "cases": cases, "failed": failed})
 
 
-def _written_values(labels: Labels) -> dict[str, int]:
-    """Return consecutive values by label, in the order of the stored ones."""
-    return {name: value for value, name in enumerate(labels.names, start=1)}
-
-
-def _patients(cases: Sequence[Case]) -> str:
+def _patients_csv(cases: Sequence[Case]) -> str:
     """Return ``patients.csv`` with numbers instead of patients' ids; empty if it would add nothing."""
     if all(case.patient == case.id and case.age_years is None for case in cases):
         return ""

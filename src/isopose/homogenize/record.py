@@ -30,11 +30,11 @@ FOLDER, HEAD = "transforms", "homogenize.json"
 
 
 @dataclass(frozen=True)
-class SliceFacts:
-    """The estimated pose of one reoriented slice; only its roll if it shows no body.
+class SliceRecord:
+    """The estimated pose of one reoriented slice; a slice without a body has only a roll.
 
     Args:
-        roll_degrees: by which the slice was turned back, from +x to +y.
+        roll_degrees: corrected roll, positive from +x to +y.
         pose_from: ``anatomy``, ``learned``, ``moments`` or ``identity``.
         agreement: of the outline with the reference's, Eq. 1.
         confidence: probability that the roll is right within 6 degrees, or the agreement if a model does
@@ -61,7 +61,7 @@ class CaseRecord:
         sources: SHA-256 of the scan and, if there is one, of its label file.
         files: SHA-256 of each written file, by path in the dataset.
         warnings: one line each.
-        roll_degrees: median of the angles by which the slices were turned back.
+        roll_degrees: circular median of the slices' corrected roll.
         slices: from the feet.
         transform: to the homogenized grid and back.
         roll_decision: whether the slices' roll overrides the header; None where it was not estimated.
@@ -77,7 +77,7 @@ class CaseRecord:
     files: dict[str, Hash]
     warnings: tuple[str, ...]
     roll_degrees: float
-    slices: tuple[SliceFacts, ...]
+    slices: tuple[SliceRecord, ...]
     transform: Transform
     roll_decision: RollDecision | None = None
     reference: ReferenceSource | None = None
@@ -119,7 +119,7 @@ def write_record(
         warnings=scan.warnings,
         roll_degrees=float(np.degrees(poses.roll)),
         slices=tuple(
-            SliceFacts(
+            SliceRecord(
                 roll_degrees=float(np.degrees(poses.pose[z, ANGLE])),
                 pose_from=poses.source_of(z),
                 agreement=float(poses.agreement[z]) if has_body else None,

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from isopose.choices import Modality, Per, Plane
+from isopose.config import HomogenizeConfig
 from isopose.data.normalization import ByScan, Scale, Window
 from isopose.data.plane import MIN_THICKNESS
 from isopose.data.preprocess import prepare_as
@@ -91,23 +92,18 @@ class ReferenceOutline:
 
 
 def find_reference(
-    name: str | None,
-    model: Path | None = None,
-    cases: Sequence[Case] = (),
-    modality: Modality = "ct",
-    plane: Plane = "axial",
+    config: HomogenizeConfig, model: Path | None = None, cases: Sequence[Case] = ()
 ) -> ReferenceOutline | None:
-    """Return the reference that a user named.
+    """Return the reference that ``config.reference`` names.
 
     A name is looked up in this order: ``child`` and ``adult``, the ids of the cases, a path. A file or folder
     with one of these names must be given by a path, e.g. ``./child``.
 
     Args:
-        name: ``child``, ``adult``, a case's id, the path of a scan or of a model's folder; None: the child.
+        config: names the reference; modality and plane are those of the scans, and of a scan that is the
+            reference.
         model: folder of the model whose pose networks are used; it has its own reference.
         cases: of the dataset that is homogenized.
-        modality: of the scans, and of a scan named as the reference.
-        plane: of the scans' slices, and of those of a scan named as the reference.
 
     Returns:
         The reference; None with a model.
@@ -116,6 +112,7 @@ def find_reference(
         InputError: no such reference, another one than the model's, or a scan that cannot be read or shows
             no outline of a body.
     """
+    name, plane = config.reference, config.scan_plane
     if model is not None:
         if name is not None and os.path.realpath(name) != os.path.realpath(model):
             raise InputError(
@@ -126,12 +123,12 @@ def find_reference(
     name = DEFAULT_REFERENCE if name is None else name
     if name in REFERENCES:
         return shipped_outline(name, plane)
-    case = named_case(name, cases)
+    case = reference_case(name, cases)
     if case is not None:
-        return _outline_from_file(case.image, "case", modality, plane, case.id, case.mask)
+        return _outline_from_file(case.image, "case", config, case.id, case.mask)
     path = Path(name)
     if not os.path.lexists(path):
-        raise InputError(_unknown(name, cases))
+        raise InputError(_unknown_reference_message(name, cases))
     if (path / "model.json").is_file():
         loaded = load_model(path)
         if loaded.config.data.plane != plane:
@@ -140,11 +137,14 @@ def find_reference(
                 "name another reference"
             )
         return outline_of_model(loaded)
-    return _outline_from_file(_only_scan(path), "scan", modality, plane)
+    scans = find_scans([path])
+    if len(scans) > 1:
+        raise InputError(f"--reference {path}: holds {len(scans)} scans; name the file of one of them")
+    return _outline_from_file(scans[0].path, "scan", config)
 
 
-def named_case(name: str | None, cases: Sequence[Case]) -> Case | None:
-    """Return the case that a name of a reference means; None where it means none of them."""
+def reference_case(name: str | None, cases: Sequence[Case]) -> Case | None:
+    """Return the case whose id is the name of a reference; None if the name is no case's id."""
     if name is None or name in REFERENCES:
         return None
     return next((case for case in cases if case.id == composed(name)), None)
@@ -169,8 +169,8 @@ def shipped_outline(name: str = DEFAULT_REFERENCE, plane: Plane = "axial") -> Re
     if plane != "axial":
         # Columns are left to right, rows front to back.
         thickness = mask[0, 0].sum(axis=0 if plane == "coronal" else 1)
-        across = (thickness >= MIN_THICKNESS * thickness.max()).astype(mask.dtype)
-        mask = np.ascontiguousarray(np.broadcast_to(across, mask.shape))
+        columns = (thickness >= MIN_THICKNESS * thickness.max()).astype(mask.dtype)
+        mask = np.ascontiguousarray(np.broadcast_to(columns, mask.shape))
     return ReferenceOutline(source, mask, reference.side_mm)
 
 
@@ -208,17 +208,17 @@ def outline_of_scan(
     body: np.ndarray | None = None,
     plane: Plane = "axial",
 ) -> tuple[np.ndarray, float, tuple[str, ...]]:
-    """Turn a scan upright by the shipped network, and return the outline of its most typical slice.
+    """Rotate a scan upright by the shipped network, and return the outline of its most typical slice.
 
     A coronal or sagittal stack is not rotated; its outline is the silhouette of its body.
 
-    All slices get one pose. The most typical slice is the one whose own width and depth are nearest to those
-    of that pose, so that the scan itself keeps its size when it is homogenized to its own outline.
+    All slices share one pose. The most typical slice is the one whose own width and depth are nearest to
+    those of that pose, so that the scan itself keeps its size when it is homogenized to its own outline.
 
     Args:
         volume: CT in Hounsfield units, or MR, any size, spacing and orientation.
         modality: of the scan.
-        body: ``(z, y, x)`` mask on the volume's grid, in place of the one that is found.
+        body: ``(z, y, x)`` booleans on the volume's grid, in place of the automatic mask.
         plane: in which its slices lie.
 
     Returns:
@@ -227,10 +227,9 @@ def outline_of_scan(
     Raises:
         InputError: no body, or it reaches out of the scan on all sides.
     """
-    scale, settings = scale_of(modality), PredictConfig()
-    pose = pose_of(modality, "volume", plane)
-    start = shipped_outline(plane=plane).tensor
-    transformer = shipped_transformer(pose, start, scale.air, scale.top, plane)
+    scale, settings = shipped_scale(modality), PredictConfig()
+    config, initial_reference = shipped_pose_config(modality, "volume", plane), shipped_outline(plane=plane)
+    transformer = shipped_transformer(config, initial_reference.tensor, scale.air, scale.top, plane)
     prepared = prepare_as(volume, scale, None, DataConfig(plane=plane), modality=modality, body=body)
     slices = slice_poses_of(transformer, prepared, settings)
     scan = find_poses(transformer, prepared, settings, slices)
@@ -240,63 +239,57 @@ def outline_of_scan(
             f"shows no outline of a body, so it cannot be the reference{reasons}; choose another scan"
         )
     rows = np.flatnonzero(scan.has_body)
-    common = torch.from_numpy(scan.pose[rows[0]])
-    width_pose = transformer.pose_at_angle(slices.outline, common[ANGLE].expand(len(rows)))
-    deviation = (width_pose - common)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
+    common_pose = torch.from_numpy(scan.pose[rows[0]])
+    slice_poses = transformer.pose_at_angle(slices.outline, common_pose[ANGLE].expand(len(rows)))
+    deviation = (slice_poses - common_pose)[:, LOG_SCALE_X:SHIFT_X].norm(dim=1)
     typical = rows[int(deviation.argmin())]
     mask = torch.from_numpy(prepared.mask[typical])[None, None].float()
-    outline, part = normalized_outline(mask, float(common[ANGLE]), transformer.config, plane)
+    outline, relative_side = normalized_outline(mask, float(common_pose[ANGLE]), transformer.config, plane)
     warnings = (*prepared.warnings, *pose_warnings(scan, transformer, settings))
-    return outline.numpy(), part * prepared.frame.fov_mm, warnings
+    return outline.numpy(), relative_side * prepared.frame.fov_mm, warnings
 
 
-def scale_of(modality: Modality) -> Scale | ByScan:
-    """Return the normalization of scans for the shipped network: a window in HU, or each scan's own in MR."""
+def shipped_scale(modality: Modality) -> Scale | ByScan:
+    """Return the normalization of the shipped network's input: CT a window in HU, MR z-scores by scan."""
     if modality == "ct":
         return Window(*SOFT_TISSUE_HU)
     # Bounds that no z-score between percentiles reaches.
     return ByScan("zscore", DataConfig().clip_percentiles, air=-MAX_Z_SCORE, top=MAX_Z_SCORE)
 
 
-def pose_of(modality: Modality, per: Per, plane: Plane = "axial") -> PoseConfig:
-    """Return how a shipped transformer finds poses: by the network that knows the modality, if any does."""
+def shipped_pose_config(modality: Modality, per: Per, plane: Plane = "axial") -> PoseConfig:
+    """Return the settings of a shipped transformer, which select the roll network of the modality."""
     return PoseConfig(per=per, contrast="ct" if modality == "ct" else "any").in_plane(plane)
 
 
 def _outline_from_file(
     path: Path,
     kind: Literal["case", "scan"],
-    modality: Modality,
-    plane: Plane = "axial",
+    config: HomogenizeConfig,
     case: str | None = None,
     mask: Path | None = None,
 ) -> ReferenceOutline:
+    """Read a scan, and its body mask if there is one, and return its outline."""
     try:
         source = ReferenceSource(kind, hash_of_source(path), case)
-        volume = read_volume(path, modality=modality)
+        volume = read_volume(path, modality=config.scan_modality)
         body = None if mask is None else read_mask(mask, volume)
-        return ReferenceOutline(source, *outline_of_scan(volume, modality, body, plane))
+        outline = outline_of_scan(volume, config.scan_modality, body, config.scan_plane)
+        return ReferenceOutline(source, *outline)
     except InputError as error:
         raise InputError(f"the reference: {named(str(error), str(path))}") from None
 
 
-def _only_scan(path: Path) -> Path:
-    scans = find_scans([path])
-    if len(scans) > 1:
-        raise InputError(f"--reference {path}: holds {len(scans)} scans; name the file of one of them")
-    return scans[0].path
-
-
-def _unknown(name: str, cases: Sequence[Case]) -> str:
-    """Return the error for an unknown reference, which lists the possible names."""
+def _unknown_reference_message(name: str, cases: Sequence[Case]) -> str:
+    """Return the error message for an unknown reference, which lists the possible names."""
     path = Path(name)
     if "://" in name:
         return f"--reference {name}: a URL; name a case of the dataset, or a path on this machine"
     if path.is_absolute() or len(path.parts) > 1 or path.suffix:
         return f"--reference: {missing_message(path)}"
-    some = first_names([case.id for case in cases], MAX_NAMED_CASES)
-    of_the_dataset = f"a case of the dataset ({some}), " if cases else ""
+    case_names = first_names([case.id for case in cases], MAX_NAMED_CASES)
+    case_option = f"a case of the dataset ({case_names}), " if cases else ""
     return (
-        f"--reference {name}: expected {', '.join(REFERENCES)}, {of_the_dataset}or the path of a scan or of "
-        "a model's folder"
+        f"--reference {name}: expected {', '.join(REFERENCES)}, {case_option}or the path of a scan or of a "
+        "model's folder"
     )

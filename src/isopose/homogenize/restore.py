@@ -1,10 +1,10 @@
 """``isopose restore``: restore another segmenter's results on homogenized scans to each scan's own grid."""
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -18,16 +18,16 @@ from isopose.errors import InputError
 from isopose.files import composed, only_writer, output_folder, read_json, sha256, write_json
 from isopose.geometry.volume import Volume
 from isopose.homogenize.case import IMAGE_EXTENSION
-from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE_FORMATS, read_record
+from isopose.homogenize.process import process_cases
+from isopose.homogenize.record import FOLDER, FORMAT, HEAD, READABLE_FORMATS, read_record, record_path
 from isopose.homogenize.transform import Transform
 from isopose.homogenize.warping import restored_labels, restored_share, values_in
 from isopose.inference.files import PROBABILITIES, as_file
 from isopose.io.endings import stem
 from isopose.io.images import on_image_grid, read_labels, read_volume, write_image, write_labels
 from isopose.io.scans import is_image
-from isopose.isolation import Failed, failure_of, named
+from isopose.isolation import failure_of, named
 from isopose.outputs import Outcome
-from isopose.parallel import attempts
 from isopose.progress import Reporter
 from isopose.version import __version__
 
@@ -37,23 +37,41 @@ LABEL_WARNING_PREFIX = "label: "
 #: Largest distance by which rounding may move a probability outside 0 to 1.
 PROBABILITY_TOLERANCE = 1e-3
 
-
 #: A record is the contents of ``CASE.json``.
 Restored = Outcome[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class _Prediction:
-    """The files of one case that are to be restored."""
+    """The files of one case that are to be restored.
+
+    Args:
+        case: id.
+        labels: the label map, if there is one.
+        probabilities: name and probability map of each class.
+    """
 
     case: str
     labels: Path | None
     probabilities: tuple[tuple[str, Path], ...]
 
+    @property
+    def paths(self) -> list[Path]:
+        """All of its files."""
+        labels = [] if self.labels is None else [self.labels]
+        return [*labels, *(path for _, path in self.probabilities)]
+
 
 @dataclass(frozen=True)
 class _RestoreSettings:
-    """Settings that all cases share."""
+    """Settings that all cases share.
+
+    Args:
+        homogenized: folder of the homogenized dataset.
+        output: folder for the results.
+        values: for each label its value in the homogenized dataset and that of the source dataset.
+        keep_values: keep the predicted label values.
+    """
 
     homogenized: Path
     output: Path
@@ -92,8 +110,10 @@ def restore(
         InputError: no homogenized dataset, no prediction, or a result would replace another file.
         RunError: the output is full or cannot be written to.
     """
-    settings = _RestoreSettings(Path(homogenized), Path(output), _values(Path(homogenized)), keep_values)
-    predicted, unassigned = _find(Path(predictions), Path(homogenized))
+    settings = _RestoreSettings(
+        Path(homogenized), Path(output), _read_label_values(Path(homogenized)), keep_values
+    )
+    predicted, unassigned = _find_predictions(Path(predictions), Path(homogenized))
     restored = [
         Restored(
             path.name, None, f"{path}: belongs to no case of {homogenized}; expected CASE{IMAGE_EXTENSION}"
@@ -102,66 +122,55 @@ def restore(
     ]
     if not predicted and not unassigned:
         raise InputError(f"{predictions}: no label map or probabilities here, expected CASE{IMAGE_EXTENSION}")
-    for one in predicted:
-        _check_targets(one, settings)
+    for prediction in predicted:
+        _check_targets(prediction, settings)
     if not predicted:
         return restored
     output_folder(output)
     with only_writer(output):
         try:
-            return restored + _restore_all(predicted, settings, workers, reporter)
+            return restored + process_cases(
+                partial(_restore, settings=settings),
+                predicted,
+                name=attrgetter("case"),
+                title="restore",
+                warnings_of=_label_warnings,
+                discard=partial(_remove_half_written, settings=settings),
+                workers=workers,
+                reporter=reporter,
+            )
         finally:
             outputs.remove_empty([settings.output / PROBABILITIES])
 
 
-def _restore_all(
-    predicted: Sequence[_Prediction], settings: _RestoreSettings, workers: int, reporter: Reporter
-) -> list[Restored]:
-    restored: list[Restored] = []
-    started = time.monotonic()
-    with reporter.counting("restore") as progress:
-        results = attempts(
-            partial(_restore, settings=settings),
-            predicted,
-            name=lambda one: one.case,
-            workers=workers,
-            progress=progress,
-        )
-        for done, (one, answer) in enumerate(zip(predicted, results, strict=True), start=1):
-            result = Restored(one.case, None, answer.why) if isinstance(answer, Failed) else answer
-            if isinstance(answer, Failed):
-                _remove_half_written(one, settings)
-            left = (time.monotonic() - started) / done * (len(predicted) - done)
-            line = f"\n  error: {result.problem}" if result.problem else f"  about {left:.0f} s left"
-            reporter.say(f"[{done}/{len(predicted)}] {result.name}{line if left or result.problem else ''}")
-            for warning in (result.record or {}).get("warnings", ()):
-                if warning.startswith(LABEL_WARNING_PREFIX):
-                    reporter.say(f"  warning: {warning}")
-            restored.append(result)
-    return restored
+def _label_warnings(record: Mapping[str, Any]) -> list[str]:
+    """Return the warnings in a record that are about the predicted label map."""
+    return [line for line in record["warnings"] if line.startswith(LABEL_WARNING_PREFIX)]
 
 
-def _values(homogenized: Path) -> dict[str, tuple[int, int]]:
+def _read_label_values(homogenized: Path) -> dict[str, tuple[int, int]]:
     """Return for each label its value in the homogenized dataset and the value to write."""
-    where = homogenized / HEAD
-    if not where.is_file():
+    path = homogenized / HEAD
+    if not path.is_file():
         raise InputError(
             f"{homogenized}: no {HEAD} in here; expected the folder that isopose homogenize wrote"
         )
-    head = read_json(where)
+    head = read_json(path)
     if not isinstance(head, dict) or head.get("format") not in READABLE_FORMATS:
         version = head.get("format") if isinstance(head, dict) else None
-        raise InputError(f"{where}: expected format {FORMAT}, got {version}; homogenize the dataset again")
+        raise InputError(f"{path}: expected format {FORMAT}, got {version}; homogenize the dataset again")
     try:
-        values = {str(n): (int(v["value"]), int(v["stored"])) for n, v in head["labels"].items()}
+        values = {
+            str(name): (int(entry["value"]), int(entry["stored"])) for name, entry in head["labels"].items()
+        }
         if not all(0 <= value <= 255 for pair in values.values() for value in pair):
             raise ValueError
         return values
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise InputError(f"{where}: its labels are damaged; homogenize the dataset again") from None
+        raise InputError(f"{path}: its labels are damaged; homogenize the dataset again") from None
 
 
-def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list[Path]]:
+def _find_predictions(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list[Path]]:
     """Return predictions by case, and images that belong to no case.
 
     A file named exactly like a case is its label map. If its name begins with a case's id and an underscore,
@@ -195,117 +204,121 @@ def _find(predictions: Path, homogenized: Path) -> tuple[list[_Prediction], list
     return predicted, unassigned
 
 
-def _targets(one: _Prediction, settings: _RestoreSettings) -> list[Path]:
-    """Return all files that may be written for a case, except its record."""
-    names = {*(name for name, _ in one.probabilities), BACKGROUND} if one.probabilities else set()
-    maps = [probability_path(settings.output, one.case, name) for name in sorted(names)]
-    return [settings.output / f"{one.case}{IMAGE_EXTENSION}", *maps]
+def _targets(prediction: _Prediction, settings: _RestoreSettings) -> list[Path]:
+    """Return the paths of all files that may be written for a case, except its record."""
+    names = (
+        {*(name for name, _ in prediction.probabilities), BACKGROUND} if prediction.probabilities else set()
+    )
+    maps = [probability_path(settings.output, prediction.case, name) for name in sorted(names)]
+    return [settings.output / f"{prediction.case}{IMAGE_EXTENSION}", *maps]
 
 
-def _check_targets(one: _Prediction, settings: _RestoreSettings) -> None:
+def _check_targets(prediction: _Prediction, settings: _RestoreSettings) -> None:
     """Raise an InputError if a result would replace a file that this command did not write."""
-    targets = _targets(one, settings)
-    sources = {os.path.realpath(p) for p in (one.labels, *(path for _, path in one.probabilities)) if p}
-    ours = _read_earlier(settings.output / f"{one.case}.json") is not None
+    targets = _targets(prediction, settings)
+    sources = set(map(os.path.realpath, prediction.paths))
+    written_before = _read_earlier(settings.output / f"{prediction.case}.json") is not None
     for path in targets:
-        if os.path.realpath(path) in sources or (path.exists() and not ours):
+        if os.path.realpath(path) in sources or (path.exists() and not written_before):
             raise InputError(f"{path}: would be overwritten by its result; choose another output folder")
 
 
-def _remove_half_written(one: _Prediction, settings: _RestoreSettings) -> None:
-    """Remove files left by a worker that died; if the record exists, it had not begun to write."""
-    if (settings.output / f"{one.case}.json").exists():
+def _remove_half_written(prediction: _Prediction, settings: _RestoreSettings) -> None:
+    """Remove the files of a case that failed or whose worker died; with a record it wrote none."""
+    if (settings.output / f"{prediction.case}.json").exists():
         return
-    for path in _targets(one, settings):
+    for path in _targets(prediction, settings):
         outputs.remove([path])
         outputs.sweep(path.parent, path.name)
 
 
 @one_thread()
-def _restore(one: _Prediction, *, settings: _RestoreSettings) -> Restored:
+def _restore(prediction: _Prediction, *, settings: _RestoreSettings) -> Restored:
     try:
-        return Restored(one.case, _restored(one, settings), None)
+        return Restored(prediction.case, _write_results(prediction, settings), None)
     except Exception as error:
-        return Restored(one.case, None, named(str(failure_of(error)), one.case))
+        return Restored(prediction.case, None, named(str(failure_of(error)), prediction.case))
 
 
-def _restored(one: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
-    where = settings.homogenized / FOLDER / f"{one.case}.json"
-    case_record = read_record(where)
-    sources = [path for path in (one.labels, *(path for _, path in one.probabilities)) if path is not None]
-    head = {
+def _write_results(prediction: _Prediction, settings: _RestoreSettings) -> dict[str, Any]:
+    """Write the results of one case, unless they are complete, and return its record."""
+    transform_path = record_path(settings.homogenized, prediction.case)
+    case_record = read_record(transform_path)
+    provenance = {
         "isopose": __version__,
-        "case": one.case,
-        "transform_sha256": sha256(where),
-        "predictions": {path.name: sha256(path) for path in sources},
+        "case": prediction.case,
+        "transform_sha256": sha256(transform_path),
+        "predictions": {path.name: sha256(path) for path in prediction.paths},
         "keep_values": settings.keep_values,
         "labels": {name: value for name, (_, value) in settings.values.items()},
     }
-    manifest = settings.output / f"{one.case}.json"
+    manifest = settings.output / f"{prediction.case}.json"
     earlier = _read_earlier(manifest)
     if (
         earlier is not None
-        and outputs.made_from(earlier, head)
+        and outputs.made_from(earlier, provenance)
         and not outputs.damaged(settings.output, earlier["files"])
     ):
         return earlier
     written: list[Path] = []
-    notes: list[str] = []
+    warnings: list[str] = []
     stale = [settings.output / name for name in outputs.listed(earlier)]
     with outputs.replacing_results(manifest, written, stale):
-        labels = (
-            _from_probabilities(one, settings, case_record.transform, written) if one.probabilities else None
-        )
-        if labels is None and one.labels is not None:
-            labels = _from_labels(one.labels, settings, case_record.transform, notes)
+        labels = None
+        if prediction.probabilities:
+            labels = _restore_probabilities(prediction, settings, case_record.transform, written)
+        if labels is None and prediction.labels is not None:
+            labels = _restore_label_map(prediction.labels, settings, case_record.transform, warnings)
         if labels is not None:
-            written.insert(0, settings.output / f"{one.case}{IMAGE_EXTENSION}")
+            written.insert(0, settings.output / f"{prediction.case}{IMAGE_EXTENSION}")
             write_labels(labels, written[0])
         record = {
-            **head,
+            **provenance,
             "files": outputs.hashes(settings.output, written),
             # Including those about the pose: in a wrong pose a segmenter may exchange left and right.
-            "warnings": [*case_record.warnings, *(f"{LABEL_WARNING_PREFIX}{note}" for note in notes)],
+            "warnings": [*case_record.warnings, *(f"{LABEL_WARNING_PREFIX}{line}" for line in warnings)],
         }
         write_json(manifest, record)
     return record
 
 
-def _from_labels(path: Path, settings: _RestoreSettings, transform: Transform, notes: list[str]) -> Volume:
-    """Return a label map on the scan's own grid; corrections made when reading it are added to the notes."""
-    labels = read_labels(path, like=transform.homogenized, note=notes.append)
-    present = values_in(labels.array)
+def _restore_label_map(
+    path: Path, settings: _RestoreSettings, transform: Transform, warnings: list[str]
+) -> Volume:
+    """Return a label map on the scan's own grid; if values were rounded on reading, append a warning."""
+    labels = read_labels(path, like=transform.homogenized, note=warnings.append)
     table = np.arange(256, dtype=np.uint8)
     if settings.values and not settings.keep_values:
-        stored = dict(settings.values.values())
-        unknown = [value for value in present if value not in stored]
+        stored_values = dict(settings.values.values())
+        unknown = [value for value in values_in(labels.array) if value not in stored_values]
         if unknown:
             raise InputError(
-                f"{path}: label value {unknown[0]}, expected 0 or one of {sorted(stored)}, which {HEAD} "
-                "names; for other labels than the dataset's use --keep-values"
+                f"{path}: label value {unknown[0]}, expected 0 or one of {sorted(stored_values)}, which "
+                f"{HEAD} names; for other labels than the dataset's use --keep-values"
             )
-        for value, own in stored.items():
-            table[value] = own
-    back = restored_labels(labels, transform)
-    return back.with_array(table[back.array])
+        for value, stored in stored_values.items():
+            table[value] = stored
+    restored = restored_labels(labels, transform)
+    return restored.with_array(table[restored.array])
 
 
-def _from_probabilities(
-    one: _Prediction, settings: _RestoreSettings, transform: Transform, written: list[Path]
+def _restore_probabilities(
+    prediction: _Prediction, settings: _RestoreSettings, transform: Transform, written: list[Path]
 ) -> Volume | None:
     """Write probabilities on the scan's own grid; return the label map if all classes are known."""
-    column = 0 if settings.keep_values else 1
-    named = {name: value[column] for name, value in settings.values.items()}
-    classes = {name: path for name, path in one.probabilities if name != BACKGROUND}
+    values = {
+        name: value if settings.keep_values else stored for name, (value, stored) in settings.values.items()
+    }
+    classes = {name: path for name, path in prediction.probabilities if name != BACKGROUND}
 
-    def write(name: str, values: Volume) -> None:
-        path = probability_path(settings.output, one.case, name)
-        write_image(values, path)
+    def write(name: str, probability: Volume) -> None:
+        path = probability_path(settings.output, prediction.case, name)
+        write_image(probability, path)
         written.append(path)
 
-    read = ((name, _probability(path, transform)) for name, path in classes.items())
-    labels = restore_classes(read, named, transform, write)
-    return labels if set(classes) <= set(named) else None
+    probabilities = ((name, _read_probability(path, transform)) for name, path in classes.items())
+    labels = restore_classes(probabilities, values, transform, write)
+    return labels if set(classes) <= set(values) else None
 
 
 def restore_classes(
@@ -328,31 +341,42 @@ def restore_classes(
     Raises:
         InputError: a class does not lie on the homogenized grid.
     """
-    rest = np.ones(transform.stack_shape, dtype=np.float32)
+    background = np.ones(transform.stack_shape, dtype=np.float32)
 
     def class_shares() -> Iterator[tuple[int, np.ndarray]]:
-        nonlocal rest
+        nonlocal background
         for name, volume in classes:
-            back = restored_share(volume, transform)
-            rest -= back
-            write(name, to_native_axes(back))
-            yield values.get(name, 0), back
-
-    def to_native_axes(array: np.ndarray) -> Volume:
-        return transform.native.with_array(transform.reorientation.undo(array))
+            probability = restored_share(volume, transform)
+            background -= probability
+            write(name, transform.to_native(probability))
+            yield values.get(name, 0), probability
 
     labels = largest_share(class_shares(), transform.stack_shape)
-    write(BACKGROUND, to_native_axes(rest.clip(min=0.0)))
-    return to_native_axes(labels)
+    write(BACKGROUND, transform.to_native(background.clip(min=0.0)))
+    return transform.to_native(labels)
 
 
-def _probability(path: Path, transform: Transform) -> Volume:
+def _read_probability(path: Path, transform: Transform) -> Volume:
     """Read one class's probability, which must lie on the homogenized grid."""
-    values = on_image_grid(path, read_volume(path), transform.homogenized)
-    low, high = float(values.array.min()), float(values.array.max())
-    if low < -PROBABILITY_TOLERANCE or high > 1.0 + PROBABILITY_TOLERANCE:
-        raise InputError(f"{path}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}")
-    return values
+    probability = on_image_grid(path, read_volume(path), transform.homogenized)
+    check_probabilities(probability, str(path))
+    return probability
+
+
+def check_probabilities(volume: Volume, name: str) -> None:
+    """Check that all values are probabilities, up to rounding.
+
+    Args:
+        volume: probability of one class.
+        name: of its file or class, for the message.
+
+    Raises:
+        InputError: a value is outside 0 to 1, or NaN.
+    """
+    low, high = float(volume.array.min()), float(volume.array.max())
+    # Written so that NaN is refused.
+    if not (low >= -PROBABILITY_TOLERANCE and high <= 1.0 + PROBABILITY_TOLERANCE):
+        raise InputError(f"{name}: expected probabilities from 0 to 1, got values from {low:g} to {high:g}")
 
 
 def probability_path(output: Path, case: str, name: str) -> Path:
@@ -360,8 +384,8 @@ def probability_path(output: Path, case: str, name: str) -> Path:
     return output / PROBABILITIES / f"{case}_{as_file(name)}{IMAGE_EXTENSION}"
 
 
-def _read_earlier(manifest: Path) -> dict[str, Any] | None:
+def _read_earlier(path: Path) -> dict[str, Any] | None:
     """Return the record that an earlier run of this command wrote for a case, or None."""
-    record = outputs.earlier_record(manifest) or {}
-    ours = "transform_sha256" in record and isinstance(record.get("files"), dict)
-    return record if ours else None
+    record = outputs.earlier_record(path) or {}
+    is_restored = "transform_sha256" in record and isinstance(record.get("files"), dict)
+    return record if is_restored else None

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from isopose.geometry.pose import LOG_SCALE_X, LOG_SCALES, POSE_SIZES, SHIFT_X, 
 from isopose.geometry.volume import Volume
 from isopose.geometry.warp import compose, invert
 from isopose.homogenize.estimator import PoseEstimator
-from isopose.homogenize.transform import Grid, MatrixRow, Nine, Transform
+from isopose.homogenize.transform import Grid, Matrix, SlicePose, Transform, VolumePose
 from isopose.homogenize.warping import homogenized_image, homogenized_labels, values_in
 from isopose.io.sizes import VOXEL_MM
 from isopose.scan.find import find_crops, find_poses, slice_poses_of
@@ -80,159 +81,184 @@ def homogenize_scan(
     )
     transformer, settings = estimator.transformer, estimator.predict
     slices = slice_poses_of(transformer, prepared, settings, estimator.per)
-    records = find_poses(
+    scan_pose = find_poses(
         transformer, prepared, settings, slices, per=estimator.per, side_mm=estimator.side_mm
     )
-    networks, crop = estimator.crop or estimator.joint, None
+    networks, crop_box = estimator.crop or estimator.joint, None
     if networks is not None and slices is not None:
-        records = find_crops(networks, prepared, records, per=estimator.per)
+        scan_pose = find_crops(networks, prepared, scan_pose, per=estimator.per)
         if estimator.crop is not None:
-            crop = _box_of(torch.from_numpy(records.theta2[records.has_body]))
-    if records.has_body.any():
+            crop_box = _box_of_crops(torch.from_numpy(scan_pose.theta2[scan_pose.has_body]))
+    if scan_pose.has_body.any():
         # Slices without a body have no pose of their own; the common one keeps them aligned with the others.
-        records.pose[~records.has_body] = records.common_pose()
+        scan_pose.pose[~scan_pose.has_body] = scan_pose.common_pose()
     else:
-        records.pose[:] = 0.0
-    marked = None if classes is None else prepared.reorientation.apply(classes.array)
-    if marked is not None:
-        marked = (marked > 0) & (marked != ignored)
-    if estimator.tilted:
+        scan_pose.pose[:] = 0.0
+    labeled = None if classes is None else prepared.reorientation.apply(classes.array)
+    if labeled is not None:
+        labeled = (labeled > 0) & (labeled != ignored)
+    if estimator.config.per == "tilted":
         z = slice_positions(
-            np.flatnonzero(records.has_body), len(prepared.image), _stack_from_frame(prepared)
+            np.flatnonzero(scan_pose.has_body), len(prepared.image), _stack_from_frame(prepared)
         )
         pose = torch.zeros(POSE_SIZES[3]) if slices is None else volume_pose(transformer, slices, z)[0]
-        own_size = math.log(estimator.side_mm / prepared.frame.fov_mm)
-        if records.decision is not None and not records.decision.outline_visible:
-            pose[LOG_SCALES] = own_size
-        elif not estimator.scale_z:
-            pose[LOG_SCALES][2] = own_size
-        transform, warnings = _tilted(estimator, prepared, records, pose, marked)
+        unchanged_log_scale = math.log(estimator.side_mm / prepared.frame.fov_mm)
+        if scan_pose.decision is not None and not scan_pose.decision.outline_visible:
+            pose[LOG_SCALES] = unchanged_log_scale
+        elif not estimator.config.scale_z:
+            pose[LOG_SCALES][2] = unchanged_log_scale
+        transform, warnings = _volume_transform(estimator, prepared, scan_pose, pose, labeled)
     else:
-        transform, warnings = _transform(estimator, prepared, records, marked, crop)
-    _check_distance(transform, prepared)
+        transform, warnings = _slice_transform(estimator, prepared, scan_pose, labeled, crop_box)
+    _check_slice_distance(transform, prepared)
     image, labels = homogenized_image(volume, transform, estimator.modality), None
     if classes is not None:
         labels = homogenized_labels(classes, transform)
         lost_labels = sorted(set(values_in(classes.array)) - set(values_in(labels.array)))
         if lost_labels:
             warnings += (f"too small to be seen at the new size: labels {lost_labels}",)
-    pose_lines = pose_warnings(records, transformer, settings, joint=estimator.joint is not None)
-    return HomogenizedScan(
-        image,
-        labels,
-        transform,
-        records,
-        (*prepared.warnings, *pose_lines, *warnings),
+    warnings = (
+        *prepared.warnings,
+        *pose_warnings(scan_pose, transformer, settings, joint=estimator.joint is not None),
+        *warnings,
     )
+    return HomogenizedScan(image, labels, transform, scan_pose, warnings)
 
 
-def _check_distance(transform: Transform, prepared: Prepared) -> None:
-    """Refuse a scan whose slices would lie implausibly far apart: its image could not be read back.
-
-    Raises:
-        InputError: they would.
-    """
-    distance, own = float(max(transform.homogenized.spacing)), prepared.spacing[2]
+def _check_slice_distance(transform: Transform, prepared: Prepared) -> None:
+    """Raise an InputError if homogenized slices lie implausibly far apart: the image could not be read."""
+    distance = float(max(transform.homogenized.spacing))
     if distance > VOXEL_MM[1]:
         raise InputError(
             f"at the size of the reference its slices would lie {distance:.0f} mm apart instead of "
-            f"{own:.1f}, expected at most {VOXEL_MM[1]:g} mm: is the body's mask, or the voxel size, right? "
-            "If they are, leave the distance as it is (--no-scale-z)"
+            f"{prepared.spacing[2]:.1f}, expected at most {VOXEL_MM[1]:g} mm: is the body's mask, or the "
+            "voxel size, right? If they are, leave the distance as it is (--no-scale-z)"
         )
 
 
-def _transform(
+def _slice_transform(
     estimator: PoseEstimator,
     prepared: Prepared,
-    records: ScanPose,
-    marked: np.ndarray | None,
-    crop: np.ndarray | None,
+    scan_pose: ScanPose,
+    labeled: np.ndarray | None,
+    crop_box: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
-    """Return the transform for known poses; its grid contains the body, or the crop, and all labels."""
-    usual, plane = estimator.size, estimator.data.plane
+    """Return the transform of a scan by the poses of its slices, and warnings.
+
+    Args:
+        estimator: size and reference.
+        prepared: the scan.
+        scan_pose: a pose for each slice.
+        labeled: ``(z, h, w)`` booleans on the reoriented grid, labels that the grid must contain; or None.
+        crop_box: ``(x0, y0, x1, y1)`` in the reference's frame, which the grid contains in place of the body;
+            or None.
+    """
+    frame_size, plane = estimator.config.size, estimator.data.plane
     first_mm = position_mm(prepared.world_from_index, plane)
-    largest = MAX_GRID_SIDES if plane == "axial" else MAX_GRID_SIDES_VERTICAL
-    z_scale = _z_scale(estimator, prepared, records) if estimator.scale_z else 1.0
+    max_sides = MAX_GRID_SIDES if plane == "axial" else MAX_GRID_SIDES_VERTICAL
+    z_scale = _z_scale(estimator, prepared, scan_pose) if estimator.config.scale_z else 1.0
 
-    def on(size: int, middle: tuple[float, float] = (0.0, 0.0)) -> Transform:
+    def transform_to(size: int, center: tuple[float, float] = (0.0, 0.0)) -> Transform:
         slice_mm = prepared.spacing[2]
-        grid = Grid(usual, size, estimator.pixel_mm, slice_mm, first_mm, middle, z_scale=z_scale, plane=plane)
-        return _transform_of(grid, prepared, records)
+        grid = Grid(
+            frame_size, size, estimator.pixel_mm, slice_mm, first_mm, center, z_scale=z_scale, plane=plane
+        )
+        return _transform_of(grid, prepared, scan_pose)
 
-    if crop is None:
-        theta1 = matrix_from_pose(torch.from_numpy(records.pose))
-        needed = _union_box(box_of(prepared.covered, invert(theta1)))
+    if crop_box is None:
+        theta1 = matrix_from_pose(torch.from_numpy(scan_pose.pose))
+        box = _union_box(box_of(prepared.covered, invert(theta1)))
     else:
-        needed = crop
-    if marked is not None:
-        needed = _union_box(needed, box_of(marked, invert(on(usual).slice_from_grid)))
-    size, warnings = _grid_size(float(np.abs(needed).max()), usual, largest)
-    if crop is not None:
-        return on(*_square_around(needed.clip(-largest, largest), usual)), warnings
-    return on(size), warnings
+        box = crop_box
+    if labeled is not None:
+        box = _union_box(box, box_of(labeled, invert(transform_to(frame_size).slice_from_grid)))
+    size, warnings = _grid_size(float(np.abs(box).max()), frame_size, max_sides)
+    if crop_box is not None:
+        return transform_to(*_square_around(box.clip(-max_sides, max_sides), frame_size)), warnings
+    return transform_to(size), warnings
 
 
-def _z_scale(estimator: PoseEstimator, prepared: Prepared, records: ScanPose) -> float:
+def _z_scale(estimator: PoseEstimator, prepared: Prepared, scan_pose: ScanPose) -> float:
     """Return the in-plane scale, in homogenized mm per mm of the scan: the median over slices with a body.
 
     For a slice it is the geometric mean of its two scales. A scan that keeps its size has 1.
     """
-    if not records.has_body.any():
+    if not scan_pose.has_body.any():
         return 1.0
-    log_scale = records.pose[records.has_body, LOG_SCALE_X:SHIFT_X].astype(np.float64).mean(axis=1)
+    log_scale = scan_pose.pose[scan_pose.has_body, LOG_SCALE_X:SHIFT_X].astype(np.float64).mean(axis=1)
     return estimator.side_mm / prepared.frame.fov_mm / math.exp(float(np.median(log_scale)))
 
 
-def _tilted(
+def _volume_transform(
     estimator: PoseEstimator,
     prepared: Prepared,
-    records: ScanPose,
+    scan_pose: ScanPose,
     pose: Tensor,
-    marked: np.ndarray | None,
+    labeled: np.ndarray | None,
 ) -> tuple[Transform, tuple[str, ...]]:
-    """Return the transform of a scan with one pose, including pitch and yaw, for the whole volume.
+    """Return the transform of a scan by one pose with pitch and yaw, and warnings.
 
     The grid contains the body and all labels. Measured in the patient, its slices are as thick as the scan's.
+
+    Args:
+        estimator: size and reference.
+        prepared: the scan.
+        scan_pose: in-plane poses of the slices, for the record.
+        pose: ``(9,)`` of the whole volume.
+        labeled: ``(z, h, w)`` booleans on the reoriented grid, labels that the grid must contain; or None.
     """
-    usual, side_mm, fov_mm = estimator.size, estimator.side_mm, prepared.frame.fov_mm
+    frame_size, side_mm, fov_mm = estimator.config.size, estimator.side_mm, prepared.frame.fov_mm
     # The distance of the scan's slices in millimeters of the reference.
     slice_mm = prepared.spacing[2] * side_mm / fov_mm / float(pose[LOG_SCALES][2].exp())
 
-    def on(size: int, slices: int, first_mm: float) -> Transform:
-        grid = Grid(usual, size, estimator.pixel_mm, slice_mm, first_mm, slices=slices)
-        return _transform_of(grid, prepared, records, tuple(pose.tolist()))
+    def transform_to(size: int, slices: int, first_mm: float) -> Transform:
+        grid = Grid(frame_size, size, estimator.pixel_mm, slice_mm, first_mm, slices=slices)
+        return _transform_of(grid, prepared, scan_pose, pose)
 
     stack_from_frame = compose(_stack_from_frame(prepared), matrix_from_pose(pose))
-    needed = _union_box(
-        solid_box_of(prepared.mask, invert(stack_from_frame)),
-        None if marked is None else solid_box_of(marked, invert(on(usual, 1, 0.0).volume_from_frame)),
-    )
-    size, warnings = _grid_size(float(np.abs(needed[[0, 1, 3, 4]]).max()), usual)
+    boxes = [solid_box_of(prepared.mask, invert(stack_from_frame))]
+    if labeled is not None:
+        frame_from_volume = invert(transform_to(frame_size, 1, 0.0).volume_from_frame)
+        boxes.append(solid_box_of(labeled, frame_from_volume))
+    box = _union_box(*boxes)
+    size, warnings = _grid_size(float(np.abs(box[[0, 1, 3, 4]]).max()), frame_size)
     height_mm = len(prepared.image) * prepared.spacing[2]
     if height_mm < SHORT_SCAN_FRACTION * fov_mm:
         warnings += (
             f"the scan is {height_mm:.0f} mm long: too short to estimate pitch and yaw reliably, check them",
         )
-    low, high = (float(z) * 0.5 * side_mm for z in needed[[2, 5]])
-    slices = max(1, int(np.ceil((high - low) / slice_mm)))
-    return on(size, slices, 0.5 * (low + high) - 0.5 * (slices - 1) * slice_mm), warnings
+    low_mm, high_mm = (float(z) * 0.5 * side_mm for z in box[[2, 5]])
+    slices = max(1, int(np.ceil((high_mm - low_mm) / slice_mm)))
+    first_mm = 0.5 * (low_mm + high_mm) - 0.5 * (slices - 1) * slice_mm
+    return transform_to(size, slices, first_mm), warnings
 
 
-def _transform_of(grid: Grid, prepared: Prepared, records: ScanPose, tilted: Nine | None = None) -> Transform:
-    """Build the transform from a scan's own grid to a homogenized one."""
+def _transform_of(
+    grid: Grid, prepared: Prepared, scan_pose: ScanPose, volume_pose: Tensor | None = None
+) -> Transform:
+    """Build the transform from a scan's own grid to a homogenized one.
+
+    Args:
+        grid: the homogenized grid.
+        prepared: the scan.
+        scan_pose: a pose for each slice.
+        volume_pose: ``(9,)`` of the whole volume; None: the slices are resampled one by one.
+    """
     return Transform(
         shape=prepared.native_shape,
-        world_from_index=_rows(prepared.native_world_from_index),
+        world_from_index=cast(Matrix, tuple(map(tuple, prepared.native_world_from_index.tolist()))),
         axes=prepared.reorientation.axes,
         flips=prepared.reorientation.flips,
         frame=prepared.frame,
         grid=grid,
-        poses=tuple(_five(pose) for pose in records.pose.tolist()),
-        tilted=tilted,
+        poses=cast(tuple[SlicePose, ...], tuple(map(tuple, scan_pose.pose.tolist()))),
+        tilted=None if volume_pose is None else cast(VolumePose, tuple(volume_pose.tolist())),
     )
 
 
-def _grid_size(farthest: float, usual: int, largest: float = MAX_GRID_SIDES) -> tuple[int, tuple[str, ...]]:
+def _grid_size(
+    farthest: float, frame_size: int, max_sides: float = MAX_GRID_SIDES
+) -> tuple[int, tuple[str, ...]]:
     """Return the side in pixels of a grid that contains everything, and a warning if it had to be limited.
 
     It grows by the same number of pixels on both sides, so that its center does not move.
@@ -240,43 +266,48 @@ def _grid_size(farthest: float, usual: int, largest: float = MAX_GRID_SIDES) -> 
     Args:
         farthest: largest distance from the center that the grid must contain, in half sides of the
             reference's frame.
-        usual: side of the reference's frame in pixels.
-        largest: side of the largest grid, in sides of the reference's frame.
+        frame_size: side of the reference's frame in pixels.
+        max_sides: side of the largest grid, in sides of the reference's frame.
     """
-    more = int(np.ceil((min(max(farthest, 1.0), largest) - 1.0) * usual / 2.0))
-    if farthest <= largest:
-        return usual + 2 * more, ()
+    margin = int(np.ceil((min(max(farthest, 1.0), max_sides) - 1.0) * frame_size / 2.0))
+    if farthest <= max_sides:
+        return frame_size + 2 * margin, ()
     warning = (
         f"body or labels reach {farthest:.1f} times as far as the reference's frame, and are cut at "
-        f"{largest:.0f}; is the pose right?"
+        f"{max_sides:.0f}; is the pose right?"
     )
-    return usual + 2 * more, (warning,)
+    return frame_size + 2 * margin, (warning,)
 
 
 def _stack_from_frame(prepared: Prepared) -> Tensor:
     return prepared.frame.stack_from_frame(len(prepared.image), prepared.spacing[2])
 
 
-def _box_of(theta2: Tensor) -> np.ndarray:
+def _box_of_crops(theta2: Tensor) -> np.ndarray:
     """Return the box ``(x0, y0, x1, y1)`` in the reference's frame around the crops ``(N, 3, 3)``."""
-    half, middle = theta2[:, [0, 1], [0, 1]].abs(), theta2[:, :2, 2]
-    return torch.cat([(middle - half).amin(dim=0), (middle + half).amax(dim=0)]).cpu().double().numpy()
+    half, center = theta2[:, [0, 1], [0, 1]].abs(), theta2[:, :2, 2]
+    return torch.cat([(center - half).amin(dim=0), (center + half).amax(dim=0)]).cpu().double().numpy()
+
+
+def _box_of_points(points: np.ndarray) -> np.ndarray:
+    """Return the bounding box of points ``(dims, N)``, as lowest and highest corner."""
+    return np.concatenate([points.min(axis=1), points.max(axis=1)])
 
 
 def _union_box(*boxes: np.ndarray | None) -> np.ndarray:
     """Return the bounding box of boxes, as lowest and highest corner; zeros without any box."""
-    known = [box for box in boxes if box is not None]
-    if not known:
+    corners = [box for box in boxes if box is not None]
+    if not corners:
         return np.zeros(6)
-    low, high = np.split(np.stack(known), 2, axis=1)
+    low, high = np.split(np.stack(corners), 2, axis=1)
     return np.concatenate([low.min(axis=0), high.max(axis=0)])
 
 
-def _square_around(box: np.ndarray, usual: int) -> tuple[int, tuple[float, float]]:
+def _square_around(box: np.ndarray, frame_size: int) -> tuple[int, tuple[float, float]]:
     """Return side (pixels) and center of a square of whole pixels of the reference's frame around a box."""
-    first = np.floor((box[:2] + 1.0) / 2.0 * usual)
-    size = int(max(1.0, (np.ceil((box[2:] + 1.0) / 2.0 * usual) - first).max()))
-    x, y = (2.0 * first + size) / usual - 1.0
+    first = np.floor((box[:2] + 1.0) / 2.0 * frame_size)
+    size = int(max(1.0, (np.ceil((box[2:] + 1.0) / 2.0 * frame_size) - first).max()))
+    x, y = (2.0 * first + size) / frame_size - 1.0
     return size, (float(x), float(y))
 
 
@@ -290,12 +321,12 @@ def box_of(mask: np.ndarray, target_from_image: Tensor) -> np.ndarray | None:
     Returns:
         ``(x0, y0, x1, y1)``, or None if the mask is empty.
     """
-    seen = [
-        (matrix @ np.concatenate([outline, np.ones((1, outline.shape[1]))]))[:2]
-        for inside, matrix in zip(mask, target_from_image.double().numpy(), strict=True)
-        for outline in _outline(inside)
-    ]
-    return _union_box(*(np.concatenate([s.min(axis=1), s.max(axis=1)]) for s in seen)) if seen else None
+    matrices = target_from_image.double().numpy()
+    boxes = []
+    for z in np.flatnonzero(mask.any(axis=(1, 2))):
+        x, y = _outline_corners(mask[z])
+        boxes.append(_box_of_points((matrices[z] @ np.stack([x, y, np.ones_like(x)]))[:2]))
+    return _union_box(*boxes) if boxes else None
 
 
 def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | None:
@@ -309,36 +340,26 @@ def solid_box_of(mask: np.ndarray, target_from_volume: Tensor) -> np.ndarray | N
         ``(x0, y0, z0, x1, y1, z1)``, or None if the mask is empty.
     """
     boxes, matrix, depth = [], target_from_volume.double().numpy(), len(mask)
-    for z, inside in enumerate(mask):
-        for outline in _outline(inside):
-            for edge in (z, z + 1):
-                height = np.full((1, outline.shape[1]), 2.0 * edge / depth - 1.0)
-                seen = (matrix @ np.concatenate([outline, height, np.ones_like(height)]))[:3]
-                boxes.append(np.concatenate([seen.min(axis=1), seen.max(axis=1)]))
+    for z in np.flatnonzero(mask.any(axis=(1, 2))):
+        x, y = _outline_corners(mask[z])
+        for edge in (z, z + 1):
+            edge_z = np.full_like(x, 2.0 * edge / depth - 1.0)
+            boxes.append(_box_of_points((matrix @ np.stack([x, y, edge_z, np.ones_like(x)]))[:3]))
     return _union_box(*boxes) if boxes else None
 
 
-def _outline(inside: np.ndarray) -> list[np.ndarray]:
-    """Return the normalized outer corners ``(2, N)`` of the outermost pixels of each row, as a list of one.
+def _outline_corners(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return normalized x and y ``(N,)`` of the outer corners of the outermost pixels of each row.
 
-    The list is empty for an empty mask. The extremes of the mask under any linear map are among these points.
+    The extremes of the mask under any linear map are among these points.
+
+    Args:
+        mask: ``(h, w)`` booleans, not empty.
     """
-    height, width = inside.shape
-    rows = np.flatnonzero(inside.any(axis=1))
-    if not len(rows):
-        return []
-    first = inside[rows].argmax(axis=1)
-    last = width - inside[rows, ::-1].argmax(axis=1)
+    height, width = mask.shape
+    rows = np.flatnonzero(mask.any(axis=1))
+    first = mask[rows].argmax(axis=1)
+    last = width - mask[rows, ::-1].argmax(axis=1)
     x = np.concatenate([first, last, first, last])
     y = np.concatenate([rows, rows, rows + 1, rows + 1])
-    return [np.stack([2.0 * x / width - 1.0, 2.0 * y / height - 1.0])]
-
-
-def _rows(matrix: np.ndarray) -> tuple[MatrixRow, MatrixRow, MatrixRow, MatrixRow]:
-    first, second, third, fourth = ((float(a), float(b), float(c), float(d)) for a, b, c, d in matrix)
-    return first, second, third, fourth
-
-
-def _five(pose: list[float]) -> tuple[float, float, float, float, float]:
-    angle, x, y, right, down = pose
-    return angle, x, y, right, down
+    return 2.0 * x / width - 1.0, 2.0 * y / height - 1.0

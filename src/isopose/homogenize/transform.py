@@ -22,11 +22,14 @@ Extent = Annotated[int, Field(ge=1, le=1 << 20)]
 Millimeters = Annotated[float, Field(gt=1e-6, le=1e6)]
 Shape = tuple[Extent, Extent, Extent]
 MatrixRow = tuple[float, float, float, float]
+Matrix = tuple[MatrixRow, MatrixRow, MatrixRow, MatrixRow]
 Factor = Annotated[float, Field(gt=1e-3, le=1e3)]
-#: Radians, logarithms of scales, or shifts in half sides; larger values are damaged data.
-Posed = Annotated[float, Field(ge=-10.0, le=10.0)]
-Five = tuple[Posed, Posed, Posed, Posed, Posed]
-Nine = tuple[Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed, Posed]
+#: Radians, a logarithm of a scale, or a shift in half sides; larger values are damaged data.
+PoseValue = Annotated[float, Field(ge=-10.0, le=10.0)]
+SlicePose = tuple[PoseValue, PoseValue, PoseValue, PoseValue, PoseValue]
+VolumePose = tuple[
+    PoseValue, PoseValue, PoseValue, PoseValue, PoseValue, PoseValue, PoseValue, PoseValue, PoseValue
+]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Grid:
     pixel_mm: Millimeters
     slice_mm: Millimeters
     first_mm: float
-    middle: tuple[Posed, Posed] = (0.0, 0.0)
+    middle: tuple[PoseValue, PoseValue] = (0.0, 0.0)
     slices: Extent | None = None
     z_scale: Factor = 1.0
     plane: Plane = "axial"
@@ -65,8 +68,8 @@ class Grid:
     def world_from_index(self) -> np.ndarray:
         """``(4, 4)`` from ``(x, y, z)`` indices to LPS millimeters."""
         matrix = np.diag([self.pixel_mm, self.pixel_mm, self.slice_mm * self.z_scale, 1.0])
-        edges = [0.5 * (part * self.usual - self.size + 1) * self.pixel_mm for part in self.middle]
-        matrix[:3, 3] = (*edges, self.first_mm * self.z_scale)
+        first_pixel_mm = [0.5 * (c * self.usual - self.size + 1) * self.pixel_mm for c in self.middle]
+        matrix[:3, 3] = (*first_pixel_mm, self.first_mm * self.z_scale)
         if self.plane != "axial":
             matrix[:3] = axes_of(self.plane) @ matrix[:3]
         return matrix
@@ -74,16 +77,20 @@ class Grid:
     @property
     def homogenized_from_grid(self) -> Tensor:
         """``(3, 3)`` from normalized coordinates of this grid to those of the reference's frame."""
-        part, (x, y) = self.size / self.usual, self.middle
-        return torch.tensor([[part, 0.0, x], [0.0, part, y], [0.0, 0.0, 1.0]])
+        scale, (x, y) = self.size / self.usual, self.middle
+        return torch.tensor([[scale, 0.0, x], [0.0, scale, y], [0.0, 0.0, 1.0]])
 
     @property
     def frame_from_grid(self) -> Tensor:
-        """``(4, 4)`` of a tilted case: to the reference's frame, in units of half its side along all axes."""
+        """``(4, 4)`` of a tilted case: from normalized coordinates of this grid to the isotropic frame.
+
+        The isotropic frame has units of half the side of the reference's frame along all three axes.
+        """
         assert self.slices is not None, "of a tilted case"
         half = 0.5 * self.usual * self.pixel_mm
         matrix = torch.eye(4)
-        matrix[:2, :2], matrix[:2, 3] = self.homogenized_from_grid[:2, :2], self.homogenized_from_grid[:2, 2]
+        plane = self.homogenized_from_grid
+        matrix[:2, :2], matrix[:2, 3] = plane[:2, :2], plane[:2, 2]
         matrix[2, 2] = 0.5 * self.slices * self.slice_mm / half
         matrix[2, 3] = (self.first_mm + 0.5 * (self.slices - 1) * self.slice_mm) / half
         return matrix
@@ -91,7 +98,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Transform:
-    """All that is needed to bring a case to its homogenized grid and back.
+    """Everything that is needed to resample a case to its homogenized grid and back.
 
     Args:
         shape: ``(z, y, x)`` of the scan as stored.
@@ -106,13 +113,13 @@ class Transform:
     """
 
     shape: Shape
-    world_from_index: tuple[MatrixRow, MatrixRow, MatrixRow, MatrixRow]
+    world_from_index: Matrix
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
     frame: Frame
     grid: Grid
-    poses: tuple[Five, ...]
-    tilted: Nine | None = None
+    poses: tuple[SlicePose, ...]
+    tilted: VolumePose | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def to_text(self) -> str:
@@ -143,6 +150,10 @@ class Transform:
         """The scan's own grid, as a volume of zeros that takes no memory."""
         return _empty(self.shape, np.array(self.world_from_index))
 
+    def to_native(self, array: np.ndarray) -> Volume:
+        """Return an array ``(z, y, x)`` of the reoriented scan as a volume on the scan's own grid."""
+        return self.native.with_array(self.reorientation.undo(array))
+
     @property
     def homogenized(self) -> Volume:
         """Grid of the homogenized scan, as a volume of zeros that takes no memory."""
@@ -162,7 +173,7 @@ class Transform:
 
     @property
     def volume_from_frame(self) -> Tensor:
-        """``(4, 4)`` of a tilted case: from the reference's frame to the reoriented volume's coordinates."""
+        """``(4, 4)`` of a tilted case: from the isotropic frame to the reoriented volume's coordinates."""
         assert self.tilted is not None, "of a tilted case"
         x, y, z = (float(side) for side in self.native.spacing[list(self.axes)])
         volume_from_frame = self.frame.volume_from_frame(self.stack_shape, (x, y, z))
@@ -170,7 +181,7 @@ class Transform:
 
     @property
     def volume_from_grid(self) -> Tensor:
-        """``(4, 4)`` from normalized homogenized coordinates to those of the reoriented volume."""
+        """``(4, 4)`` of a tilted case: from normalized homogenized coordinates to the reoriented volume's."""
         return compose(self.volume_from_frame, self.grid.frame_from_grid)
 
     @property
@@ -184,6 +195,11 @@ class Transform:
         slice_from_frame = self.frame.slice_from_frame(self.slice_shape, (x, y))
         theta1 = matrix_from_pose(torch.tensor(self.poses, dtype=torch.float32))
         return compose(slice_from_frame, theta1, self.grid.homogenized_from_grid)
+
+    @property
+    def input_from_grid(self) -> Tensor:
+        """``volume_from_grid``, ``(4, 4)``, of a tilted case; else ``slice_from_grid``, ``(z, 3, 3)``."""
+        return self.slice_from_grid if self.tilted is None else self.volume_from_grid
 
 
 def _empty(shape: tuple[int, int, int], world_from_index: np.ndarray) -> Volume:

@@ -28,38 +28,34 @@ def homogenized_image(volume: Volume, transform: Transform, modality: Modality =
     Raises:
         InputError: the volume is not on the transform's own grid.
     """
-    array = _reoriented(volume, transform)
-    low, high, dtype = _range(array, modality)
+    array, target, matrix = _reoriented(volume, transform), transform.homogenized, transform.input_from_grid
+    low, high, dtype = _output_range(array, modality)
     if transform.tilted is not None:
-        target = transform.homogenized
-        resampled = warped_volume(
-            array.clip(low, high), transform.volume_from_grid, target.array.shape, float(low)
-        )
-        return target.with_array(_stored(resampled, low, high, dtype))
-    matrix, size = transform.slice_from_grid, (transform.grid.size, transform.grid.size)
-    out = scratch.zeros((len(array), *size), dtype)
+        resampled = warped_volume(array.clip(low, high), matrix, target.array.shape, low)
+        return target.with_array(_clip_and_convert(resampled, low, high, dtype))
+    size = (transform.grid.size, transform.grid.size)
+    out = scratch.zeros(target.array.shape, dtype)
     # Floating-point bounds would convert integers to float64, twice the memory of the float32 used next.
     bounds = (int(low), int(high)) if array.dtype.kind in "iu" else (low, high)
     for part in chunks(array.shape, size):
-        source = array[part].clip(*bounds)
-        resampled = warped(source, matrix[part], size, float(low), "bicubic")
+        resampled = warped(array[part].clip(*bounds), matrix[part], size, low, "bicubic")
         # Cubic interpolation overshoots beside metal and skin: clip to the scan's own range.
-        out[part] = _stored(resampled, low, high, dtype)
-    return Volume(out, transform.grid.world_from_index)
+        out[part] = _clip_and_convert(resampled, low, high, dtype)
+    return target.with_array(out)
 
 
-def _range(array: np.ndarray, modality: Modality) -> tuple[float, float, DTypeLike]:
+def _output_range(array: np.ndarray, modality: Modality) -> tuple[float, float, DTypeLike]:
     """Return the smallest and largest value of a homogenized scan, and its dtype."""
     low, high = float(array.min()), float(array.max())
-    fits = np.iinfo(np.int16)
+    int16 = np.iinfo(np.int16)
     if modality == "ct":
-        return max(float(AIR_HU), float(int(low))), min(float(fits.max), float(np.ceil(high))), np.int16
-    whole = array.dtype.kind in "iu" and fits.min <= low and high <= fits.max
-    return low, high, np.int16 if whole else np.float32
+        return max(float(AIR_HU), float(int(low))), min(float(int16.max), float(np.ceil(high))), np.int16
+    fits_int16 = array.dtype.kind in "iu" and int16.min <= low and high <= int16.max
+    return low, high, np.int16 if fits_int16 else np.float32
 
 
-def _stored(values: np.ndarray, low: float, high: float, dtype: DTypeLike) -> np.ndarray:
-    """Clip values in place to bounds, and return them in the dtype in which they are stored."""
+def _clip_and_convert(values: np.ndarray, low: float, high: float, dtype: DTypeLike) -> np.ndarray:
+    """Clip values in place to bounds, and convert them to a dtype; rounded if it is int16."""
     values.clip(low, high, out=values)
     return (np.rint(values, out=values) if dtype == np.int16 else values).astype(dtype)
 
@@ -72,13 +68,8 @@ def homogenized_labels(labels: Volume, transform: Transform) -> Volume:
     Raises:
         InputError: the labels are not on the transform's own grid.
     """
-    array = _reoriented(labels, transform)
-    if transform.tilted is not None:
-        there = transform.homogenized
-        return there.with_array(_largest(array, transform.volume_from_grid, there.array.shape))
-    size = (transform.grid.size, transform.grid.size)
-    brought = warped_labels(array, transform.slice_from_grid, size, values_in(array))
-    return Volume(brought, transform.grid.world_from_index)
+    array, target = _reoriented(labels, transform), transform.homogenized
+    return target.with_array(_resampled_labels(array, transform.input_from_grid, target.array.shape))
 
 
 def restored_labels(labels: Volume, transform: Transform) -> Volume:
@@ -90,12 +81,9 @@ def restored_labels(labels: Volume, transform: Transform) -> Volume:
         InputError: the labels are not on the homogenized grid.
     """
     array = _homogenized(labels, transform)
-    if transform.tilted is not None:
-        back = _largest(array, invert(transform.volume_from_grid), transform.stack_shape)
-    else:
-        matrix = invert(transform.slice_from_grid)
-        back = warped_labels(array, matrix, transform.slice_shape, values_in(array))
-    return transform.native.with_array(transform.reorientation.undo(back))
+    return transform.to_native(
+        _resampled_labels(array, invert(transform.input_from_grid), transform.stack_shape)
+    )
 
 
 def restored_share(values: Volume, transform: Transform) -> np.ndarray:
@@ -104,18 +92,28 @@ def restored_share(values: Volume, transform: Transform) -> np.ndarray:
     Raises:
         InputError: the values are not on the homogenized grid.
     """
-    array = _homogenized(values, transform)
+    array, matrix = _homogenized(values, transform), invert(transform.input_from_grid)
     if transform.tilted is not None:
-        return warped_volume(array, invert(transform.volume_from_grid), transform.stack_shape, 0.0)
-    matrix, size = invert(transform.slice_from_grid), transform.slice_shape
-    out = scratch.zeros((len(array), *size), np.float32)
+        return warped_volume(array, matrix, transform.stack_shape, 0.0)
+    size = transform.slice_shape
+    out = scratch.zeros(transform.stack_shape, np.float32)
     for part in chunks(array.shape, size):
         out[part] = warped(array[part], matrix[part], size, 0.0, "bilinear")
     return out
 
 
-def _largest(labels: np.ndarray, input_from_output: Tensor, shape: tuple[int, int, int]) -> np.ndarray:
-    """Resample labels through a matrix ``(4, 4)``: linearly, with the largest share of each voxel."""
+def _resampled_labels(
+    labels: np.ndarray, input_from_output: Tensor, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """Resample labels: each value is interpolated linearly, and the label with the largest share is taken.
+
+    Args:
+        labels: ``(z, y, x)`` uint8.
+        input_from_output: ``(4, 4)``, or ``(z, 3, 3)`` of each slice, between normalized coordinates.
+        shape: ``(z, y, x)`` of the result.
+    """
+    if input_from_output.ndim == 3:
+        return warped_labels(labels, input_from_output, shape[1:], values_in(labels))
     shares = (
         (value, warped_volume(labels == value, input_from_output, shape, 0.0)) for value in values_in(labels)
     )
@@ -123,18 +121,19 @@ def _largest(labels: np.ndarray, input_from_output: Tensor, shape: tuple[int, in
 
 
 def values_in(labels: np.ndarray) -> list[int]:
-    """Return the values other than 0 that occur in a uint8 map."""
-    counts = voxels_of(labels)
-    return [value for value in np.flatnonzero(counts).tolist() if value]
+    """Return the values other than 0 that occur in a uint8 map, in ascending order."""
+    return [value for value in np.flatnonzero(voxels_of(labels)).tolist() if value]
 
 
 def _reoriented(volume: Volume, transform: Transform) -> np.ndarray:
+    """Return the array of a volume on the scan's own grid, reoriented to ``(z, h, w)``."""
     if not volume.same_grid(transform.native):
         raise InputError("the volume does not lie on the grid of the scan that was homogenized")
     return transform.reorientation.apply(volume.array)
 
 
 def _homogenized(volume: Volume, transform: Transform) -> np.ndarray:
+    """Return the array of a volume on the homogenized grid."""
     if not volume.same_grid(transform.homogenized):
         raise InputError("the volume does not lie on the homogenized grid that is to be restored")
     return volume.array

@@ -8,28 +8,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from isopose import outputs
-from isopose.choices import Modality
 from isopose.config import HomogenizeConfig
-from isopose.errors import InputError, counted, printable
+from isopose.errors import InputError, counted
 from isopose.files import only_writer, output_folder
-from isopose.homogenize.answers import Answer, answer_of, listed_names, sort_by_case, visible_files
 from isopose.homogenize.case import IMAGE_EXTENSION, image_path, make_case
-from isopose.homogenize.command import Command, how_it_ended, run_command
+from isopose.homogenize.command import Command, exit_description, run_command
+from isopose.homogenize.command_output import CommandOutput, printable_names, sort_by_case, visible_files
 from isopose.homogenize.dataset import (
     homogenize_settings,
     refuse_series,
     report_modality,
     report_warnings,
+    resolved_config,
     scans_as_dataset,
-    with_modality,
-    with_plane,
 )
 from isopose.homogenize.estimator import PoseEstimator, open_estimator
+from isopose.homogenize.process import process_cases, report_outcome
 from isopose.homogenize.record import record_path
 from isopose.homogenize.reference import ReferenceOutline, find_reference
 from isopose.homogenize.wrapped import (
@@ -37,7 +36,7 @@ from isopose.homogenize.wrapped import (
     MAPS,
     Run,
     WrapSettings,
-    known_record,
+    complete_record,
     remove_results,
     write_restored,
 )
@@ -54,7 +53,7 @@ from isopose.progress import Reporter
 
 #: Folder in the output during a run: homogenized scans, and the files that the command reads and writes.
 WORK = "work"
-#: Folder in it for the kept runs of the command, and prefix of the folders of runs in progress.
+#: Subfolder for finished runs of the command (``--keep``), and prefix of the folders of runs in progress.
 RUNS, RUNNING = "runs", "running-"
 #: Log of a command that is run once for all scans.
 LOG_OF_ALL = "command.log"
@@ -62,9 +61,11 @@ LOG_OF_ALL = "command.log"
 #: A record is the contents of ``NAME.json``.
 Wrapped = Outcome[dict[str, Any]]
 
+Item = TypeVar("Item")
+
 
 def open_scans(path: Path, series: str | None = None) -> Dataset:
-    """Return scans as a dataset without labels: a dataset, a file, a folder of files, or a DICOM series.
+    """Open scans as a dataset without labels: a dataset, a file, a folder of files, or a DICOM series.
 
     Args:
         path: see :func:`~isopose.io.datasets.open_dataset` and :func:`~isopose.io.scans.find_scans`.
@@ -75,10 +76,10 @@ def open_scans(path: Path, series: str | None = None) -> Dataset:
     """
     if is_dataset(path):
         refuse_series(path, series)
-        found = open_dataset(path, allow_unusable=True)
-        check_one_channel(found, "wrap")
-        cases = tuple(replace(case, label=None) for case in found.cases)
-        return replace(found, cases=cases, labels=Labels({}))
+        dataset = open_dataset(path, allow_unusable=True)
+        check_one_channel(dataset, "wrap")
+        cases = tuple(replace(case, label=None) for case in dataset.cases)
+        return replace(dataset, cases=cases, labels=Labels({}))
     return scans_as_dataset(path, series)
 
 
@@ -128,9 +129,8 @@ def wrap(
         return unusable
     check_output(scans, output, formats, names)
     report_modality(config, scans, reporter)
-    config = with_modality(with_plane(config, model), scans, model)
-    modality: Modality = "mr" if config.modality == "mr" else "ct"
-    reference = find_reference(config.reference, model, scans.cases, modality, config.plane or "axial")
+    config = resolved_config(config, scans, model)
+    reference = find_reference(config, model, scans.cases)
     settings = wrap_settings(
         scans, output, command, config, model, reference, names, formats, series, keep=keep
     )
@@ -176,15 +176,8 @@ def wrap_settings(
     """
     estimator = open_estimator(model, config, reference)
     homogenizing = homogenize_settings(scans, output / WORK, config, model, reference, estimator, series)
-    return WrapSettings(
-        output,
-        command,
-        labels,
-        tuple(formats),
-        keep,
-        homogenizing,
-        _pose_of(config, estimator),
-    )
+    pose = _pose_record(config, estimator)
+    return WrapSettings(output, command, labels, tuple(formats), keep, homogenizing, pose)
 
 
 def _wrap_all(
@@ -192,11 +185,11 @@ def _wrap_all(
 ) -> list[Wrapped]:
     _sweep(settings)
     try:
-        if settings.command.together:
-            outcomes = _wrap_together(cases, settings, workers, reporter)
+        if settings.command.batch:
+            outcomes = _wrap_batch(cases, settings, workers, reporter)
         else:
-            work, items = partial(_wrap_one, settings=settings), [(case, None) for case in cases]
-            outcomes = _report_all(work, items, settings, workers, reporter)
+            work = partial(wrap_scan, settings=settings)
+            outcomes = _process(work, cases, attrgetter("id"), settings, workers, reporter)
     finally:
         # A stopped worker cannot remove the file that it was writing.
         _sweep(settings)
@@ -215,10 +208,10 @@ def check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: L
     """
     if scans.layout == "scans":
         check_output_apart([scans.root], output)
-    dicom = [one for one in formats if one != NIFTI]
-    if dicom and not labels.values:
+    dicom_formats = [name for name in formats if name != NIFTI]
+    if dicom_formats and not labels.values:
         raise InputError(
-            f"--format {dicom[0]}: needs the name of each label, which label maps do not hold; name "
+            f"--format {dicom_formats[0]}: needs the name of each label, which label maps do not hold; name "
             "each value that the command writes (--label kidney=1)"
         )
     for case in scans.cases:
@@ -228,7 +221,7 @@ def check_output(scans: Dataset, output: Path, formats: Sequence[str], labels: L
             raise InputError(f"{case.image}: would be overwritten by its result; choose another --output")
 
 
-def _pose_of(config: HomogenizeConfig, estimator: PoseEstimator) -> dict[str, Any]:
+def _pose_record(config: HomogenizeConfig, estimator: PoseEstimator) -> dict[str, Any]:
     """Return the settings of pose and size for the records."""
     return {
         **config.model_dump(mode="json", exclude={"reference"}),
@@ -247,96 +240,84 @@ def _sweep(settings: WrapSettings) -> None:
     outputs.remove(settings.homogenizing.root.glob(f"{RUNNING}*"))
 
 
-def _wrap_together(
+def _wrap_batch(
     cases: Sequence[Case], settings: WrapSettings, workers: int, reporter: Reporter
 ) -> list[Wrapped]:
     """Homogenize all scans without a result, run the command once on them, and restore its results."""
     with reporter.counting("homogenize") as progress:
         work = partial(_prepare, settings=settings)
-        found = attempts(work, cases, name=attrgetter("id"), workers=workers, progress=progress)
-        done, ready = dict[str, Wrapped](), list[Case]()
-        for case, result in zip(cases, found, strict=True):
+        results = attempts(work, cases, name=attrgetter("id"), workers=workers, progress=progress)
+        outcomes, homogenized = dict[str, Wrapped](), list[Case]()
+        for case, result in zip(cases, results, strict=True):
             outcome = Wrapped(case.id, None, result.why) if isinstance(result, Failed) else result
             if outcome is None:
-                ready.append(case)
+                homogenized.append(case)
             else:
-                done[case.id] = outcome
-                _report(outcome, f"{case.id}", settings, reporter)
-    if ready:
-        done |= _run_together(ready, settings, workers, reporter)
-    return [done[case.id] for case in cases]
+                outcomes[case.id] = outcome
+                if outcome.problem is not None:
+                    remove_results(settings, case.id)
+                report_outcome(outcome, case.id, itemgetter("warnings"), reporter)
+    if homogenized:
+        outcomes |= _run_batch(homogenized, settings, workers, reporter)
+    return [outcomes[case.id] for case in cases]
 
 
-def _run_together(
+def _run_batch(
     cases: Sequence[Case], settings: WrapSettings, workers: int, reporter: Reporter
 ) -> dict[str, Wrapped]:
     """Run the command once on homogenized scans, restore its results, and return the outcomes by scan."""
-    with _folder_of_run(settings, "all") as folder:
+    with _run_folder(settings, "all") as folder:
         inputs, written = folder / "inputs", folder / "outputs"
-        for place in (inputs, written):
-            place.mkdir()
+        inputs.mkdir()
+        written.mkdir()
         for case in cases:
-            _give(settings, case.id, inputs / f"{case.id}_0000{IMAGE_EXTENSION}")
+            _copy_image(settings, case.id, inputs / f"{case.id}_0000{IMAGE_EXTENSION}")
         log = settings.output / LOGS / LOG_OF_ALL
         reporter.say(f"the command runs on {counted(len(cases), 'scan')}; its output: {log}")
-        run = _run(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
+        run = _run_command(settings.command, {"inputs": inputs, "outputs": written}, log, len(cases))
         # Whatever a failed command wrote may be incomplete: none of it counts.
         files = [] if run.exit_code else visible_files(written)
-        found, strange = sort_by_case(files, [case.id for case in cases])
-        if strange:
-            reporter.say(f"  ignored, they belong to no scan: {listed_names(strange)}")
-        answers = {case: answer_of(written, found[case.id]) for case in cases}
-        given = [(case, answer) for case, answer in answers.items() if answer.images or answer.packed]
-        work = partial(_restore_one, settings=settings, run=run)
-        restored = _report_all(work, given, settings, workers, reporter) if given else []
-    done = {outcome.name: outcome for outcome in restored}
-    lost = [case.id for case in cases if case.id not in done]
-    if lost:
+        files_by_case, unassigned = sort_by_case(files, [case.id for case in cases])
+        if unassigned:
+            reporter.say(f"  ignored, they belong to no scan: {printable_names(unassigned)}")
+        outputs_of_cases = [(case, CommandOutput.of(written, files_by_case[case.id])) for case in cases]
+        items = [(case, output) for case, output in outputs_of_cases if output.images or output.npz_files]
+        work = partial(_restore_batch_output, settings=settings, run=run)
+        restored = (
+            _process(work, items, lambda item: item[0].id, settings, workers, reporter) if items else []
+        )
+    outcomes = {outcome.name: outcome for outcome in restored}
+    missing = [case.id for case in cases if case.id not in outcomes]
+    if missing:
         # One message for all of them.
         what = ", so that none of its output counts" if run.exit_code else " and wrote no result"
-        why = f"{listed_names(lost)}: the command {how_it_ended(run.exit_code)}{what}; see {log}"
-        for name in lost:
-            done[name] = Wrapped(name, None, why)
+        why = f"{printable_names(missing)}: the command {exit_description(run.exit_code)}{what}; see {log}"
+        for name in missing:
+            outcomes[name] = Wrapped(name, None, why)
             remove_results(settings, name)
         reporter.say(f"  error: {why}")
-    return done
+    return outcomes
 
 
-def _report_all(
-    work: Callable[[Any], Wrapped],
-    items: Sequence[tuple[Case, Answer | None]],
+def _process(
+    work: Callable[[Item], Wrapped],
+    items: Sequence[Item],
+    name: Callable[[Item], str],
     settings: WrapSettings,
     workers: int,
     reporter: Reporter,
 ) -> list[Wrapped]:
-    """Process all scans and report each."""
-    outcomes, started, made = list[Wrapped](), time.monotonic(), 0
-    with reporter.counting("wrap") as progress:
-        found = attempts(work, items, name=lambda item: item[0].id, workers=workers, progress=progress)
-        for done, ((case, _), result) in enumerate(zip(items, found, strict=True), start=1):
-            outcome = Wrapped(case.id, None, result.why) if isinstance(result, Failed) else result
-            made += outcome.made
-            left = (time.monotonic() - started) / max(made, 1) * (len(items) - done)
-            after = f"  about {left:.0f} s left" if outcome.made and outcome.record and left else ""
-            _report(outcome, f"[{done}/{len(items)}] {case.id}{after}", settings, reporter)
-            outcomes.append(outcome)
-    return outcomes
-
-
-def _report(outcome: Wrapped, line: str, settings: WrapSettings, reporter: Reporter) -> None:
-    """Report one scan; if it failed, remove its older results, which were made from other inputs."""
-    if not outcome.made:
-        line += "  is there already, made from the same scan, command and settings"
-    reporter.say(printable(line))
-    if outcome.problem is not None:
-        remove_results(settings, outcome.name)
-        reporter.say(f"  error: {outcome.problem}")
-    for warning in (outcome.record or {}).get("warnings", ()):
-        reporter.say(f"  warning: {warning}")
-
-
-def _wrap_one(item: tuple[Case, None], *, settings: WrapSettings) -> Wrapped:
-    return wrap_scan(item[0], settings)
+    """Process an item for each scan; older results of a scan that fails are removed."""
+    return process_cases(
+        work,
+        items,
+        name=name,
+        title="wrap",
+        warnings_of=itemgetter("warnings"),
+        discard=lambda item: remove_results(settings, name(item)),
+        workers=workers,
+        reporter=reporter,
+    )
 
 
 def wrap_scan(case: Case, settings: WrapSettings, reported: type[Exception] = Exception) -> Wrapped:
@@ -352,15 +333,15 @@ def wrap_scan(case: Case, settings: WrapSettings, reported: type[Exception] = Ex
     if outcome is not None:
         return outcome
     try:
-        with _folder_of_run(settings, case.id) as folder:
+        with _run_folder(settings, case.id) as folder:
             image, written = folder / f"{case.id}{IMAGE_EXTENSION}", folder / "output"
-            _give(settings, case.id, image)
+            _copy_image(settings, case.id, image)
             written.mkdir()
             paths = {"input": image, "output": written / image.name, "output_folder": written}
-            run = _run(settings.command, paths, settings.output / LOGS / f"{case.id}.log", 1)
+            run = _run_command(settings.command, paths, settings.output / LOGS / f"{case.id}.log", 1)
             if run.exit_code:
-                raise InputError(f"{case.id}: the command {how_it_ended(run.exit_code)}; see {run.log}")
-            record = _restore(case, answer_of(written, visible_files(written)), settings, run)
+                raise InputError(f"{case.id}: the command {exit_description(run.exit_code)}; see {run.log}")
+            record = _restore(case, CommandOutput.of(written, visible_files(written)), settings, run)
         if not settings.keep:
             root = settings.homogenizing.root
             outputs.remove([record_path(root, case.id), image_path(root, case.id)])
@@ -369,18 +350,19 @@ def wrap_scan(case: Case, settings: WrapSettings, reported: type[Exception] = Ex
         return Wrapped(case.id, None, named(str(failure_of(error)), case.id))
 
 
-def _restore_one(item: tuple[Case, Answer], *, settings: WrapSettings, run: Run) -> Wrapped:
+def _restore_batch_output(item: tuple[Case, CommandOutput], *, settings: WrapSettings, run: Run) -> Wrapped:
     """Restore the files for one scan that a run of the command on all scans wrote."""
-    case, answer = item
+    case, output = item
     try:
-        return Wrapped(case.id, _restore(case, answer, settings, run), None)
+        return Wrapped(case.id, _restore(case, output, settings, run), None)
     except Exception as error:
         return Wrapped(case.id, None, named(str(failure_of(error)), case.id))
 
 
-def _restore(case: Case, answer: Answer, settings: WrapSettings, run: Run) -> dict[str, Any]:
+def _restore(case: Case, output: CommandOutput, settings: WrapSettings, run: Run) -> dict[str, Any]:
+    """Restore and write the command's files for a scan; errors name the scan and the command's log."""
     try:
-        return write_restored(case, answer, run, settings)
+        return write_restored(case, output, run, settings)
     except InputError as error:
         raise InputError(f"{case.id}: {error}; output of the command: {run.log}") from None
 
@@ -388,9 +370,9 @@ def _restore(case: Case, answer: Answer, settings: WrapSettings, run: Run) -> di
 def _prepare(case: Case, *, settings: WrapSettings, reported: type[Exception] = Exception) -> Wrapped | None:
     """Homogenize a scan; return its outcome if its results exist or it failed, else None."""
     try:
-        known = known_record(case, settings)
-        if known is not None:
-            return Wrapped(case.id, known, None, made=False)
+        earlier = complete_record(case, settings)
+        if earlier is not None:
+            return Wrapped(case.id, earlier, None, made=False)
         outcome = make_case(case, settings=settings.homogenizing, reported=reported)
         if outcome.record is None:
             return Wrapped(case.id, None, outcome.problem)
@@ -403,8 +385,8 @@ def _prepare(case: Case, *, settings: WrapSettings, reported: type[Exception] = 
 
 
 @contextmanager
-def _folder_of_run(settings: WrapSettings, name: str) -> Iterator[Path]:
-    """Yield a new folder for a run of the command; with ``settings.keep`` it is kept under the name.
+def _run_folder(settings: WrapSettings, name: str) -> Iterator[Path]:
+    """Yield a new temporary folder for a run of the command; ``settings.keep`` moves it to ``runs/NAME``.
 
     It is new because a program may still write to an older one if isopose was killed.
     """
@@ -415,20 +397,21 @@ def _folder_of_run(settings: WrapSettings, name: str) -> Iterator[Path]:
         yield folder
     finally:
         if settings.keep:
-            kept = work / RUNS / name
-            outputs.remove([kept])
-            kept.parent.mkdir(exist_ok=True)
-            folder.rename(kept)
+            target = work / RUNS / name
+            outputs.remove([target])
+            target.parent.mkdir(exist_ok=True)
+            folder.rename(target)
         else:
             outputs.remove([folder])
 
 
-def _give(settings: WrapSettings, name: str, place: Path) -> None:
+def _copy_image(settings: WrapSettings, name: str, target: Path) -> None:
     """Copy a homogenized scan to the path of the command's input, which the command may overwrite."""
-    shutil.copyfile(image_path(settings.homogenizing.root, name), place)
+    shutil.copyfile(image_path(settings.homogenizing.root, name), target)
 
 
-def _run(command: Command, paths: Mapping[str, Path], log: Path, scans: int) -> Run:
+def _run_command(command: Command, paths: Mapping[str, Path], log: Path, scans: int) -> Run:
+    """Run the command on homogenized scans; ``paths`` replace its placeholders."""
     started = time.monotonic()
     # Absolute, since a program may change its working folder.
     code = run_command(command.filled({name: path.absolute() for name, path in paths.items()}), log)

@@ -10,9 +10,9 @@ from isopose.devices import one_thread
 from isopose.errors import InputError
 from isopose.files import hash_of, write_json
 from isopose.geometry.volume import Volume
-from isopose.homogenize.answers import Answer, RestoredAnswer, restore_answer
 from isopose.homogenize.case import IMAGE_EXTENSION, HomogenizeSettings
 from isopose.homogenize.command import Command
+from isopose.homogenize.command_output import CommandOutput, RestoredOutput, restore_output
 from isopose.homogenize.record import CaseRecord, read_record, record_path
 from isopose.homogenize.restore import probability_path
 from isopose.inference.files import PROBABILITIES, record_name
@@ -82,7 +82,7 @@ def wrap_provenance(settings: WrapSettings, image_sha256: str, mask_sha256: str 
     }
 
 
-def known_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
+def complete_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
     """Return a scan's record if its results are complete and made from the same inputs; else None.
 
     Raises:
@@ -91,8 +91,8 @@ def known_record(case: Case, settings: WrapSettings) -> dict[str, Any] | None:
     record = outputs.earlier_record(settings.output / record_name(case.id)) or {}
     files = record.get("files")
     mask = None if case.mask is None else hash_of_source(case.mask)
-    wanted = wrap_provenance(settings, hash_of_channels(case.images, settings.homogenizing.series), mask)
-    if not isinstance(files, dict) or not outputs.made_from(record, wanted):
+    provenance = wrap_provenance(settings, hash_of_channels(case.images, settings.homogenizing.series), mask)
+    if not isinstance(files, dict) or not outputs.made_from(record, provenance):
         return None
     return None if outputs.damaged(settings.output, files) else record
 
@@ -103,54 +103,55 @@ def remove_results(settings: WrapSettings, name: str) -> None:
 
 
 def _listed_results(settings: WrapSettings, name: str) -> list[Path]:
-    manifest = settings.output / record_name(name)
-    known = outputs.earlier_record(manifest)
-    if known is None or "command" not in known:
+    """Return the record of a scan, if a wrapped command wrote it, and the files that it lists."""
+    path = settings.output / record_name(name)
+    record = outputs.earlier_record(path)
+    if record is None or "command" not in record:
         return []
-    return [manifest, *(settings.output / file for file in sorted(outputs.listed(known)))]
+    return [path, *(settings.output / file for file in sorted(outputs.listed(record)))]
 
 
 @one_thread()
-def write_restored(case: Case, answer: Answer, run: Run, settings: WrapSettings) -> dict[str, Any]:
+def write_restored(case: Case, output: CommandOutput, run: Run, settings: WrapSettings) -> dict[str, Any]:
     """Restore the command's files for a scan, write the results and, last, the record; return the record.
 
     Args:
         case: the scan.
-        answer: the files that the command wrote.
+        output: the files that the command wrote.
         run: the run of the command that wrote them.
         settings: of all scans.
 
     Raises:
         InputError: a map that cannot be restored, or none; a format for which there is no label map.
     """
-    root = settings.homogenizing.root
-    homogenized, manifest = read_record(record_path(root, case.id)), settings.output / record_name(case.id)
-    sources = homogenized.sources
-    head, written = wrap_provenance(settings, sources["image"], sources.get("mask")), list[Path]()
-    with outputs.replacing_results(manifest, written, _listed_results(settings, case.id)):
-        found = _write_maps(case, answer, homogenized, settings, written)
-        notes = [*homogenized.warnings, *found.notes]
-        notes += _write_labels(case, answer, found, head, settings, written)
+    path = settings.output / record_name(case.id)
+    homogenized = read_record(record_path(settings.homogenizing.root, case.id))
+    sources, written = homogenized.sources, list[Path]()
+    provenance = wrap_provenance(settings, sources["image"], sources.get("mask"))
+    with outputs.replacing_results(path, written, _listed_results(settings, case.id)):
+        restored = _write_maps(case, output, homogenized, settings, written)
+        warnings = [*homogenized.warnings, *restored.warnings]
+        warnings += _write_labels(case, output, restored, provenance, settings, written)
         record = {
-            **head,
+            **provenance,
             "pose": dict(settings.pose),
             "roll_degrees": homogenized.roll_degrees,
             "roll_decision": homogenized.roll_decision and asdict(homogenized.roll_decision),
             "exit_code": run.exit_code,
             "command_seconds": run.seconds,
             "command_scans": run.scans,
-            "volumes_ml": found.volumes_ml,
+            "volumes_ml": restored.volumes_ml,
             # Sorted so that the label map comes first.
             "files": outputs.hashes(settings.output, sorted(written, key=lambda path: len(path.parts))),
-            "warnings": notes,
+            "warnings": warnings,
         }
-        write_json(manifest, record)
+        write_json(path, record)
     return record
 
 
 def _write_maps(
-    case: Case, answer: Answer, homogenized: CaseRecord, settings: WrapSettings, written: list[Path]
-) -> RestoredAnswer:
+    case: Case, output: CommandOutput, homogenized: CaseRecord, settings: WrapSettings, written: list[Path]
+) -> RestoredOutput:
     """Write a scan's restored maps, except a label map that is its only image."""
 
     def write(path: Path, volume: Volume) -> None:
@@ -158,45 +159,44 @@ def _write_maps(
         write_image(volume, path)
 
     def write_map(name: str, volume: Volume) -> None:
-        several = settings.output / MAPS / case.id / f"{name}{IMAGE_EXTENSION}"
-        write(
-            several if answer.several else settings.output / PROBABILITIES / f"{case.id}{IMAGE_EXTENSION}",
-            volume,
-        )
+        if output.has_several_images:
+            write(settings.output / MAPS / case.id / f"{name}{IMAGE_EXTENSION}", volume)
+        else:
+            write(settings.output / PROBABILITIES / f"{case.id}{IMAGE_EXTENSION}", volume)
 
     def write_class(name: str, volume: Volume) -> None:
         write(probability_path(settings.output, case.id, name), volume)
 
-    return restore_answer(answer, homogenized.transform, settings.labels, write_map, write_class)
+    return restore_output(output, homogenized.transform, settings.labels, write_map, write_class)
 
 
 def _write_labels(
     case: Case,
-    answer: Answer,
-    found: RestoredAnswer,
-    head: Mapping[str, Any],
+    output: CommandOutput,
+    restored: RestoredOutput,
+    provenance: Mapping[str, Any],
     settings: WrapSettings,
     written: list[Path],
 ) -> Sequence[str]:
     """Write a scan's label map in each format; return warnings."""
-    dicom = tuple(one for one in settings.formats if one != NIFTI)
+    dicom_formats = tuple(name for name in settings.formats if name != NIFTI)
     # If there are several maps, they are already written.
-    formats = dicom if answer.several else settings.formats
-    if dicom and found.labels is None:
+    formats = dicom_formats if output.has_several_images else settings.formats
+    if dicom_formats and restored.labels is None:
         raise InputError(
-            f"--format {dicom[0]}: expected one label map, the command wrote {found.label_maps}; let it "
-            "write one, or leave --format out"
+            f"--format {dicom_formats[0]}: expected one label map, the command wrote "
+            f"{restored.label_map_count}; let it write one, or leave --format out"
         )
-    if found.labels is None or not formats:
+    if restored.labels is None or not formats:
         return ()
     files = result_files(settings.output, case.id, formats)
     written += files.values()
     return write_results(
         files,
-        found.labels,
+        restored.labels,
         settings.labels,
-        found.volumes_ml,
+        restored.volumes_ml,
         path=case.image,
         series=settings.homogenizing.series,
-        made_from=[hash_of(dict(head))],
+        made_from=[hash_of(dict(provenance))],
     )

@@ -40,13 +40,13 @@ class Ensemble:
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_alike({f"member {n}": member for n, member in enumerate(self.members, start=1)})
-        kinds = {member.modality.upper() for member in self.members}
+        _check_compatible({f"member {n}": member for n, member in enumerate(self.members, start=1)})
+        modalities = {member.modality.upper() for member in self.members}
         planes = {member.config.data.plane for member in self.members}
-        for found, of, expected in ((kinds, "", "modality"), (planes, " slices", "plane")):
-            if len(found) > 1:
+        for values, noun, expected in ((modalities, "", "modality"), (planes, " slices", "plane")):
+            if len(values) > 1:
                 raise InputError(
-                    f"models of {' and '.join(sorted(found))}{of}: expected one {expected}; use each alone"
+                    f"models of {' and '.join(sorted(values))}{noun}: expected one {expected}; use each alone"
                 )
 
     @property
@@ -56,7 +56,7 @@ class Ensemble:
 
     @property
     def views(self) -> tuple[Views, ...]:
-        """The views of each crop that each member answers to, by its ``predict.mirror``.
+        """The views of each crop that each member predicts, by its ``predict.mirror``.
 
         A single model that mirrors predicts both. Several models predict one view each, in turn: the mean
         over the models then still covers both views, in half of the time.
@@ -64,8 +64,8 @@ class Ensemble:
         mirroring = [number for number, member in enumerate(self.members) if member.config.averaged]
         if len(mirroring) == 1:
             return tuple((False, True) if m.config.averaged else (False,) for m in self.members)
-        turn = {number: bool(place % 2) for place, number in enumerate(mirroring)}
-        return tuple((turn.get(number, False),) for number in range(len(self.members)))
+        mirrored = {number: bool(order % 2) for order, number in enumerate(mirroring)}
+        return tuple((mirrored.get(number, False),) for number in range(len(self.members)))
 
     @property
     def labels(self) -> Labels:
@@ -84,16 +84,16 @@ class Ensemble:
             return self.lead.weights_sha256
         return hash_of([member.weights_sha256 for member in self.members])
 
-    def changed(self, change: Callable[[Model], Model]) -> "Ensemble":
+    def map_members(self, function: Callable[[Model], Model]) -> "Ensemble":
         """Return an ensemble with a function applied to each member."""
-        return replace(self, members=tuple(map(change, self.members)))
+        return replace(self, members=tuple(map(function, self.members)))
 
-    def cleaning(self, wanted: bool) -> "Ensemble":
-        """Return the ensemble, without its rules for cleaning up unless they are wanted."""
-        return self if wanted else replace(self, rules=())
+    def with_clean_up(self, enabled: bool) -> "Ensemble":
+        """Return the ensemble with its rules for cleaning up, or without them if ``enabled`` is False."""
+        return self if enabled else replace(self, rules=())
 
     @cached_property
-    def preparations(self) -> tuple[str, ...]:
+    def preprocessing_hashes(self) -> tuple[str, ...]:
         """For each member the hash of everything that determines how it preprocesses a scan."""
         return tuple(
             hash_of([member.fingerprint.to_json(), member.config.data.model_dump(mode="json")])
@@ -101,15 +101,15 @@ class Ensemble:
         )
 
     @cached_property
-    def estimates(self) -> tuple[str, ...]:
+    def slice_pose_hashes(self) -> tuple[str, ...]:
         """For each member the hash of everything that determines its pose estimates of single slices."""
         return tuple(
-            hash_of([prepared, _pose_of(member)])
-            for prepared, member in zip(self.preparations, self.members, strict=True)
+            hash_of([preprocessing, _pose_inputs(member)])
+            for preprocessing, member in zip(self.preprocessing_hashes, self.members, strict=True)
         )
 
 
-def _pose_of(model: Model) -> list[Any]:
+def _pose_inputs(model: Model) -> list[Any]:
     """Return the settings of a model's pose estimates, and the hash of the networks that make them."""
     settings = model.config.pose.model_dump(mode="json", exclude={"reference", "optimizer"})
     predict = model.config.predict
@@ -144,11 +144,11 @@ def load_ensemble(folders: Sequence[Path], device: torch.device | str = "cpu") -
     rules: tuple[Rule, ...] = ()
     for folder in folders:
         names = members_of(folder)
-        found = _load_members(folder, names, device) if names else [load_model(folder, device)]
-        rules = _rules_of(folder, found[0].labels) if names else ()
-        leads[str(folder)] = found[0]
-        members += found
-    _check_alike(leads)
+        loaded = _load_members(folder, names, device) if names else [load_model(folder, device)]
+        rules = _read_rules(folder, loaded[0].labels) if names else ()
+        leads[str(folder)] = loaded[0]
+        members += loaded
+    _check_compatible(leads)
     return Ensemble(tuple(members), rules if len(folders) == 1 else ())
 
 
@@ -159,21 +159,21 @@ def _load_members(folder: Path, names: Mapping[str, str], device: torch.device |
         InputError: a member is missing or not the one that the model names.
     """
     models = []
-    for name, weights in names.items():
+    for name, weights_sha256 in names.items():
         if not is_model(folder / name):
             raise InputError(
                 f"{folder}: {name}, one of its {len(names)} members, is missing; copy the whole folder"
             )
         models.append(load_model(folder / name, device))
-        if models[-1].weights_sha256 != weights:
+        if models[-1].weights_sha256 != weights_sha256:
             raise InputError(
                 f"{folder / name}: not the member that {folder / 'model.json'} names; copy the whole folder"
             )
-    _check_alike({str(folder / name): model for name, model in zip(names, models, strict=True)})
+    _check_compatible({str(folder / name): model for name, model in zip(names, models, strict=True)})
     return models
 
 
-def _rules_of(folder: Path, labels: Labels) -> tuple[Rule, ...]:
+def _read_rules(folder: Path, labels: Labels) -> tuple[Rule, ...]:
     """Read the rules for cleaning up of a model with several members."""
     manifest = folder / "model.json"
     try:
@@ -215,25 +215,25 @@ def save_ensemble(
     )
 
 
-def _check_alike(models: Mapping[str, Model]) -> None:
+def _check_compatible(models: Mapping[str, Model]) -> None:
     """Raise an InputError if models, given by their names, differ in labels or channels."""
     (lead, first), *others = models.items()
     for name, other in others:
-        for what, words, needed in (
-            (_marks, "marks", "the same labels"),
-            (_sees, "sees", "the same channels in the same order"),
+        for describe, verb, needed in (
+            (_label_list, "marks", "the same labels"),
+            (_channel_list, "sees", "the same channels in the same order"),
         ):
-            if what(other) != what(first):
+            if describe(other) != describe(first):
                 raise InputError(
-                    f"{name}: {words} {what(other)}, and {lead} {what(first)}; models that predict together "
-                    f"need {needed}"
+                    f"{name}: {verb} {describe(other)}, and {lead} {describe(first)}; models that predict "
+                    f"together need {needed}"
                 )
 
 
-def _marks(model: Model) -> str:
+def _label_list(model: Model) -> str:
     ordered = sorted(model.labels.values.items(), key=itemgetter(1))
     return ", ".join(f"{label}={value}" for label, value in ordered)
 
 
-def _sees(model: Model) -> str:
+def _channel_list(model: Model) -> str:
     return ", ".join(model.channels)

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 #: Folders in the output: class probabilities; pictures of the steps.
 PROBABILITIES, STEPS = "probabilities", "steps"
-#: Makes further results of a prediction, from the scan, the prediction and its record.
-Also = Callable[[Volume, Prediction, dict[str, Any]], None]
+#: Writes further results of a prediction, from the scan, the prediction and its record.
+WriteMore = Callable[[Volume, Prediction, dict[str, Any]], None]
 #: Draws the steps of a prediction of a scan into a file: :func:`isopose.report.steps.write_steps`.
 DrawSteps = Callable[[Model, Volume, Prediction, Path], None]
 
@@ -84,8 +84,7 @@ def predict_scans(
         check_formats(scan.path, formats)
         files = result_files(output, scan.name, formats).values()
         # Unlike Path.resolve, this does not raise for a link that leads to itself.
-        same = {os.path.realpath(path) for path in scan.paths} & set(map(os.path.realpath, files))
-        if same:
+        if set(map(os.path.realpath, scan.paths)) & set(map(os.path.realpath, files)):
             raise InputError(f"{scan.path}: would be overwritten by its result; choose another output folder")
     ensemble = ensemble_of(model)
     if steps is not None:
@@ -97,7 +96,7 @@ def predict_scans(
         )
     output_folder(output)
     with only_writer(output):
-        ensemble = ensemble.changed(for_prediction)
+        ensemble = ensemble.map_members(for_prediction)
         outcomes = []
         try:
             for number, scan in enumerate(scans, start=1):
@@ -117,7 +116,7 @@ def predict_scans(
         finally:
             remove_empty([output / PROBABILITIES, output / STEPS])
         if corrections:
-            corrected = sum("correction_sha256" in (one.record or {}) for one in outcomes)
+            corrected = sum("correction_sha256" in (outcome.record or {}) for outcome in outcomes)
             reporter.say(f"{corrected} of {len(scans)} scans have a correction, and were predicted with it")
         return outcomes
 
@@ -140,12 +139,12 @@ def predict_scan(
     reporter: Reporter,
     *,
     corrections: Mapping[str, Correction] | None = None,
-    also: Also | None = None,
+    write_more: WriteMore | None = None,
     reported: type[Exception] = Exception,
 ) -> Outcome[dict[str, Any]]:
     """Predict one scan as :func:`predict_scans` does, with a model made for prediction; errors are reported.
 
-    ``also`` is called with the scan, its prediction and the record, before the record is written.
+    ``write_more`` is called with the scan, its prediction and the record, before the record is written.
 
     Raises:
         RunError: an error that concerns all scans. Exceptions that are not of type ``reported`` are raised
@@ -165,11 +164,12 @@ def predict_scan(
         picture = output / STEPS / f"{scan.name}.png"
         classes = ("background", *ensemble.labels.names) if probabilities else ()
         maps = [output / PROBABILITIES / f"{scan.name}_{as_file(name)}.nii.gz" for name in classes]
-        wanted = _below(output, [*files.values(), *([picture] if steps else []), *maps])
-        record = known = earlier_record(output / record_name(scan.name))
-        same = made_from(known, provenance(ensemble, input_hash, correction, mask))
+        new_files = _relative_names(output, [*files.values(), *([picture] if steps else []), *maps])
+        record = earlier_record(output / record_name(scan.name))
+        old_files = listed(record)
+        up_to_date = made_from(record, provenance(ensemble, input_hash, correction, mask))
         # A file that the record does not list may be of another model.
-        if record is not None and same and wanted <= listed(known) and damaged(output, wanted) is None:
+        if record and up_to_date and new_files <= old_files and damaged(output, new_files) is None:
             reporter.say("  is there already, made from the same scan and model")
         else:
             volumes = read_channels(scan.paths, ensemble.channels, scan.series, ensemble.lead.modality)
@@ -181,19 +181,19 @@ def predict_scan(
                     ensemble,
                     volumes,
                     probabilities=probabilities,
-                    crops=also is not None,
+                    crops=write_more is not None,
                     correction=correction,
                     body=body,
                     progress=progress,
                 )
                 record = prediction_record(ensemble, prediction, input_hash, correction, mask)
-            record["warnings"] += _warn_of_training(ensemble, files_hash)
-            with _recording(output, scan.name, record, wanted, listed(known), keep=same):
+            record["warnings"] += _training_warnings(ensemble, files_hash)
+            with _replacing(output, scan.name, record, new_files, old_files, keep=up_to_date):
                 record["warnings"] += _write(files, maps, scan, ensemble.labels, prediction, record, source)
                 if steps is not None:
                     steps(ensemble.lead, volumes[prediction.prepared.pose_channel], prediction, picture)
-                if also is not None:
-                    also(volume, prediction, record)
+                if write_more is not None:
+                    write_more(volume, prediction, record)
     except reported as error:
         problem = named(str(failure_of(error)), printable(str(scan.path)))
         reporter.say(f"  error: {problem}")
@@ -203,32 +203,29 @@ def predict_scan(
     return Outcome(scan.name, record, None)
 
 
-def _warn_of_training(ensemble: Ensemble, files_hash: str) -> list[str]:
+def _training_warnings(ensemble: Ensemble, files_hash: str) -> list[str]:
     """Return a warning for each use of a scan in training; a validation patient decides when it stops.
 
     Args:
         ensemble: the models.
         files_hash: of the scan's files, without the series, which training does not choose.
     """
-    seen = [member.info.training for member in ensemble.members]
-    uses = {
-        "train": [files_hash in one.images_sha256 for one in seen],
-        "validate": [files_hash in one.validation_images_sha256 for one in seen],
+    trainings = [member.info.training for member in ensemble.members]
+    counts = {
+        "train": sum(files_hash in training.images_sha256 for training in trainings),
+        "validate": sum(files_hash in training.validation_images_sha256 for training in trainings),
     }
-    return [
-        f"this scan was used to {use} {_of_members(used)}: its result is not an independent test"
-        for use, used in uses.items()
-        if any(used)
-    ]
-
-
-def _of_members(used: Sequence[bool]) -> str:
-    return "the model" if len(used) == 1 else f"{sum(used)} of the {len(used)} models"
+    lines = []
+    for use, count in counts.items():
+        if count:
+            models = "the model" if len(trainings) == 1 else f"{count} of the {len(trainings)} models"
+            lines.append(f"this scan was used to {use} {models}: its result is not an independent test")
+    return lines
 
 
 @contextmanager
-def _recording(
-    output: Path, name: str, record: dict[str, Any], wanted: set[str], before: set[str], *, keep: bool
+def _replacing(
+    output: Path, name: str, record: dict[str, Any], new_files: set[str], old_files: set[str], *, keep: bool
 ) -> Iterator[None]:
     """Replace a scan's results by those written within the block, and write the record that lists them last.
 
@@ -236,18 +233,18 @@ def _recording(
         output: folder of the results.
         name: of the scan.
         record: how the new results are made.
-        wanted: relative paths of the files that the block writes.
-        before: relative paths that the earlier record lists.
+        new_files: relative paths of the files that the block writes.
+        old_files: relative paths that the earlier record lists.
         keep: keep earlier results of other kinds, which were made from the same scan and model. Otherwise
             they are removed, since they would not belong to the new record.
     """
-    others = (before & _below(output, _every_result(output, name))) - wanted
-    kept = {other for other in others if keep and (output / other).exists()}
-    record["files"] = sorted(wanted | kept)
-    manifest, made = output / record_name(name), [output / file for file in record["files"]]
-    with replacing_results(manifest, made, stale=[output / other for other in others - kept]):
+    other_files = (old_files & _relative_names(output, _every_result(output, name))) - new_files
+    kept = {file for file in other_files if keep and (output / file).exists()}
+    record["files"] = sorted(new_files | kept)
+    record_path, paths = output / record_name(name), [output / file for file in record["files"]]
+    with replacing_results(record_path, paths, stale=[output / file for file in other_files - kept]):
         yield
-        write_json(manifest, record)
+        write_json(record_path, record)
 
 
 def _write(
@@ -277,7 +274,7 @@ def _write(
     return warnings
 
 
-def _below(output: Path, paths: Iterable[Path]) -> set[str]:
+def _relative_names(output: Path, paths: Iterable[Path]) -> set[str]:
     """Return paths relative to the output folder, as a record lists them."""
     return {path.relative_to(output).as_posix() for path in paths}
 
@@ -290,4 +287,4 @@ def _every_result(output: Path, name: str) -> list[Path]:
 
 def as_file(label: str) -> str:
     """Return a label's name for a file name, with separators and unsafe characters percent-encoded."""
-    return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label)
+    return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", label)

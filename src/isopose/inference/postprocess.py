@@ -1,7 +1,7 @@
 """Clean up a label map: remove the connected components of a label that a rule takes for false positives.
 
-Here a part is a connected component; voxels are connected if they share a face. The rule of a label, if any,
-is chosen by cross-validation (``evaluation/cleaning.py``) and saved with the model.
+Voxels are connected if they share a face. The rule of a label, if any, is chosen by cross-validation
+(``evaluation/cleaning.py``) and saved with the model.
 """
 
 import json
@@ -22,13 +22,13 @@ from isopose.strict import STRICT, first_problem
 
 @dataclass(frozen=True)
 class Rule:
-    """Which parts of a label are kept.
+    """Which connected components of a label are kept.
 
     Args:
         label: its name.
-        keep: ``largest``, the largest part; ``largest on each side``, the largest to the left of the body's
-            midline and the largest to the right; ``volume``, every part from a volume on.
-        ml: that volume in ml; 0 with the other rules.
+        keep: ``largest``, the largest component; ``largest on each side``, the largest to the left of the
+            body's midline and the largest to the right; ``volume``, every component of at least ``ml``.
+        ml: smallest volume of a component in ml; 0 with the other rules.
     """
 
     label: str
@@ -61,45 +61,49 @@ _RULES = TypeAdapter(tuple[Rule, ...])
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
-    """The parts of a mask.
+class Components:
+    """The connected components of a mask.
 
     Args:
-        runs: of the mask.
-        number: ``(runs,)`` part of each run.
-        voxels: ``(parts,)`` number of voxels.
-        centers: ``(parts, 3)`` mean index ``(z, y, x)``.
+        runs: the mask, run-length encoded.
+        component_of_run: ``(R,)`` index of the component to which each run belongs.
+        voxels: ``(K,)`` number of voxels of each component.
+        centers: ``(K, 3)`` mean index ``(z, y, x)`` of each component.
     """
 
     runs: Runs
-    number: np.ndarray
+    component_of_run: np.ndarray
     voxels: np.ndarray
     centers: np.ndarray
 
     @classmethod
-    def of(cls, array: np.ndarray, value: int) -> "Parts":
-        """Return the parts of one value of a label map ``(z, y, x)``."""
+    def of(cls, array: np.ndarray, value: int) -> "Components":
+        """Return the connected components of one value of a label map ``(z, y, x)``."""
         shape = (array.shape[0], array.shape[1], array.shape[2])
         runs = Runs.of((plane[None] == value for plane in array), shape)
         if not len(runs.starts):
             return cls(runs, np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 3)))
-        number = runs.components()
-        voxels = np.bincount(number, runs.lengths)
+        component = runs.components()
+        voxels = np.bincount(component, runs.lengths)
         rows, first = np.divmod(runs.starts.astype(np.int64), shape[2] + 1)
         middle = (rows // shape[1], rows % shape[1], first + (runs.lengths - 1) / 2.0)
-        centers = [np.bincount(number, runs.lengths * axis) / voxels for axis in middle]
-        return cls(runs, number, voxels, np.stack(centers, axis=1))
+        centers = [np.bincount(component, runs.lengths * index) / voxels for index in middle]
+        return cls(runs, component, voxels, np.stack(centers, axis=1))
 
-    def in_slices(self, which: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the slices in which some parts lie, ``(parts,)`` booleans, with their mask ``(y, x)``."""
-        runs = self.runs.only(which[self.number])
+    def in_slices(self, selected: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the index of each slice that selected components reach, and their mask ``(y, x)`` in it.
+
+        Args:
+            selected: ``(K,)`` booleans.
+        """
+        runs = self.runs.only(selected[self.component_of_run])
         for z in np.unique(runs.slices).tolist():
             yield z, runs.mask(slice(z, z + 1))[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Midline:
-    """Where the body's midline lies in a scan: at x = 0 in the reference's pose.
+    """The body's midline in a scan: x = 0 in the reference's pose.
 
     Args:
         x_from_index: ``(z, 4)``, for each slice the row by which the index ``(x, y, z, 1)`` of a voxel of the
@@ -126,55 +130,62 @@ class Midline:
             pose: ``(z, 5)``, or ``(1, 9)`` of the whole volume.
             sure: which of the poses are reliable, booleans ``(z,)`` or ``(1,)``.
         """
-        known = np.flatnonzero(sure)
-        if not len(known):
+        reliable = np.flatnonzero(sure)
+        if not len(reliable):
             return None
-        slices = pose.shape[1] == POSE_SIZE
-        onto = (
-            frame.slice_from_frame(shape[1:], spacing[:2])
-            if slices
-            else frame.volume_from_frame(shape, spacing)
-        )
-        matrix = onto.double() @ matrix_from_pose(torch.from_numpy(pose[known]).double())
-        homogenized_from_volume = torch.linalg.inv(matrix)
-        sides = shape[::-1][: matrix.shape[-1] - 1]
-        volume_from_index = torch.diag(torch.tensor([*(2.0 / n for n in sides), 1.0], dtype=torch.float64))
-        volume_from_index[:-1, -1] = torch.tensor([1.0 / n - 1.0 for n in sides], dtype=torch.float64)
-        rows = (homogenized_from_volume @ volume_from_index)[:, 0].numpy()
-        if slices:
-            rows = np.insert(rows, 2, 0.0, axis=1)
-        # A slice without a reliable pose gets that of the nearest slice with one; a volume has one pose for
-        # all.
-        nearest = np.abs(np.arange(shape[0])[:, None] - known).argmin(axis=1)
-        return cls(rows[nearest if slices else np.zeros(shape[0], int)])
+        by_slice = pose.shape[1] == POSE_SIZE
+        if by_slice:
+            input_from_frame = frame.slice_from_frame(shape[1:], spacing[:2])
+        else:
+            input_from_frame = frame.volume_from_frame(shape, spacing)
+        theta1 = matrix_from_pose(torch.from_numpy(pose[reliable]).double())
+        homogenized_from_input = torch.linalg.inv(input_from_frame.double() @ theta1)
+        sides = shape[::-1][: theta1.shape[-1] - 1]
+        input_from_index = torch.diag(torch.tensor([*(2.0 / n for n in sides), 1.0], dtype=torch.float64))
+        input_from_index[:-1, -1] = torch.tensor([1.0 / n - 1.0 for n in sides], dtype=torch.float64)
+        rows = (homogenized_from_input @ input_from_index)[:, 0].numpy()
+        if not by_slice:
+            return cls(np.repeat(rows, shape[0], axis=0))
+        # A slice without a reliable pose gets that of the nearest slice with one.
+        nearest = np.abs(np.arange(shape[0])[:, None] - reliable).argmin(axis=1)
+        return cls(np.insert(rows, 2, 0.0, axis=1)[nearest])
 
     def left(self, centers: np.ndarray) -> np.ndarray:
-        """Return which points ``(n, 3)``, indices ``(z, y, x)``, lie at x > 0, on the patient's left."""
+        """Return which points lie on the patient's left of the midline, at homogenized x > 0.
+
+        Args:
+            centers: ``(n, 3)`` indices ``(z, y, x)`` in the reoriented volume.
+
+        Returns:
+            ``(n,)`` booleans.
+        """
         z = np.clip(np.rint(centers[:, 0]).astype(int), 0, len(self.x_from_index) - 1)
         point = np.concatenate([centers[:, ::-1], np.ones((len(centers), 1))], axis=1)
         return (self.x_from_index[z] * point).sum(axis=1) > 0
 
 
-def kept(parts: Parts, rule: Rule, voxel_ml: float, midline: Midline | None) -> np.ndarray:
-    """Return which parts a rule keeps, ``(parts,)`` booleans; all if it needs a midline and there is none.
+def components_to_keep(
+    components: Components, rule: Rule, voxel_ml: float, midline: Midline | None
+) -> np.ndarray:
+    """Return which components a rule keeps, ``(K,)`` booleans; all if it needs a midline and there is none.
 
     Args:
-        parts: of the rule's label.
-        rule: which parts to keep.
+        components: of the rule's label.
+        rule: which of them to keep.
         voxel_ml: volume of a voxel.
-        midline: of the body; None where no pose is sure.
+        midline: of the body; None if no pose is reliable.
     """
     if rule.keep == "volume":
-        return parts.voxels * voxel_ml >= rule.ml
-    left, keep = np.zeros((2, len(parts.voxels)), dtype=bool)
+        return components.voxels * voxel_ml >= rule.ml
+    left, keep = np.zeros((2, len(components.voxels)), dtype=bool)
     if rule.keep == "largest on each side":
         if midline is None:
-            return np.ones(len(parts.voxels), dtype=bool)
-        left = midline.left(parts.centers)
+            return np.ones(len(components.voxels), dtype=bool)
+        left = midline.left(components.centers)
     for side in (False, True):
-        there = np.flatnonzero(left == side)
-        if len(there):
-            keep[there[parts.voxels[there].argmax()]] = True
+        on_side = np.flatnonzero(left == side)
+        if len(on_side):
+            keep[on_side[components.voxels[on_side].argmax()]] = True
     return keep
 
 
@@ -185,14 +196,14 @@ def clean_up(
     spacing: tuple[float, float, float],
     midline: Midline | None,
 ) -> Mapping[str, float]:
-    """Set the parts that the rules do not keep to background, in place.
+    """Set the connected components that the rules do not keep to background, in place.
 
     Args:
         values: ``(z, y, x)`` uint8, stored label values in the axes of the reoriented volume.
         rules: at most one for each label.
         labels: names and stored values.
         spacing: ``(x, y, z)`` in mm.
-        midline: of the body; None where no pose is sure.
+        midline: of the body; None if no pose is reliable.
 
     Returns:
         The volume in ml that was removed of each label that has a rule.
@@ -200,9 +211,9 @@ def clean_up(
     voxel_ml = float(np.prod(spacing)) / 1000.0
     removed_ml = {}
     for rule in rules:
-        parts = Parts.of(values, labels.values[rule.label])
-        false = ~kept(parts, rule, voxel_ml, midline)
-        for z, mask in parts.in_slices(false):
+        components = Components.of(values, labels.values[rule.label])
+        removed = ~components_to_keep(components, rule, voxel_ml, midline)
+        for z, mask in components.in_slices(removed):
             values[z][mask] = 0
-        removed_ml[rule.label] = float(parts.voxels[false].sum() * voxel_ml)
+        removed_ml[rule.label] = float(components.voxels[removed].sum() * voxel_ml)
     return removed_ml

@@ -48,21 +48,21 @@ class Prediction:
     removed_ml: Mapping[str, float] = field(default_factory=dict)
 
 
-def _sum(parts: Iterable[RestoredProbabilities]) -> RestoredProbabilities:
-    """Add the probabilities of several models, one at a time."""
+def _sum_probabilities(members: Iterable[RestoredProbabilities]) -> RestoredProbabilities:
+    """Add the probabilities of several models, one at a time, in a region that contains all of theirs."""
     total = None
-    for count, part in enumerate(parts):
+    for count, member in enumerate(members):
         if total is None:
-            total = part
+            total = member
             continue
-        region = _around(total.region[0], part.region[0]), _around(total.region[1], part.region[1])
-        total = RestoredProbabilities(region, total.within(region, float(count)).add_(part.within(region)))
+        rows, columns = (
+            slice(min(a.start, b.start), max(a.stop, b.stop))
+            for a, b in zip(total.region, member.region, strict=True)
+        )
+        region = rows, columns
+        total = RestoredProbabilities(region, total.within(region, float(count)).add_(member.within(region)))
     assert total is not None, "an ensemble has a member"
     return total
-
-
-def _around(one: slice, other: slice) -> slice:
-    return slice(min(one.start, other.start), max(one.stop, other.stop))
 
 
 @torch.inference_mode()
@@ -90,7 +90,7 @@ def predict(
         progress: called with (slices done, slices).
 
     Raises:
-        InputError: no body is found, or another number of channels than the model sees.
+        InputError: no body is found, or the number of channels is not the model's.
         FloatingPointError: the networks' outputs are not finite.
     """
     ensemble = ensemble_of(model)
@@ -98,19 +98,19 @@ def predict(
     predictors = _predictors(ensemble, volumes, crops, correction, body)
     lead, shape = predictors[0], predictors[0].prepared.shape
     values = scratch.zeros(shape, np.uint8)
-    kept = None
+    native_probabilities = None
     if probabilities:
-        kept = scratch.zeros((ensemble.labels.classes, *shape), np.float32)
-        kept[0] = 1.0
-    parts = _parts(predictors)
-    done, slices = 0, sum(map(len, parts))
-    for rows in parts:
-        total = _sum(predictor.restored(rows) for predictor in predictors)
-        most = most_probable(total.values).cpu().numpy()
-        values[(rows, *total.region)] = ensemble.labels.to_values(most)
-        if kept is not None:
+        native_probabilities = scratch.zeros((ensemble.labels.classes, *shape), np.float32)
+        native_probabilities[0] = 1.0
+    batches = _slice_batches(predictors)
+    done, slices = 0, sum(map(len, batches))
+    for rows in batches:
+        total = _sum_probabilities(predictor.restored(rows) for predictor in predictors)
+        classes = most_probable(total.values).cpu().numpy()
+        values[(rows, *total.region)] = ensemble.labels.to_values(classes)
+        if native_probabilities is not None:
             mean = total.values.movedim(1, 0) / len(predictors)
-            kept[(slice(None), rows, *total.region)] = mean.cpu().numpy()
+            native_probabilities[(slice(None), rows, *total.region)] = mean.cpu().numpy()
         done += len(rows)
         if progress is not None:
             progress(done, slices)
@@ -124,8 +124,8 @@ def predict(
         labels=volumes[0].with_array(undo(values)),
         prepared=lead.prepared,
         scan_pose=lead.scan,
-        probabilities=None if kept is None else undo(kept),
-        warnings=_merged([predictor.warnings() for predictor in predictors]),
+        probabilities=None if native_probabilities is None else undo(native_probabilities),
+        warnings=_merge_warnings([predictor.warnings() for predictor in predictors]),
         crops=lead.crops,
         beyond_mm=lead.beyond_mm,
         removed_ml=removed_ml,
@@ -140,49 +140,54 @@ def _predictors(
     body: np.ndarray | None = None,
 ) -> list[SlicePredictor | VolumePredictor]:
     """Return a predictor of each member; preprocessing and poses that members share are computed once."""
-    prepared: dict[str, Prepared] = {}
-    estimates: dict[str, SlicePoses | None] = {}
+    prepared_by_hash: dict[str, Prepared] = {}
+    poses_by_hash: dict[str, SlicePoses | None] = {}
     predictors: list[SlicePredictor | VolumePredictor] = []
-    for member, views, prepares, estimates_by in zip(
-        ensemble.members, ensemble.views, ensemble.preparations, ensemble.estimates, strict=True
+    for member, views, preprocessing, slice_pose in zip(
+        ensemble.members,
+        ensemble.views,
+        ensemble.preprocessing_hashes,
+        ensemble.slice_pose_hashes,
+        strict=True,
     ):
-        if prepares not in prepared:
-            prepared[prepares] = prepare(volumes, member.fingerprint, member.config.data, body=body)
-        scan = prepared[prepares]
-        if estimates_by not in estimates:
-            estimates[estimates_by] = slice_poses_of(member.pipeline.pose, scan, member.config.predict)
-        # Only those of the first member are shown.
-        wanted = crops and not predictors
-        if member.config.dims == 3:
-            predictors.append(VolumePredictor(member, scan, views, estimates[estimates_by], wanted))
-        else:
-            predictors.append(
-                SlicePredictor(member, scan, views, estimates[estimates_by], wanted, correction)
+        if preprocessing not in prepared_by_hash:
+            prepared_by_hash[preprocessing] = prepare(
+                volumes, member.fingerprint, member.config.data, body=body
             )
+        prepared = prepared_by_hash[preprocessing]
+        if slice_pose not in poses_by_hash:
+            poses_by_hash[slice_pose] = slice_poses_of(member.pipeline.pose, prepared, member.config.predict)
+        poses = poses_by_hash[slice_pose]
+        # Crops are returned for the first member only.
+        keep_crops = crops and not predictors
+        if member.config.dims == 3:
+            predictors.append(VolumePredictor(member, prepared, views, poses, keep_crops))
+        else:
+            predictors.append(SlicePredictor(member, prepared, views, poses, keep_crops, correction))
     return predictors
 
 
-def _parts(predictors: Sequence[Predictor]) -> list[np.ndarray]:
-    """Return the slices in parts that are restored together.
+def _slice_batches(predictors: Sequence[Predictor]) -> list[np.ndarray]:
+    """Return the indices of the slices to predict, in batches that are restored together.
 
-    Models of slices predict slices with a body, in batches; a model of volumes predicts all slices.
+    Models of slices predict slices with a body; a model of volumes predicts all slices.
     """
     shape, size = predictors[0].prepared.shape, predictors[0].model.config.predict.batch_size
-    volumes = [predictor.model.config.dims == 3 for predictor in predictors]
-    if all(volumes):
-        return [np.arange(part.start, part.stop) for part in slice_chunks(shape)]
-    wanted = np.full(shape[0], any(volumes))
+    of_volumes = [predictor.model.config.dims == 3 for predictor in predictors]
+    if all(of_volumes):
+        return [np.arange(chunk.start, chunk.stop) for chunk in slice_chunks(shape)]
+    predicted = np.full(shape[0], any(of_volumes))
     for predictor in predictors:
-        wanted |= predictor.prepared.mask.any(axis=(1, 2))
-    rows = np.flatnonzero(wanted)
+        predicted |= predictor.prepared.mask.any(axis=(1, 2))
+    rows = np.flatnonzero(predicted)
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
-def _merged(warnings: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def _merge_warnings(warnings: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Return the warnings of all members; one that only some members give is prefixed with their numbers."""
     lines = []
-    for line in dict.fromkeys(line for of_member in warnings for line in of_member):
-        who = [str(n) for n, of_member in enumerate(warnings, start=1) if line in of_member]
-        alone = f"member{'s' if len(who) > 1 else ''} {', '.join(who)} of {len(warnings)}: "
-        lines.append(line if len(who) == len(warnings) else alone + line)
+    for line in dict.fromkeys(line for member_lines in warnings for line in member_lines):
+        members = [str(n) for n, member_lines in enumerate(warnings, start=1) if line in member_lines]
+        prefix = f"member{'s' if len(members) > 1 else ''} {', '.join(members)} of {len(warnings)}: "
+        lines.append(line if len(members) == len(warnings) else prefix + line)
     return tuple(lines)

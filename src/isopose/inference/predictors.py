@@ -1,4 +1,4 @@
-"""Predict one scan with one model: its poses and crops, and the probabilities in any of its slices."""
+"""Predict one scan with one model: its poses and crops, and class probabilities on its own grid."""
 
 import math
 from abc import ABC, abstractmethod
@@ -27,22 +27,26 @@ from isopose.scan.warnings import crop_warnings, pose_warnings
 
 #: A crop that cuts a structure grows by this factor until it cuts none. The factor is small, since the
 #: network is trained at the scale of its crops: docs/measurements.md, "Choices".
-WIDEN = 1.1
+WIDENING_FACTOR = 1.1
 #: Fraction of the segmentation that may lie outside the body without a warning; borders differ by a pixel.
-OUTSIDE = 0.05
-#: Warn of a scan that is longer than the training scans by more than this.
-BEYOND_MM = 20.0
+MAX_OUTSIDE_FRACTION = 0.05
+#: Length in mm by which a scan may exceed the longest training scan without a warning.
+MAX_BEYOND_MM = 20.0
 
 
 class Predictor(ABC):
-    """One model applied to one scan: its poses and crops, and its probabilities in any slices.
+    """One model applied to one scan.
 
-    Args:
+    Attributes:
         scan: pose and crop, of each slice or of the volume.
         crops: the predicted classes in the crops, if requested; see
             :class:`isopose.inference.predict.Prediction`.
-        areas: ``(2,)``, see :func:`_areas`.
+        areas: ``(2,)`` sums over the slices predicted so far, see :func:`_foreground_areas`.
         beyond_mm: see :class:`isopose.inference.predict.Prediction`.
+
+    Args:
+        model: trained.
+        prepared: the preprocessed scan.
         views: of each crop, see :attr:`isopose.inference.ensemble.Ensemble.views`.
     """
 
@@ -57,26 +61,82 @@ class Predictor(ABC):
 
     @abstractmethod
     def restored(self, rows: np.ndarray) -> "RestoredProbabilities":
-        """Return the probabilities in some slices; each slice may be requested only once."""
+        """Return the probabilities in some slices.
+
+        Args:
+            rows: ``(n,)`` indices of slices from the feet; each may be requested only once.
+        """
 
     def warnings(self) -> tuple[str, ...]:
         """Return the warnings, one line each."""
-        networks, predicting = self.model.pipeline, self.model.config.predict
+        networks, settings = self.model.pipeline, self.model.config.predict
         lines = [
             *self.prepared.warnings,
-            *pose_warnings(self.scan, networks.pose, predicting, joint=networks.joint is not None),
+            *pose_warnings(self.scan, networks.pose, settings, joint=networks.joint is not None),
             *crop_warnings(self.scan),
         ]
-        if self.beyond_mm > BEYOND_MM:
+        if self.beyond_mm > MAX_BEYOND_MM:
             lines.append(
                 f"the scan is {self.beyond_mm:.0f} mm longer than those the model was trained on; structures "
                 "near its ends may be missed"
             )
-        everything, outside = self.areas.tolist()
-        if outside > OUTSIDE * everything:
-            share = 100.0 * outside / everything
-            lines.append(f"{share:.0f} % of the segmentation lies outside the body: do not trust this result")
+        total, outside = self.areas.tolist()
+        if outside > MAX_OUTSIDE_FRACTION * total:
+            percent = 100.0 * outside / total
+            lines.append(
+                f"{percent:.0f} % of the segmentation lies outside the body: do not trust this result"
+            )
         return tuple(lines)
+
+    def _segment(
+        self, image: Tensor, input_from_homogenized: Tensor, rows: np.ndarray, widen: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Crop and segment some rows of the scan, and record which crops cut a structure off.
+
+        Args:
+            image: slices ``(N, C, S, S)``, or a volume ``(1, C, Z, S, S)``.
+            input_from_homogenized: ``(N, K, 3, 3)``, see :func:`isopose.scan.find.unet_channels`; of a volume
+                ``(1, 4, 4)``.
+            rows: ``(N,)`` rows of ``self.scan``.
+            widen: widen crops that cut a structure.
+
+        Returns:
+            Probabilities in the crops ``(N, classes, M, M)`` or ``(1, classes, D, M, M)``, and theta2
+                ``(N, 3, 3)`` or ``(1, 4, 4)`` of these crops.
+        """
+        border = self.model.config.predict.crop_border
+        theta2 = torch.from_numpy(self.scan.theta2[rows]).to(image.device)
+
+        def segment(images: Tensor, homogenizing: Tensor, crops: Tensor) -> Tensor:
+            crops = crops[:, None] if homogenizing.ndim == 4 else crops
+            cropped = self.model.pipeline.cut(images, compose(homogenizing, crops))
+            return crop_probabilities(self.model, cropped, self.views)
+
+        probabilities = segment(image, input_from_homogenized, theta2)
+        cut_off = touches_border(probabilities, theta2, border)
+        if not widen:
+            self.scan.cut_off[rows] = cut_off.cpu()
+        elif cut_off.any():
+            wide_theta2, wide_probabilities = theta2.clone(), probabilities.clone()
+            still_cut_off = cut_off.clone()
+            # Ends at the whole frame, whose edges cut nothing.
+            while still_cut_off.any():
+                wide_theta2[still_cut_off] = enlarged(wide_theta2[still_cut_off], WIDENING_FACTOR)
+                wide_probabilities[still_cut_off] = segment(
+                    image[still_cut_off], input_from_homogenized[still_cut_off], wide_theta2[still_cut_off]
+                )
+                still_cut_off &= touches_border(wide_probabilities, wide_theta2, border)
+            # In a wider crop, a structure that was cut off is larger. If it is not, the network lost it at
+            # the unfamiliar scale, and the prediction in the first crop is better.
+            area = _foreground_fraction(probabilities, theta2)
+            widened = cut_off & (_foreground_fraction(wide_probabilities, wide_theta2) > area)
+            selected = widened.reshape(-1, *[1] * (probabilities.ndim - 1))
+            probabilities = torch.where(selected, wide_probabilities, probabilities)
+            theta2 = torch.where(widened[:, None, None], wide_theta2, theta2)
+            self.scan.widened[rows] = widened.cpu()
+            self.scan.cut_off[rows] = (cut_off & ~widened).cpu()
+            self.scan.theta2[rows] = theta2.cpu()
+        return probabilities, theta2
 
 
 class RestoredProbabilities(NamedTuple):
@@ -95,31 +155,40 @@ class RestoredProbabilities(NamedTuple):
         if region == self.region:
             return self.values
         sides = [axis.stop - axis.start for axis in region]
-        wider = self.values.new_zeros((*self.values.shape[:2], *sides))
-        wider[:, 0] = background
-        own = (
-            slice(mine.start - axis.start, mine.stop - axis.start)
-            for mine, axis in zip(self.region, region, strict=True)
+        padded = self.values.new_zeros((*self.values.shape[:2], *sides))
+        padded[:, 0] = background
+        window = (
+            slice(inner.start - outer.start, inner.stop - outer.start)
+            for inner, outer in zip(self.region, region, strict=True)
         )
-        wider[(slice(None), slice(None), *own)] = self.values
-        return wider
+        padded[(slice(None), slice(None), *window)] = self.values
+        return padded
 
 
 class SlicePredictor(Predictor):
-    """A model of slices and a scan."""
+    """A model of slices (``dims=2``) applied to one scan.
+
+    Args:
+        model: trained.
+        prepared: the preprocessed scan.
+        views: of each crop, see :attr:`isopose.inference.ensemble.Ensemble.views`.
+        slice_poses: by :func:`isopose.scan.find.slice_poses_of`.
+        crops: keep the predicted classes in the crops.
+        correction: poses and crops set by hand; a crop set by hand is not widened.
+    """
 
     def __init__(
         self,
         model: Model,
         prepared: Prepared,
         views: Views,
-        estimates: SlicePoses | None,
+        slice_poses: SlicePoses | None,
         crops: bool,
         correction: Correction | None,
     ) -> None:
         super().__init__(model, prepared, views)
         # Pose and crop of the whole scan first: a common crop needs the crops of all slices.
-        scan = find_poses(model.pipeline.pose, prepared, model.config.predict, estimates, correction)
+        scan = find_poses(model.pipeline.pose, prepared, model.config.predict, slice_poses, correction)
         self.scan = find_crops(model.pipeline, prepared, scan, correction)
         self.widen = correction is None or not correction.crops
         if crops:
@@ -130,25 +199,26 @@ class SlicePredictor(Predictor):
         networks, (height, width) = self.model.pipeline, self.prepared.shape[1:]
         with_body = self.scan.has_body[rows]
         if not with_body.any():
-            nothing = torch.zeros(len(rows), networks.classes, 1, 1, device=self.device)
-            nothing[:, 0] = 1.0
-            return RestoredProbabilities((slice(0, 1), slice(0, 1)), nothing)
-        shown = rows[with_body]
-        context = self.model.config.unet
-        image, homogenizing = unet_channels(self.prepared, shown, self.scan, context, self.device)
-        mask = torch.from_numpy(self.prepared.covered[shown])[:, None].float().to(self.device)
-        pose = torch.from_numpy(self.scan.pose[shown]).to(self.device)
-        crop, theta2 = _segment(self, image, homogenizing, shown, self.widen)
+            background = torch.zeros(len(rows), networks.classes, 1, 1, device=self.device)
+            background[:, 0] = 1.0
+            return RestoredProbabilities((slice(0, 1), slice(0, 1)), background)
+        body_rows = rows[with_body]
+        image, theta1 = unet_channels(
+            self.prepared, body_rows, self.scan, self.model.config.unet, self.device
+        )
+        mask = torch.from_numpy(self.prepared.covered[body_rows])[:, None].float().to(self.device)
+        pose = torch.from_numpy(self.scan.pose[body_rows]).to(self.device)
+        crop, theta2 = self._segment(image, theta1, body_rows, self.widen)
         theta = frame_from_crop(pose, theta2)
-        self.areas += _areas(crop, mask, theta).cpu()
+        self.areas += _foreground_areas(crop, mask, theta).cpu()
         if self.crops is not None:
-            self.crops[shown] = most_probable(crop).cpu().numpy()
+            self.crops[body_rows] = most_probable(crop).cpu().numpy()
         slice_from_crop = compose(self.prepared.slice_from_frame.to(self.device), theta)
         region = reached(slice_from_crop, crop.shape[-1], (height, width))
         native = restore(crop, slice_from_crop, (height, width), region=region)
         if with_body.all():
             return RestoredProbabilities(region, native)
-        # Slices that show no body are background.
+        # Slices without a body are background.
         values = native.new_zeros((len(rows), *native.shape[1:]))
         values[:, 0] = 1.0
         values[torch.from_numpy(with_body).to(self.device)] = native
@@ -156,10 +226,10 @@ class SlicePredictor(Predictor):
 
 
 class VolumePredictor(Predictor):
-    """A model of volumes and a scan."""
+    """A model of volumes (``dims=3``) applied to one scan; see :class:`SlicePredictor`."""
 
     def __init__(
-        self, model: Model, prepared: Prepared, views: Views, estimates: SlicePoses | None, crops: bool
+        self, model: Model, prepared: Prepared, views: Views, slice_poses: SlicePoses | None, crops: bool
     ) -> None:
         super().__init__(model, prepared, views)
         networks, device = model.pipeline, self.device
@@ -169,12 +239,12 @@ class VolumePredictor(Predictor):
         images = torch.from_numpy(prepared.images)[None].to(device)
         image = images[:, prepared.pose_channel : prepared.pose_channel + 1]
         mask = torch.from_numpy(prepared.mask)[None, None].to(device).float()
-        self.scan = find_volume_pose(networks, prepared, image, mask, stack_from_frame, estimates)
+        self.scan = find_volume_pose(networks, prepared, image, mask, stack_from_frame, slice_poses)
         pose = torch.from_numpy(self.scan.pose).to(device)
         stack_from_homogenized = networks.input_from_homogenized(pose, stack_from_frame)
-        self.crop, theta2 = _segment(self, images, stack_from_homogenized, np.arange(1))
-        self.areas = _areas(self.crop, mask, compose(stack_from_homogenized, theta2)).cpu()
-        # Depth of the scan less that of the homogenized volume, in millimeters of the scan.
+        self.crop, theta2 = self._segment(images, stack_from_homogenized, np.arange(1))
+        self.areas = _foreground_areas(self.crop, mask, compose(stack_from_homogenized, theta2)).cpu()
+        # Length of the scan minus that of the homogenized volume, in millimeters of the scan.
         reach = float(networks.reach) * math.exp(self.scan.pose[0, LOG_SCALES][2])
         self.beyond_mm = max(slices * spacing[2] - reach * frame.fov_mm, 0.0)
         self.volume_from_crop = compose(networks.input_from_homogenized(pose, volume_from_frame), theta2)
@@ -182,54 +252,14 @@ class VolumePredictor(Predictor):
             self.crops = most_probable(self.crop)[0].cpu().numpy()
 
     def restored(self, rows: np.ndarray) -> RestoredProbabilities:
-        """See :meth:`Predictor.restored`; the slices follow each other."""
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        native = restore_slab(self.crop, self.volume_from_crop, self.prepared.shape, part)
-        # Slices that show no body are background, as they are slice by slice.
-        without = torch.from_numpy(~self.prepared.mask[part].any(axis=(1, 2))).to(self.device)
-        native[0, without], native[1:, without] = 1.0, 0.0
+        """See :meth:`Predictor.restored`; the slices must be consecutive."""
+        slab = slice(int(rows[0]), int(rows[-1]) + 1)
+        native = restore_slab(self.crop, self.volume_from_crop, self.prepared.shape, slab)
+        # Slices without a body are background, as with a model of slices.
+        no_body = torch.from_numpy(~self.prepared.mask[slab].any(axis=(1, 2))).to(self.device)
+        native[0, no_body], native[1:, no_body] = 1.0, 0.0
         height, width = self.prepared.shape[1:]
         return RestoredProbabilities((slice(0, height), slice(0, width)), native.movedim(1, 0))
-
-
-def _segment(
-    predictor: Predictor, image: Tensor, input_from_homogenized: Tensor, rows: np.ndarray, widen: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Return probabilities in the crop, and theta2, of some rows of a scan; a crop that cuts is widened.
-
-    For slices ``image`` is ``(N, C, S, S)`` and ``input_from_homogenized`` ``(N, K, 3, 3)``, see
-    :func:`isopose.scan.find.unet_channels`; for a volume ``(1, C, Z, S, S)`` and ``(1, 4, 4)``.
-    """
-    model, scan = predictor.model, predictor.scan
-    border = model.config.predict.crop_border
-    theta2 = torch.from_numpy(scan.theta2[rows]).to(image.device)
-
-    def seen_through(images: Tensor, homogenizing: Tensor, crops: Tensor) -> Tensor:
-        crops = crops[:, None] if homogenizing.ndim == 4 else crops
-        cut = model.pipeline.cut(images, compose(homogenizing, crops))
-        return crop_probabilities(model, cut, predictor.views)
-
-    probabilities = seen_through(image, input_from_homogenized, theta2)
-    cut = touches_border(probabilities, theta2, border)
-    if not widen:
-        scan.cut_off[rows] = cut.cpu()
-    elif cut.any():
-        wider, again, still = theta2.clone(), probabilities.clone(), cut.clone()
-        # Ends at the whole frame, whose edges cut nothing.
-        while still.any():
-            wider[still] = enlarged(wider[still], WIDEN)
-            again[still] = seen_through(image[still], input_from_homogenized[still], wider[still])
-            still &= touches_border(again, wider, border)
-        # In a wider crop, a structure that was cut off is larger. If it is not, the network lost it at the
-        # unfamiliar scale, and the prediction in the first crop is better.
-        used = cut & (_size_of_marked(again, wider) > _size_of_marked(probabilities, theta2))
-        chosen = used.reshape(-1, *[1] * (probabilities.ndim - 1))
-        probabilities = torch.where(chosen, again, probabilities)
-        theta2 = torch.where(used[:, None, None], wider, theta2)
-        scan.widened[rows] = used.cpu()
-        scan.cut_off[rows] = (cut & ~used).cpu()
-        scan.theta2[rows] = theta2.cpu()
-    return probabilities, theta2
 
 
 def crop_probabilities(model: Model, crop: Tensor, views: Views) -> Tensor:
@@ -247,36 +277,49 @@ def crop_probabilities(model: Model, crop: Tensor, views: Views) -> Tensor:
     Returns:
         Probabilities ``(N, classes, M, M)`` or ``(N, classes, D, M, M)`` float32.
     """
-    answers = []
+    probabilities = []
     for mirrored in views:
         if mirrored:
             partners = list(mirrored_classes(model.labels.names))
-            answers.append(_answer(model, crop.flip(-1)).flip(-1)[:, partners])
+            probabilities.append(_unet_probabilities(model, crop.flip(-1)).flip(-1)[:, partners])
         else:
-            answers.append(_answer(model, crop))
-    return answers[0] if len(answers) == 1 else sum(answers[1:], answers[0]) / len(answers)
+            probabilities.append(_unet_probabilities(model, crop))
+    if len(probabilities) == 1:
+        return probabilities[0]
+    return sum(probabilities[1:], probabilities[0]) / len(probabilities)
 
 
-def _answer(model: Model, crop: Tensor) -> Tensor:
-    kind = crop.device.type
-    with autocast(choose_precision(model.config.predict.precision, kind), kind):
+def _unet_probabilities(model: Model, crop: Tensor) -> Tensor:
+    """Return the U-Net's probabilities in crops, in the precision that the model's settings choose.
+
+    Raises:
+        FloatingPointError: the output is not finite.
+    """
+    device_type = crop.device.type
+    with autocast(choose_precision(model.config.predict.precision, device_type), device_type):
         layout = torch.channels_last if crop.ndim == 4 else torch.contiguous_format
-        answer = model.pipeline.probabilities(crop.contiguous(memory_format=layout))
-    # The largest of values that are not finite would be the background, without a warning.
-    if not answer.isfinite().all():
+        probabilities = model.pipeline.probabilities(crop.contiguous(memory_format=layout))
+    # The argmax of values that are not finite would be the background, without a warning.
+    if not probabilities.isfinite().all():
         raise FloatingPointError("the U-Net's output is not finite")
-    return answer
+    return probabilities
 
 
-def _size_of_marked(probabilities: Tensor, theta2: Tensor) -> Tensor:
+def _foreground_fraction(probabilities: Tensor, theta2: Tensor) -> Tensor:
     """Return the foreground's area in each crop as a fraction of the homogenized frame, ``(N,)``."""
-    share = marked(probabilities).flatten(1).float().mean(dim=1)
-    return share * theta2.diagonal(dim1=-2, dim2=-1).prod(dim=1)
+    crop_fraction = marked(probabilities).flatten(1).float().mean(dim=1)
+    return crop_fraction * theta2.diagonal(dim1=-2, dim2=-1).prod(dim=1)
 
 
-def _areas(probabilities: Tensor, mask: Tensor, input_from_crop: Tensor) -> Tensor:
-    """Return the area of a batch's foreground in the input, and of its part outside the body, ``(2,)``."""
+def _foreground_areas(probabilities: Tensor, mask: Tensor, input_from_crop: Tensor) -> Tensor:
+    """Return the area of a batch's foreground, and of its part outside the body, in the input ``(2,)``.
+
+    Args:
+        probabilities: ``(N, classes, M, M)``, of volumes ``(N, classes, D, M, M)``.
+        mask: ``(N, 1, S, S)``, of volumes ``(N, 1, Z, S, S)``, the body.
+        input_from_crop: ``(N, 3, 3)`` or ``(N, 4, 4)``.
+    """
     foreground = marked(probabilities)[:, None].float()
     outside = foreground * (warp(mask, input_from_crop, tuple(foreground.shape[2:])) < 0.5)
     pixel = torch.linalg.det(input_from_crop[:, :-1, :-1].float()).abs()
-    return torch.stack([(one.flatten(1).sum(dim=1) * pixel).sum() for one in (foreground, outside)])
+    return torch.stack([(area.flatten(1).sum(dim=1) * pixel).sum() for area in (foreground, outside)])

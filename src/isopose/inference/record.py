@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from isopose.data.preprocess import Prepared
 from isopose.devices import choose_precision
 from isopose.files import hash_of
 from isopose.geometry.frame import Frame
@@ -24,7 +23,7 @@ from isopose.version import __version__
 
 
 def decisive_settings(model: Model | Ensemble) -> list[Any]:
-    """Return everything besides the scan that determines a result."""
+    """Return everything but the scan that determines a result."""
     return [*provenance(ensemble_of(model), "").values()]
 
 
@@ -69,26 +68,26 @@ def prediction_record(
 
     With several models, pose and crop are those of the first.
     """
-    ensemble, scan = ensemble_of(model), prediction.scan_pose
+    ensemble, scan, frame = ensemble_of(model), prediction.scan_pose, prediction.prepared.frame
     lead = ensemble.lead
     device = lead.pipeline.pose.reference_mask.device.type
     return {
         **{key: v for key, v in provenance(ensemble, input_hash, correction, mask).items() if v is not None},
-        # The same result is computed elsewhere but for rounding.
+        # Other devices give the same result up to rounding.
         "device": device,
         "precision": choose_precision(lead.config.predict.precision, device),
         "modality": lead.modality,
-        "volumes_ml": volumes_ml(prediction, ensemble.labels),
+        "volumes_ml": volumes_ml(prediction.labels, ensemble.labels),
         **({"removed_ml": dict(prediction.removed_ml)} if ensemble.rules else {}),
         "warnings": list(prediction.warnings),
         "roll_degrees": math.degrees(scan.roll),
         "roll_decision": None if scan.decision is None else asdict(scan.decision),
-        "frame": _frame(prediction.prepared),
-        **(_of_slices(scan) if lead.config.dims == 2 else _of_volume(lead, scan)),
+        "frame": {"center_mm": list(frame.center_mm), "fov_mm": frame.fov_mm, "size": frame.size},
+        **(_slice_entries(scan) if lead.config.dims == 2 else _volume_entries(lead, scan)),
     }
 
 
-def _of_slices(scan: ScanPose) -> dict[str, Any]:
+def _slice_entries(scan: ScanPose) -> dict[str, Any]:
     """Return pose and crop of each slice with a body."""
     return {
         "slices": [
@@ -97,14 +96,14 @@ def _of_slices(scan: ScanPose) -> dict[str, Any]:
                 "roll_degrees": float(np.degrees(scan.pose[z, ANGLE])),
                 "scale_x": float(np.exp(scan.pose[z, LOG_SCALE_X])),
                 "scale_y": float(np.exp(scan.pose[z, LOG_SCALE_Y])),
-                **_of_row(scan, int(z)),
+                **_row_entries(scan, int(z)),
             }
             for z in np.flatnonzero(scan.has_body)
         ]
     }
 
 
-def _of_volume(model: Model, scan: ScanPose) -> dict[str, Any]:
+def _volume_entries(model: Model, scan: ScanPose) -> dict[str, Any]:
     """Return pose and crop of a volume."""
     _, pitch, yaw = (math.degrees(angle) for angle in scan.pose[0, :3])
     return {
@@ -112,11 +111,12 @@ def _of_volume(model: Model, scan: ScanPose) -> dict[str, Any]:
         "yaw_degrees": yaw,
         "scales": [math.exp(log_scale) for log_scale in scan.pose[0, LOG_SCALES]],
         "reach": float(model.pipeline.reach),
-        **_of_row(scan, 0),
+        **_row_entries(scan, 0),
     }
 
 
-def _of_row(scan: ScanPose, row: int) -> dict[str, Any]:
+def _row_entries(scan: ScanPose, row: int) -> dict[str, Any]:
+    """Return pose, crop and confidence of one row, a slice or the volume."""
     return {
         "pose": scan.pose[row].tolist(),
         "homogenized_from_crop": scan.theta2[row].tolist(),
@@ -128,32 +128,26 @@ def _of_row(scan: ScanPose, row: int) -> dict[str, Any]:
     }
 
 
-def recorded_midline(record: Mapping[str, Any], upright: Volume, least: float) -> Midline | None:
-    """Return the body's midline, from the poses in a record.
+def recorded_midline(record: Mapping[str, Any], reoriented: Volume, min_confidence: float) -> Midline | None:
+    """Return the body's midline, from the poses in a record; None if no pose is reliable.
 
     Args:
         record: by :func:`prediction_record`.
-        upright: the scan or its labels, reoriented to the patient's axes.
-        least: smallest confidence of a reliable pose.
+        reoriented: the scan or its labels, reoriented to the patient's axes.
+        min_confidence: confidence from which a pose is reliable.
     """
     rows = record.get("slices", [{**record, "slice": 0}])
-    depth, height, width = upright.array.shape
-    places = [row["slice"] for row in rows]
+    depth, height, width = reoriented.array.shape
+    indices = [row["slice"] for row in rows]
     pose = np.full((depth if "slices" in record else 1, len(rows[0]["pose"])), np.nan, np.float32)
     confidence = np.full(len(pose), np.nan, np.float32)
-    pose[places], confidence[places] = [row["pose"] for row in rows], [row["confidence"] for row in rows]
+    pose[indices], confidence[indices] = [row["pose"] for row in rows], [row["confidence"] for row in rows]
     frame = Frame(tuple(record["frame"]["center_mm"]), record["frame"]["fov_mm"], record["frame"]["size"])
-    x, y, z = map(float, upright.spacing)
-    return Midline.of(frame, (depth, height, width), (x, y, z), pose, confidence >= least)
+    x, y, z = map(float, reoriented.spacing)
+    return Midline.of(frame, (depth, height, width), (x, y, z), pose, confidence >= min_confidence)
 
 
-def volumes_ml(prediction: Prediction, labels: Labels) -> dict[str, float]:
+def volumes_ml(label_map: Volume, labels: Labels) -> dict[str, float]:
     """Return the volume of each label and union in milliliters."""
-    voxel_ml = float(np.prod(prediction.labels.spacing)) / 1000.0
-    voxels = voxels_of(prediction.labels.array)
+    voxels, voxel_ml = voxels_of(label_map.array), label_map.voxel_ml
     return {name: float(voxels[list(values)].sum() * voxel_ml) for name, values in labels.targets().items()}
-
-
-def _frame(prepared: Prepared) -> dict[str, Any]:
-    frame = prepared.frame
-    return {"center_mm": list(frame.center_mm), "fov_mm": frame.fov_mm, "size": frame.size}

@@ -239,6 +239,19 @@ def to_sitk(volume: Volume) -> sitk.Image:
     return image
 
 
+def sitk_lps_from_index(header: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
+    """Return the ``(4, 4)`` matrix from the first three indices of an image to LPS millimeters.
+
+    Args:
+        header: an image, or a reader that has read the image's header; of at least three dimensions.
+    """
+    rank = header.GetDimension()
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(header.GetDirection()).reshape(rank, rank)[:3, :3] * header.GetSpacing()[:3]
+    matrix[:3, 3] = header.GetOrigin()[:3]
+    return matrix
+
+
 def missing_message(path: Path) -> str:
     """Return the message for a path that does not exist."""
     if path.is_symlink():
@@ -295,10 +308,7 @@ def _open_reader(path: Path) -> tuple[sitk.ImageFileReader, tuple[int, int, int]
             f"with {reader.GetNumberOfComponents()} per voxel; split time points or channels apart"
         )
     check_fields(path, kind, fields)
-    matrix = np.eye(4)
-    rank = len(size)
-    matrix[:3, :3] = np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3] * reader.GetSpacing()[:3]
-    matrix[:3, 3] = reader.GetOrigin()[:3]
+    matrix = sitk_lps_from_index(reader)
     shape, dtype = (size[2], size[1], size[0]), _DTYPES[pixel]
     check_grid(path, shape, matrix, dtype)
     return reader, shape, matrix, dtype

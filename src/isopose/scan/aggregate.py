@@ -30,25 +30,28 @@ def pooled_evidence(evidence: Tensor, z_mm: Tensor, width_mm: float) -> tuple[Te
         weights.
     """
 
-    def rows(weights: Tensor, _: Tensor) -> Tensor:
-        weight = weights / weights.sum(dim=1, keepdim=True)
-        counts = 1.0 / weight.square().sum(dim=1, keepdim=True)
-        return torch.cat([weight @ evidence.double(), counts], dim=1)
+    def means_and_counts(weights: Tensor, _: Tensor) -> Tensor:
+        normalized = weights / weights.sum(dim=1, keepdim=True)
+        counts = 1.0 / normalized.square().sum(dim=1, keepdim=True)
+        return torch.cat([normalized @ evidence.double(), counts], dim=1)
 
-    summed = _at_each_slice(rows, z_mm, width_mm).to(evidence.dtype)
-    return summed[:, :2], summed[:, 2]
+    pooled = _apply_at_each_slice(means_and_counts, z_mm, width_mm).to(evidence.dtype)
+    return pooled[:, :2], pooled[:, 2]
 
 
 def common_values(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted medians ``(K,)`` of values ``(N, K)``; a few bad slices do not move them.
+    """Return weighted medians over slices, on which a few outliers have no influence.
 
     Args:
         values: ``(N, K)``.
         weight: ``(N,)``, not negative.
+
+    Returns:
+        ``(K,)``.
     """
     order = values.argsort(dim=0)
-    share = weight[order].cumsum(dim=0) / weight.sum().clamp(min=1e-12)
-    middle = (share >= 0.5).float().argmax(dim=0, keepdim=True)
+    cumulative = weight[order].cumsum(dim=0) / weight.sum().clamp(min=1e-12)
+    middle = (cumulative >= 0.5).float().argmax(dim=0, keepdim=True)
     return values.gather(0, order.gather(0, middle))[0]
 
 
@@ -74,7 +77,7 @@ def smooth_values(values: Tensor, weight: Tensor, z_mm: Tensor, width_mm: float)
     """
     y = values.double()
 
-    def rows(weights: Tensor, distance: Tensor) -> Tensor:
+    def fitted_values(weights: Tensor, distance: Tensor) -> Tensor:
         w = weights * weight.double()
         s0, s1, s2 = w.sum(1), (w * distance).sum(1), (w * distance.square()).sum(1)
         t0, t1 = w @ y, (w * distance) @ y
@@ -82,14 +85,16 @@ def smooth_values(values: Tensor, weight: Tensor, z_mm: Tensor, width_mm: float)
         s2 = s2 + 1e-3 * s0 * width_mm**2
         return (s2[:, None] * t0 - s1[:, None] * t1) / (s0 * s2 - s1.square()).clamp(min=1e-24)[:, None]
 
-    return _at_each_slice(rows, z_mm, width_mm).to(values.dtype)
+    return _apply_at_each_slice(fitted_values, z_mm, width_mm).to(values.dtype)
 
 
-def _at_each_slice(rows: Callable[[Tensor, Tensor], Tensor], z_mm: Tensor, width_mm: float) -> Tensor:
-    """Apply ``rows`` to the Gaussian weights and the distances (mm) of each slice to all slices.
+def _apply_at_each_slice(
+    function: Callable[[Tensor, Tensor], Tensor], z_mm: Tensor, width_mm: float
+) -> Tensor:
+    """Apply a function to the Gaussian weights and the distances (mm) of each slice to all slices.
 
     Args:
-        rows: maps weights and distances ``(n, N)`` to values ``(n, K)``.
+        function: maps weights and distances ``(n, N)`` to values ``(n, K)``.
         z_mm: ``(N,)`` positions.
         width_mm: standard deviation of the Gaussian.
 
@@ -100,7 +105,7 @@ def _at_each_slice(rows: Callable[[Tensor, Tensor], Tensor], z_mm: Tensor, width
 
     def values_at(positions: Tensor) -> Tensor:
         distance = z[None, :] - positions[:, None]
-        return rows(torch.exp(-0.5 * (distance / width_mm).square()), distance)
+        return function(torch.exp(-0.5 * (distance / width_mm).square()), distance)
 
     # An exported graph cannot loop over a dynamic number of slices.
     if torch.compiler.is_compiling():

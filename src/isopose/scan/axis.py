@@ -36,7 +36,7 @@ def fit_line(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor
     """
     points, positions, weights = centers.double(), z.double(), weight.double()
     weights = weights / weights.sum().clamp(min=1e-12) * weights.shape[0]
-    stiffness = (CENTROID_SD / math.tan(TILT_SD)) ** 2
+    ridge = (CENTROID_SD / math.tan(TILT_SD)) ** 2
     slope = _median_slope(points, weights, positions)
     mean, middle = common_values(points - positions[:, None] * slope, weights), positions.new_zeros(())
     for _ in range(ROUNDS):
@@ -45,8 +45,8 @@ def fit_line(centers: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor
         scale = OUTLIER_MEDIANS * median(residuals).clamp(min=CENTROID_SD / OUTLIER_MEDIANS)
         w = weights / (1.0 + (residuals / scale).square())
         middle, mean = (w @ positions) / w.sum(), (w @ points) / w.sum()
-        along = positions - middle
-        slope = ((w * along) @ (points - mean)) / ((w * along.square()).sum() + stiffness)
+        offset = positions - middle
+        slope = ((w * offset) @ (points - mean)) / ((w * offset.square()).sum() + ridge)
     return (mean - middle * slope).to(centers.dtype), slope.to(centers.dtype)
 
 
@@ -59,9 +59,9 @@ def _median_slope(points: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
     points, weights, positions = points[sampled], weights[sampled], positions[sampled]
     distance = positions[None] - positions[:, None]
     # Each pair once, without pairs at one position; without any pair the slope is 0.
-    distances = distance > 1e-9
-    slopes = (points[None] - points[:, None]) * (distances / distance.where(distances, 1.0))[..., None]
-    weight = weights[None] * weights[:, None] * distances
+    is_pair = distance > 1e-9
+    slopes = (points[None] - points[:, None]) * (is_pair / distance.where(is_pair, 1.0))[..., None]
+    weight = weights[None] * weights[:, None] * is_pair
     return common_values(slopes.flatten(0, 1), weight.flatten())
 
 

@@ -1,8 +1,7 @@
 """Poses and crops that a user set by hand, in place of those that STN1 and STN2 estimate.
 
-A correction belongs to a scan, identified by its hash, and can be used with any model: it stores where the
-reference's outline lies in the scan's slices. For a model with another reference or frame, poses and crops
-are converted.
+A correction belongs to a scan, identified by its hash, and can be used with any model: it records the frame
+and the reference of its poses, from which they are converted to those of the model.
 """
 
 import json
@@ -34,7 +33,8 @@ class SetPose:
 
     Args:
         slice: index from the feet, after reorientation.
-        pose: ``(5,)``, see ``geometry/pose.py``, in the correction's frame and relative to its reference.
+        pose: ``(5,)``, see :mod:`isopose.geometry.pose`, in the correction's frame and relative to its
+            reference.
     """
 
     slice: Annotated[int, Field(ge=0)]
@@ -89,9 +89,9 @@ class Correction:
     def __post_init__(self) -> None:
         if not self.poses and not self.crops:
             raise ValueError("expected a pose or a crop")
-        for kind in (self.poses, self.crops):
-            places = [one.slice for one in kind]
-            if places != sorted(set(places)):
+        for entries in (self.poses, self.crops):
+            indices = [entry.slice for entry in entries]
+            if indices != sorted(set(indices)):
                 raise ValueError("expected slices in ascending order, each once")
         if not 0 < self.frame.fov_mm < 1e5 or self.frame.size < 1:
             raise ValueError("expected a frame with a side")
@@ -115,8 +115,10 @@ class Correction:
         """
         if not self.poses:
             return None
-        own = self._set_poses(slices)
-        return _to_reference(_to_frame(own, self.frame, frame), self.reference, outline_of(reference_mask))
+        values = np.array([entry.pose for entry in self.poses])
+        values[:, ANGLE] = np.unwrap(values[:, ANGLE])
+        pose = torch.from_numpy(_interpolate([entry.slice for entry in self.poses], values, slices)).float()
+        return _to_reference(_to_frame(pose, self.frame, frame), self.reference, outline_of(reference_mask))
 
     def crops_at(self, slices: np.ndarray, poses: Tensor, reference_mask: Tensor) -> Tensor | None:
         """Return crops ``(N, 3, 3)``, homogenized from crop, for slices; None if no crop was set.
@@ -128,22 +130,18 @@ class Correction:
         """
         if not self.crops:
             return None
-        values = np.array([[np.log(one.scale), one.x, one.y] for one in self.crops])
-        scale, x, y = _interpolate([one.slice for one in self.crops], values, slices).T
+        values = np.array([[np.log(entry.scale), entry.x, entry.y] for entry in self.crops])
+        log_scale, x, y = _interpolate([entry.slice for entry in self.crops], values, slices).T
         theta2 = torch.zeros(len(slices), 3, 3)
-        theta2[:, 0, 0] = theta2[:, 1, 1] = torch.from_numpy(np.exp(scale)).float()
+        theta2[:, 0, 0] = theta2[:, 1, 1] = torch.from_numpy(np.exp(log_scale)).float()
         theta2[:, 0, 2], theta2[:, 1, 2] = torch.from_numpy(x).float(), torch.from_numpy(y).float()
         theta2[:, 2, 2] = 1.0
         # The crops were set in the poses that bring the scan to the correction's own reference.
-        seen_in = _to_reference(poses.cpu(), outline_of(reference_mask), self.reference)
-        if torch.equal(seen_in, poses.cpu()):
+        poses = poses.cpu()
+        original_poses = _to_reference(poses, outline_of(reference_mask), self.reference)
+        if torch.equal(original_poses, poses):
             return theta2
-        return transferred(theta2, matrix_from_pose(seen_in), matrix_from_pose(poses.cpu()))
-
-    def _set_poses(self, slices: np.ndarray) -> Tensor:
-        values = np.array([one.pose for one in self.poses])
-        values[:, ANGLE] = np.unwrap(values[:, ANGLE])
-        return torch.from_numpy(_interpolate([one.slice for one in self.poses], values, slices)).float()
+        return transferred(theta2, matrix_from_pose(original_poses), matrix_from_pose(poses))
 
 
 _CORRECTION = TypeAdapter(Correction)
@@ -151,9 +149,10 @@ _CORRECTION = TypeAdapter(Correction)
 
 def outline_of(reference_mask: Tensor) -> OutlineMoments:
     """Return center and spread of a reference mask ``(1, 1, S, S)``."""
-    of = moments(reference_mask)
-    spread = radii_along(of, torch.zeros_like(of.angle))[0].tolist()
-    return OutlineMoments((float(of.center[0, 0]), float(of.center[0, 1])), (spread[0], spread[1]))
+    outline = moments(reference_mask)
+    (center_x, center_y), *_ = outline.center.tolist()
+    (spread_x, spread_y), *_ = radii_along(outline, torch.zeros_like(outline.angle)).tolist()
+    return OutlineMoments((center_x, center_y), (spread_x, spread_y))
 
 
 def correction_from_json(value: Any, name: str) -> Correction:
@@ -207,13 +206,22 @@ def read_corrections(folder: Path) -> dict[str, Correction]:
     return corrections
 
 
-def _interpolate(places: Sequence[int], values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Interpolate values ``(K, n)`` at ascending places linearly; returns ``(N, n)`` at the wanted places."""
-    return np.stack([np.interp(wanted, places, column) for column in values.T], axis=1)
+def _interpolate(indices: Sequence[int], values: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    """Interpolate linearly along the scan; constant before the first and after the last index.
+
+    Args:
+        indices: K ascending indices of slices.
+        values: ``(K, n)`` at these slices.
+        slices: ``(N,)`` indices at which to interpolate.
+
+    Returns:
+        ``(N, n)``.
+    """
+    return np.stack([np.interp(slices, indices, column) for column in values.T], axis=1)
 
 
 def _to_frame(pose: Tensor, old: Frame, new: Frame) -> Tensor:
-    """Convert poses from one frame of a scan to another."""
+    """Convert poses ``(N, 5)`` from one frame of a scan to another."""
     factor = old.fov_mm / new.fov_mm
     center = [2.0 * (old.center_mm[axis] - new.center_mm[axis]) / new.fov_mm for axis in (0, 1)]
     out = pose.clone()
@@ -223,7 +231,7 @@ def _to_frame(pose: Tensor, old: Frame, new: Frame) -> Tensor:
 
 
 def _to_reference(pose: Tensor, old: OutlineMoments, new: OutlineMoments) -> Tensor:
-    """Convert poses from one reference to another with a different center and size."""
+    """Convert poses ``(N, 5)`` from one reference to another with a different center and size."""
     if np.allclose([*old.center, *old.spread], [*new.center, *new.spread], atol=1e-6):
         return pose
     out = pose.clone()

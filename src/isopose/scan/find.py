@@ -21,10 +21,15 @@ from isopose.scan.volume import slice_positions, volume_agreement, volume_pose
 from isopose.settings import PredictConfig, UNetConfig
 
 
-def batches_of(prepared: Prepared, size: int) -> list[np.ndarray]:
+def body_slices(prepared: Prepared) -> np.ndarray:
+    """Return the indices ``(N,)`` of the slices with a body."""
+    return np.flatnonzero(prepared.mask.any(axis=(1, 2)))
+
+
+def body_batches(prepared: Prepared, size: int) -> list[np.ndarray]:
     """Return the indices of the slices with a body, in batches of at most ``size``."""
-    with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
-    return [with_body[first : first + size] for first in range(0, len(with_body), size)]
+    rows = body_slices(prepared)
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
 def images_and_masks(prepared: Prepared, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -37,7 +42,7 @@ def images_and_masks(prepared: Prepared, rows: np.ndarray, device: torch.device)
 def unet_channels(
     prepared: Prepared, rows: np.ndarray, scan: ScanPose, config: UNetConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the U-Net's view of slices before the crop: each with its neighbors, each in its own pose.
+    """Return the U-Net's input channels before the crop: each slice with its neighbors, and their poses.
 
     Args:
         prepared: the scan.
@@ -50,10 +55,9 @@ def unet_channels(
         Images ``(N, C, S, S)``, channel after channel, each with all neighbors; and theta1 ``(N, K, 3, 3)``
             of the slice and its neighbors.
     """
-    body_slices = np.flatnonzero(scan.has_body)
-    neighbors = body_slices[
-        neighbors_of(body_slices, prepared.spacing[2], config)[np.searchsorted(body_slices, rows)]
-    ]
+    with_body = np.flatnonzero(scan.has_body)
+    neighbors_of_all = neighbors_of(with_body, prepared.spacing[2], config)
+    neighbors = with_body[neighbors_of_all[np.searchsorted(with_body, rows)]]
     image = torch.from_numpy(prepared.images[:, neighbors].swapaxes(0, 1)).flatten(1, 2).to(device)
     return image, matrix_from_pose(torch.from_numpy(scan.pose[neighbors]).to(device))
 
@@ -72,7 +76,7 @@ def slice_poses_of(
     Returns:
         The poses of the slices with a body, in order; None where no slice has one.
     """
-    batches = batches_of(prepared, settings.batch_size)
+    batches = body_batches(prepared, settings.batch_size)
     if not batches:
         return None
     device = transformer.reference_mask.device
@@ -110,12 +114,12 @@ def find_poses(
     scan = ScanPose.empty(len(prepared.image))
     if slices is None:
         return scan
-    rows = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
+    rows = body_slices(prepared)
     device = transformer.reference_mask.device
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
     pose, confidence, roll = scan_poses(transformer, slices, z_mm, per)
     scan.pose[rows], scan.confidence[rows] = pose.cpu(), confidence.cpu()
-    scan.decision = _decide(transformer, roll)
+    scan.decision = _roll_decision(transformer, roll)
     if side_mm is not None and scan.decision is not None and not scan.decision.outline_visible:
         for scale in (LOG_SCALE_X, LOG_SCALE_Y):
             scan.pose[rows, scale] = math.log(side_mm / prepared.frame.fov_mm)
@@ -140,21 +144,24 @@ def find_crops(
     Args:
         networks: of slices; their ``config`` says whether the slices share a crop and a refinement.
         prepared: the scan.
-        scan: poses by :func:`find_poses`; the crops are added in place, and it is returned.
+        scan: poses by :func:`find_poses`; changed in place.
         correction: a person's corrections; its crops replace the estimated ones, its poses are final.
         per: which slices share a refinement; None: as the configuration of the networks says.
+
+    Returns:
+        ``scan``.
     """
     settings = networks.config.predict
-    batches = batches_of(prepared, settings.batch_size)
+    batches = body_batches(prepared, settings.batch_size)
     if not batches:
         return scan
     device = networks.pose.reference_mask.device
     rows = np.concatenate(batches)
     initial = torch.from_numpy(scan.pose).to(device)
-    parts = [
-        networks.transforms(*images_and_masks(prepared, part, device), initial[part]) for part in batches
+    transforms = [
+        networks.transforms(*images_and_masks(prepared, batch, device), initial[batch]) for batch in batches
     ]
-    slices = SliceTransforms(*map(torch.cat, zip(*parts, strict=True)))
+    slices = SliceTransforms(*map(torch.cat, zip(*transforms, strict=True)))
     z_mm = torch.from_numpy(rows * prepared.spacing[2]).to(device)
     pose, theta2 = scan_transforms(networks.config, initial[rows], slices, z_mm, per)
     if networks.joint is not None and correction is not None and correction.poses:
@@ -195,11 +202,10 @@ def find_volume_pose(
     scan = ScanPose.empty(1, dims=3)
     scan.pose[:], scan.source[:], scan.confidence[:], scan.mirrored[:] = 0.0, 0, 0.0, 0.0
     if slices is not None:
-        with_body = np.flatnonzero(prepared.mask.any(axis=(1, 2)))
-        z = slice_positions(with_body, prepared.shape[0], stack_from_frame.cpu()).to(image.device)
+        z = slice_positions(body_slices(prepared), prepared.shape[0], stack_from_frame.cpu()).to(image.device)
         pose, confidence, roll = volume_pose(networks.pose, slices, z)
         scan.pose[0], scan.confidence[0] = pose.cpu(), float(confidence)
-        scan.decision = _decide(networks.pose, roll)
+        scan.decision = _roll_decision(networks.pose, roll)
         scan.mirrored[0] = float(slices.mirrored.mean())
         scan.source[0] = POSE_SOURCES.index(networks.config.pose.start)
     stack_from_homogenized = networks.input_from_homogenized(
@@ -210,10 +216,11 @@ def find_volume_pose(
     return scan
 
 
-def _decide(transformer: PoseTransformer, roll: ScanRoll | None) -> RollDecision | None:
+def _roll_decision(transformer: PoseTransformer, roll: ScanRoll | None) -> RollDecision | None:
     """Return the decision about a scan's roll, as it is recorded.
 
-    None where it comes from outlines or STN1, or turns the patient out of the slices' plane.
+    None if the roll comes from outlines or STN1, or if the slices are not axial: there it rotates out of
+    plane.
     """
     if roll is None or transformer.plane != "axial":
         return None
@@ -234,9 +241,10 @@ def _set_agreement(
     Without the roll network it is also the confidence.
     """
     device = transformer.reference_mask.device
-    for part in batches_of(prepared, settings.batch_size):
-        pose = torch.from_numpy(scan.pose[part]).to(device)
-        scan.agreement[part] = transformer.agreement(images_and_masks(prepared, part, device)[1], pose).cpu()
+    for batch in body_batches(prepared, settings.batch_size):
+        pose = torch.from_numpy(scan.pose[batch]).to(device)
+        _, mask = images_and_masks(prepared, batch, device)
+        scan.agreement[batch] = transformer.agreement(mask, pose).cpu()
         if transformer.roll is None:
-            found = scan.source[part] != HAND_SOURCE
-            scan.confidence[part] = np.where(found, scan.agreement[part], 1.0)
+            by_hand = scan.source[batch] == HAND_SOURCE
+            scan.confidence[batch] = np.where(by_hand, 1.0, scan.agreement[batch])

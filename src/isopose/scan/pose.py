@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from pydantic import ConfigDict
+from torch import Tensor
 
 from isopose.geometry.pose import ANGLE, LOG_SCALE_X, POSE_SIZES
 from isopose.models.pose import POSE_SOURCES
@@ -14,6 +15,11 @@ from isopose.strict import STRICT
 
 #: Agreement with the reference's outline up to which a slice has no weight for size and center.
 MIN_AGREEMENT = 0.5
+
+
+def agreement_weight(agreement: Tensor) -> Tensor:
+    """Return the weights ``(N,)`` of slices for size and center, from their agreement ``(N,)``."""
+    return (agreement - MIN_AGREEMENT).clamp(min=1e-3)
 
 
 @dataclass(frozen=True)
@@ -74,24 +80,19 @@ class ScanPose:
             dims: 2 for slices, 3 for a volume.
         """
 
-        def unknown(*shape: int) -> np.ndarray:
+        def nans(*shape: int) -> np.ndarray:
             return np.full((rows, *shape), np.nan, np.float32)
 
         return cls(
-            pose=unknown(POSE_SIZES[dims]),
-            agreement=unknown(),
+            pose=nans(POSE_SIZES[dims]),
+            agreement=nans(),
             source=np.full(rows, -1, np.int64),
-            confidence=unknown(),
-            mirrored=unknown(),
-            theta2=unknown(dims + 1, dims + 1),
+            confidence=nans(),
+            mirrored=nans(),
+            theta2=nans(dims + 1, dims + 1),
             widened=np.zeros(rows, bool),
             cut_off=np.zeros(rows, bool),
         )
-
-    @property
-    def header_kept(self) -> bool:
-        """Whether the scan is left as its header says, because its slices do not show the roll."""
-        return self.decision is not None and self.decision.header_kept
 
     @property
     def has_body(self) -> np.ndarray:
@@ -106,8 +107,8 @@ class ScanPose:
             return 0.0
         # Taken around the mean direction: near half a turn some angles are +pi and some -pi.
         mean = np.angle(np.exp(1j * angle).sum())
-        middle = mean + np.median(np.angle(np.exp(1j * (angle - mean))))
-        return float(np.angle(np.exp(1j * middle)))
+        median = mean + np.median(np.angle(np.exp(1j * (angle - mean))))
+        return float(np.angle(np.exp(1j * median)))
 
     def common_pose(self) -> np.ndarray:
         """Return one pose ``(5,)`` for all slices: weighted mean of the roll, weighted medians of the rest.
@@ -115,7 +116,7 @@ class ScanPose:
         The weight of a slice grows with its agreement.
         """
         pose = torch.from_numpy(self.pose[self.has_body])
-        weight = (torch.from_numpy(self.agreement[self.has_body]) - MIN_AGREEMENT).clamp(min=1e-3)
+        weight = agreement_weight(torch.from_numpy(self.agreement[self.has_body]))
         angle = torch.atan2((weight * pose[:, ANGLE].sin()).sum(), (weight * pose[:, ANGLE].cos()).sum())
         return torch.cat([angle[None], common_values(pose[:, LOG_SCALE_X:], weight)]).numpy()
 

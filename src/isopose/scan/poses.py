@@ -16,7 +16,7 @@ from isopose.models.pipeline import SliceTransforms
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.models.roll import calibrated_concentration, effective_count, log_odds_of, turned, views_at_angle
 from isopose.scan.aggregate import common_values, pooled_evidence, smooth_values
-from isopose.scan.pose import MIN_AGREEMENT
+from isopose.scan.pose import agreement_weight
 from isopose.scan.prior import (
     CORRECT_WITHIN,
     ScanRoll,
@@ -39,12 +39,11 @@ def with_per(config: PoseConfig, per: Per | None) -> PoseConfig:
     return config if per is None else config.model_copy(update={"per": per})
 
 
-def concatenated(parts: Sequence[SlicePoses]) -> SlicePoses:
+def concatenated(batches: Sequence[SlicePoses]) -> SlicePoses:
     """Concatenate the poses of batches of slices of one scan."""
-    outline = Moments(*(torch.cat(values) for values in zip(*(part.outline for part in parts), strict=True)))
-    return SlicePoses._make(
-        [*(torch.cat(values) for values in zip(*(part[:-1] for part in parts), strict=True)), outline]
-    )
+    *tensors, outlines = zip(*batches, strict=True)
+    outline = Moments(*map(torch.cat, zip(*outlines, strict=True)))
+    return SlicePoses._make([*map(torch.cat, tensors), outline])
 
 
 def slice_poses(
@@ -68,10 +67,9 @@ def slice_poses(
         rows = np.concatenate(batches)
         # Evenly spread, without the outermost slices, which may show lungs or hips.
         count = min(INITIAL_SLICES, len(rows))
-        initial = initial_roll(
-            transformer, *read(rows[(np.arange(count) * 2 + 1) * len(rows) // (2 * count)])
-        )
-    return concatenated([transformer.estimate(*read(part), min_agreement, initial) for part in batches])
+        sampled = rows[(np.arange(count) * 2 + 1) * len(rows) // (2 * count)]
+        initial = initial_roll(transformer, *read(sampled))
+    return concatenated([transformer.estimate(*read(rows), min_agreement, initial) for rows in batches])
 
 
 def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> Tensor:
@@ -93,8 +91,8 @@ def initial_roll(transformer: PoseTransformer, image: Tensor, mask: Tensor) -> T
         views = views_at_angle(slices, angle.expand(mask.shape[0]))
         evidence = turned(network(views)[:, :2], angle)
         # Only an initial value, so it does not matter whether it overrides the header.
-        filled = torch.zeros_like(evidence[:, 0])
-        angle = scan_roll(evidence, filled, network.calibration, transformer.config).mean
+        not_filled = torch.zeros_like(evidence[:, 0])
+        angle = scan_roll(evidence, not_filled, network.calibration, transformer.config).mean
     return angle
 
 
@@ -120,34 +118,27 @@ def scan_poses(
         :data:`isopose.scan.prior.CORRECT_WITHIN`, without the roll network the agreement with the reference's
         outline; and the scan's roll, None if it comes from outlines or STN1.
     """
-    config = with_per(transformer.config, per)
-    if transformer.keeps_header:
-        return _header_poses(slices, z_mm, config)
-    if transformer.roll is None:
+    config, network = with_per(transformer.config, per), transformer.roll
+    if network is None and not transformer.keeps_header:
         return *_outline_poses(slices, z_mm, config), None
-    calibration, count = transformer.roll.calibration, slices.evidence.shape[0]
-    scan = scan_roll(slices.evidence, slices.filled, calibration, config)
-    if config.per == "volume":
-        angle, probability = scan.angle.expand(count), scan.probability.expand(count)
-    elif config.per == "smooth":
-        angle, probability = _smooth_roll(slices.evidence, z_mm, scan, calibration, config)
+    if network is None:
+        scan = header_roll(slices.filled, config)
     else:
-        angle, probability = slices.pose[:, ANGLE], _own_probability(slices.evidence, calibration)
-    angle = torch.where(scan.overrides_header, angle, scan.angle)
-    probability = torch.where(scan.overrides_header, probability, scan.probability)
+        scan = scan_roll(slices.evidence, slices.filled, network.calibration, config)
+    count = slices.evidence.shape[0]
+    angle, probability = scan.angle.expand(count), scan.probability.expand(count)
+    if network is not None and config.per != "volume":
+        if config.per == "smooth":
+            angle, probability = _smooth_roll(slices.evidence, z_mm, scan, network.calibration, config)
+        else:
+            angle = slices.pose[:, ANGLE]
+            probability = _slice_probability(slices.evidence, network.calibration)
+        angle = torch.where(scan.overrides_header, angle, scan.angle)
+        probability = torch.where(scan.overrides_header, probability, scan.probability)
     pose = transformer.pose_at_angle(slices.outline, angle)
-    rest = _common_or_smoothed(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
-    pose = torch.cat([angle[:, None], rest], dim=1)
+    size_and_center = _combine_slices(pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
+    pose = torch.cat([angle[:, None], size_and_center], dim=1)
     return torch.where(scan.outline_visible, pose, torch.zeros_like(pose)), probability, scan
-
-
-def _header_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tuple[Tensor, Tensor, ScanRoll]:
-    """Return what :func:`scan_poses` does, with the header's roll."""
-    scan = header_roll(slices.filled, config)
-    rest = _common_or_smoothed(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
-    pose = torch.cat([scan.angle.expand(len(rest), 1), rest], dim=1)
-    visible = torch.where(scan.outline_visible, pose, torch.zeros_like(pose))
-    return visible, scan.probability.expand(len(rest)), scan
 
 
 def _outline_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tuple[Tensor, Tensor]:
@@ -157,8 +148,8 @@ def _outline_poses(slices: SlicePoses, z_mm: Tensor, config: PoseConfig) -> tupl
     width = math.inf if config.per == "volume" else config.smooth_mm
     evidence, _ = pooled_evidence(slices.evidence, z_mm, width)
     angle = torch.atan2(evidence[:, 1], evidence[:, 0])
-    rest = _common_or_smoothed(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
-    return torch.cat([angle[:, None], rest], dim=1), slices.agreement
+    size_and_center = _combine_slices(slices.pose[:, LOG_SCALE_X:], slices.agreement, z_mm, config)
+    return torch.cat([angle[:, None], size_and_center], dim=1), slices.agreement
 
 
 def _smooth_roll(
@@ -194,7 +185,7 @@ def _smooth_roll(
     return angle, correct.clamp(max=1.0) * probability_within(zeros, joint_vector.norm(dim=1))
 
 
-def _own_probability(evidence: Tensor, calibration: Tensor) -> Tensor:
+def _slice_probability(evidence: Tensor, calibration: Tensor) -> Tensor:
     """Return the probability ``(N,)`` that the roll of each slice by itself is right."""
     length = evidence.norm(dim=1)
     within = probability_within(torch.zeros_like(length), calibrated_concentration(length, calibration))
@@ -209,7 +200,7 @@ def scan_transforms(
 
     The initial poses are the scan's already; the joint network adds a residual for each slice. The residuals
     are combined into one for the scan, or smoothed along it, and the crops are transferred to the resulting
-    poses, so that they keep their place in the slice.
+    poses, so that they keep their position in the slice.
 
     Args:
         config: of the model.
@@ -222,23 +213,33 @@ def scan_transforms(
         Poses ``(N, 5)`` and crops ``(N, 3, 3)``.
     """
     pose, theta2 = slices.pose, slices.theta2
-    shared = with_per(config.pose, per)
-    if config.stn == "joint" and shared.per != "slice":
-        pose = initial_pose + _common_or_smoothed(slices.pose - initial_pose, slices.agreement, z_mm, shared)
+    pose_config = with_per(config.pose, per)
+    if config.stn == "joint" and pose_config.per != "slice":
+        residual = _combine_slices(slices.pose - initial_pose, slices.agreement, z_mm, pose_config)
+        pose = initial_pose + residual
         theta2 = transferred(theta2, matrix_from_pose(slices.pose), matrix_from_pose(pose))
     if config.crop.enabled and config.crop.per == "volume":
         theta2 = common_crop(theta2).expand(theta2.shape[0], 3, 3)
     return pose, theta2
 
 
-def _common_or_smoothed(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfig) -> Tensor:
-    """Return values ``(N, K)`` of slices as they are, as their common median or smoothed, as ``per`` says.
+def _combine_slices(values: Tensor, agreement: Tensor, z_mm: Tensor, config: PoseConfig) -> Tensor:
+    """Combine values of slices as ``config.per`` says: unchanged, the weighted median of all, or smoothed.
 
     The weight of a slice grows with its agreement.
+
+    Args:
+        values: ``(N, K)``.
+        agreement: ``(N,)`` of each slice with the reference's outline.
+        z_mm: ``(N,)`` positions along the scan.
+        config: which slices share a pose.
+
+    Returns:
+        ``(N, K)``.
     """
     if config.per == "slice":
         return values
-    weight = (agreement - MIN_AGREEMENT).clamp(min=1e-3)
+    weight = agreement_weight(agreement)
     if config.per == "volume":
         return common_values(values, weight).expand(weight.shape[0], -1)
     return smooth_values(values, weight, z_mm, config.smooth_mm)

@@ -1,4 +1,4 @@
-"""The roll of a scan: what its slices show, weighed against how the file's header says that the patient lies.
+"""The roll of a scan: the posterior, given what its slices show and the position in the file's header.
 
 The prior is a mixture of von Mises distributions around the header's pose: most patients lie near it, some
 further off, a few are turned by a quarter or half turn. The slices give a direction, its concentration, and
@@ -90,13 +90,14 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
     visible = median(filled) < MAX_FILLED
     overrides_header = (odds >= config.turn_odds) & visible
     angle = torch.where(overrides_header, slices_angle, torch.zeros_like(slices_angle))
-    # Without an outline only the prior is left.
-    share = against_header.sigmoid() * visible
-    directions = torch.cat([joint, prior])
+    # The posterior is a mixture: with this probability the slices show the roll; otherwise, and always if no
+    # outline is visible, only the prior is known.
+    reliable = against_header.sigmoid() * visible
+    components = torch.cat([joint, prior])
     concentrations = torch.cat([joint_concentration, prior.norm(dim=1)])
-    masses = torch.cat([share * log_weight.softmax(dim=0), (1.0 - share) * weight])
-    offset = torch.atan2(directions[:, 1], directions[:, 0]) - angle
-    probability = (masses * probability_within(offset, concentrations)).sum()
+    weights = torch.cat([reliable * log_weight.softmax(dim=0), (1.0 - reliable) * weight])
+    offset = torch.atan2(components[:, 1], components[:, 0]) - angle
+    probability = (weights * probability_within(offset, concentrations)).sum()
     return ScanRoll(
         angle=angle,
         slices_angle=slices_angle,
@@ -110,27 +111,25 @@ def scan_roll(evidence: Tensor, filled: Tensor, calibration: Tensor, config: Pos
 
 
 def header_roll(filled: Tensor, config: PoseConfig) -> ScanRoll:
-    """Return the roll of a scan of whose slices nothing is known: the header's, as likely right as the prior.
+    """Return the header's roll, for a scan whose roll is not estimated; its probability is the prior's.
 
     Args:
         filled: ``(N,)`` part of its bounding box that each slice's mask fills.
         config: the prior.
     """
     weight, prior = _prior(config, filled)
-    nothing, offset = torch.zeros_like(filled[0]), torch.atan2(prior[:, 1], prior[:, 0])
+    zero, offset = torch.zeros_like(filled[0]), torch.atan2(prior[:, 1], prior[:, 0])
     concentrations = prior.norm(dim=1)
-    probability = (weight * probability_within(offset, concentrations)).sum()
     visible = median(filled) < MAX_FILLED
-    overrides_header = torch.zeros_like(visible)
     return ScanRoll(
-        angle=nothing,
-        slices_angle=nothing,
-        mean=nothing,
-        odds=nothing,
-        overrides_header=overrides_header,
+        angle=zero,
+        slices_angle=zero,
+        mean=zero,
+        odds=zero,
+        overrides_header=torch.zeros_like(visible),
         outline_visible=visible,
         concentration=concentrations[0],
-        probability=probability,
+        probability=(weight * probability_within(offset, concentrations)).sum(),
     )
 
 

@@ -23,7 +23,7 @@ from isopose.models.pipeline import Networks
 from isopose.models.pose import PoseTransformer, SlicePoses
 from isopose.scan.aggregate import median
 from isopose.scan.axis import fit_line, tilt_of
-from isopose.scan.pose import MIN_AGREEMENT
+from isopose.scan.pose import agreement_weight
 from isopose.scan.poses import scan_poses
 from isopose.scan.prior import ScanRoll
 
@@ -53,15 +53,14 @@ def volume_pose(
     if transformer.config.start != "identity":
         slice_pose = poses[0]
         log_scale = slice_pose[LOG_SCALE_X:SHIFT_X]
-        weight = (slices.agreement - MIN_AGREEMENT).clamp(min=1e-3)
-        at_middle, slope = fit_line(slices.outline.center, weight, z)
+        at_middle, slope = fit_line(slices.outline.center, agreement_weight(slices.agreement), z)
         out[ROLL] = slice_pose[ANGLE]
         out[PITCH], out[YAW] = tilt_of(slope, slice_pose[ANGLE])
         out[LOG_SCALES] = torch.cat([log_scale, log_scale.mean(dim=0, keepdim=True)])
         center = moments(transformer.reference_mask).center[0]
-        carried = matrix_from_pose(out)[:3, :2] @ center
         # The reference's centroid, at the height of the scan's middle, is mapped onto the line.
-        out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - carried
+        unshifted = matrix_from_pose(out)[:3, :2] @ center
+        out[SHIFTS] = torch.cat([at_middle, at_middle.new_zeros(1)]) - unshifted
     if roll is not None:
         out = torch.where(roll.outline_visible, out, torch.zeros_like(out))
     return out, median(confidence), roll

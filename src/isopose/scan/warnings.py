@@ -35,35 +35,40 @@ def pose_warnings(
     learned = joint or transformer.localization is not None
     lines = []
     for source, name in enumerate(POSE_SOURCES):
-        where = _where(scan, scan.source == source)
-        if where is not None and source == HAND_SOURCE:
-            lines.append(f"the pose was set by hand{where}")
-        elif where is not None and name != ("learned" if learned else config.start):
-            lines.append(f"pose fell back to {name}{where}")
+        count = _slice_count(scan, scan.source == source)
+        if count is not None and source == HAND_SOURCE:
+            lines.append(f"the pose was set by hand{count}")
+        elif count is not None and name != ("learned" if learned else config.start):
+            lines.append(f"pose fell back to {name}{count}")
     if transformer.plane == "axial" and abs(scan.roll) > TURNED_ROLL:
         lines.append(
             f"rotated by {math.degrees(scan.roll):+.0f} degrees relative to the position in the file's "
             "header: turned back; check the sides"
         )
     if scan.decision is not None and scan.decision.header_kept and HAND_SOURCE not in scan.source:
-        return [*lines, _header_warning(scan.decision, unseen=transformer.keeps_header)]
+        return [*lines, _header_warning(scan.decision, estimated=not transformer.keeps_header)]
     if transformer.roll is not None:
-        doubted = _where(scan, has_body & (scan.confidence < settings.min_confidence))
-        if doubted is not None:
-            lines.append(f"low confidence in the roll of the patient{doubted}")
+        count = _slice_count(scan, has_body & (scan.confidence < settings.min_confidence))
+        if count is not None:
+            lines.append(f"low confidence in the roll of the patient{count}")
         if total and float(scan.mirrored[has_body].mean()) > MIRRORED_SCORE[config.contrast]:
             lines.append("looks like its own mirror image (liver on the left); check the sides in the header")
-    low = _where(scan, has_body & (scan.agreement < settings.min_pose_dice))
-    if low is not None and (joint or config.learned or config.start != "identity"):
-        lines.append(f"low agreement{low}: the outline does not match the reference")
+    count = _slice_count(scan, has_body & (scan.agreement < settings.min_pose_dice))
+    if count is not None and (joint or config.learned or config.start != "identity"):
+        lines.append(f"low agreement{count}: the outline does not match the reference")
     return lines
 
 
-def _header_warning(decision: RollDecision, *, unseen: bool) -> str:
-    """Return the one line about a scan that is left as its header says; ``unseen``: no network saw it."""
+def _header_warning(decision: RollDecision, *, estimated: bool) -> str:
+    """Return the warning about a scan that keeps its header's roll.
+
+    Args:
+        decision: about the roll.
+        estimated: whether a network estimated the roll.
+    """
     if not decision.outline_visible:
         return "no outline of a body is visible: its pose and size are left as the file has them"
-    if unseen:
+    if not estimated:
         return "the roll was not estimated: left as the file's header says"
     if abs(decision.shown_degrees) > math.degrees(TURNED_ROLL) and decision.odds >= 1.0:
         return (
@@ -81,18 +86,18 @@ def crop_warnings(scan: ScanPose) -> list[str]:
         (scan.widened, "the crop cut a structure and was widened"),
         (scan.cut_off, "a structure may be cut off by the crop"),
     ):
-        where = _where(scan, rows)
-        if where is not None:
-            lines.append(text + where)
+        count = _slice_count(scan, rows)
+        if count is not None:
+            lines.append(text + count)
     return lines
 
 
-def _where(scan: ScanPose, rows: np.ndarray) -> str | None:
-    """Return the number of marked slices as the end of a line; None if none is marked.
+def _slice_count(scan: ScanPose, rows: np.ndarray) -> str | None:
+    """Return `` in N of M slices`` to append to a warning; None if no row is selected.
 
     Args:
         scan: slices, or a volume, for which the text is empty.
-        rows: ``(z,)`` booleans.
+        rows: ``(z,)`` booleans, the slices to which the warning applies.
     """
     count = int(rows.sum())
     if not count:

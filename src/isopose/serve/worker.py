@@ -188,7 +188,7 @@ def _load(settings: Settings) -> tuple[Any, str | None]:
 
     try:
         loaded = load_ensemble([settings.model], choose_device(settings.device))
-        return loaded.changed(lambda one: for_prediction(with_precision(one, settings.precision))), None
+        return loaded.map_members(lambda m: for_prediction(with_precision(m, settings.precision))), None
     except Exception as error:
         return None, str(line_of(error))
 
@@ -229,7 +229,7 @@ def _predict(model: Any, job: Job, folder: Path, pipe: Connection) -> tuple[str,
             steps=None,
             reporter=_Sender(pipe),
             corrections=corrections,
-            also=write_page_view,
+            write_more=write_page_view,
         )
         problem = outcome.problem
     # A full disk too: this scan has failed, and the page goes on.
