@@ -16,6 +16,7 @@ from isopose.config import HomogenizeConfig
 from isopose.files import hash_of, write_json
 from isopose.geometry.volume import Volume
 from isopose.homogenize.dataset import homogenize, open_input
+from isopose.homogenize.estimator import shipped_estimator
 from isopose.homogenize.record import read_record, record_path
 from isopose.homogenize.restore import restore
 from isopose.homogenize.scan import homogenize_scan
@@ -32,7 +33,9 @@ def both(one, per="volume", size=128):
     """Homogenize a patient with and without scaling of the slice distance."""
     return [
         homogenize_scan(
-            replace(estimator(per, size), scale_z=scale_z), one.volume, one.volume.with_array(one.classes)
+            shipped_estimator(HomogenizeConfig(per=per, size=size, scale_z=scale_z)),
+            one.volume,
+            one.volume.with_array(one.classes),
         )
         for scale_z in (True, False)
     ]
