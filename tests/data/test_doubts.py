@@ -35,6 +35,10 @@ def test_a_window_is_not_doubted(window):
     assert warnings_about(trunk_in_hu(-2000).clip(*window)) == []
 
 
+def test_padding_around_tissue_without_fat_is_not_doubted():
+    assert warnings_about(np.where(TRUNK, trunk_in_hu().clip(0, 90), -1000.0)) == []
+
+
 def test_padding_does_not_hide_a_missing_offset():
     # Stored values of GE: 1024 too high, and -2000 where nothing was measured. Air then counts as body.
     stored = np.where(SCANNED, trunk_in_hu() + 1024, -2000)

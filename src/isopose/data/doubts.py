@@ -17,7 +17,11 @@ _AIRLESS_HU = -10
 _FAT_HU = -50
 #: Least part of the voxels besides padding that fat and air fill; every trunk has far more.
 _MIN_FAT_SHARE = 1e-3
-#: Number of voxels from which that part is taken.
+#: Soft tissue is below this, and above it if 1000 or 1024 were not subtracted.
+_SOFT_TISSUE_HU = 500
+#: Part of the voxels besides padding that bone, contrast and metal stay below.
+_MAX_BRIGHT_SHARE = 0.05
+#: Number of voxels from which these parts are taken.
 _SAMPLED_VOXELS = 1 << 20
 #: A scan whose values span less than this was windowed or normalized.
 _NARROW_HU = 300
@@ -92,8 +96,8 @@ def scan_warnings(
             yield f"values up to {high:g} are not plausible HU; is the rescale slope missing?"
         elif _offset_is_missing(_sample(volume.array), low):
             yield (
-                f"hardly any value is below {_FAT_HU} except {low:g}, which is probably padding, but fat and "
-                "air in CT are below; the HU offset (often -1024) seems to be missing, or this is not CT"
+                f"hardly any value is below {_FAT_HU} except {low:g}, which is probably padding, and many are "
+                f"above {_SOFT_TISSUE_HU}; the HU offset (often -1024) seems to be missing, or this is not CT"
             )
     x, y, z = volume.spacing
     thick = max(x, y) > THICK_RATIO * min(x, y) or (max(x, y) > THICK_RATIO * z and max(x, y) > THICK_MM)
@@ -117,7 +121,10 @@ def _offset_is_missing(values: np.ndarray, low: float) -> bool:
         low: the lowest value of the scan, which may be padding.
     """
     unpadded = values[values > low]
-    return low < _FAT_HU and len(unpadded) > 0 and bool(np.mean(unpadded < _FAT_HU) < _MIN_FAT_SHARE)
+    if low >= _FAT_HU or not len(unpadded):
+        return False
+    few_are_fat = np.mean(unpadded < _FAT_HU) < _MIN_FAT_SHARE
+    return bool(few_are_fat and np.mean(unpadded > _SOFT_TISSUE_HU) > _MAX_BRIGHT_SHARE)
 
 
 def _sample(array: np.ndarray) -> np.ndarray:
