@@ -56,7 +56,7 @@ def main(
     first = statistics.median(cpu for _, cpu in found["one"])
     for name, values in found.items():
         wall, cpu = (statistics.median(kind) for kind in zip(*values, strict=True))
-        lines.append(f"| {name} | {wall:.2f} | {cpu:.2f} | {cpu / first:.2f} |")
+        lines.append(f"| {name} | {wall:.3f} | {cpu:.3f} | {cpu / first:.2f} |")
     table = "\n".join(lines) + "\n"
     write_text(output / "folds.md", table)
     typer.echo(table, nl=False)

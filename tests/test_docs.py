@@ -275,8 +275,8 @@ def test_the_prediction_example_has_every_key_and_is_consistent(examples: dict[s
     rare = {"correction_sha256", "mask_sha256", "members_sha256", "clean_up"}
     assert set(record) == {*whole, *origin, "slices", "files"} - rare
     [one] = record["slices"]
-    _, of_slice = keys_of("_of_slices", "inference/record.py")
-    [of_row] = keys_of("_of_row", "inference/record.py")
+    _, of_slice = keys_of("_slice_entries", "inference/record.py")
+    [of_row] = keys_of("_row_entries", "inference/record.py")
     assert set(one) == of_slice | of_row
     text = (ROOT / "docs" / "formats.md").read_text()
     explained = {name for row in table_rows(text) for name in INLINE.findall(row[0])}
@@ -316,7 +316,7 @@ def test_homogenized_examples_match_the_output_of_the_commands(examples: dict[st
         assert part["sha256"].startswith(shipped_sha256(REFERENCES["child"])[:8])
     assert set(head["labels"]["kidney"]) == {"value", "stored"}
     restored = examples["restored.json"]
-    first, second = keys_of("_restored", "homogenize/restore.py")[:2]
+    first, second = keys_of("_write_results", "homogenize/restore.py")[:2]
     assert set(restored) == first | second
     # What was restored is the label map that was homogenized.
     homogenized = values["files"]["labelsTr/phantom_000.nii.gz"]
@@ -328,14 +328,14 @@ def test_the_wrapped_example_matches_the_output_of_the_command(examples: dict[st
     [head] = keys_of("wrap_provenance", "homogenize/wrapped.py")
     [more] = keys_of("write_restored", "homogenize/wrapped.py")
     assert set(record) == head | more
-    [pose] = keys_of("_pose_of", "homogenize/wrap.py")
+    [pose] = keys_of("_pose_record", "homogenize/wrap.py")
     assert set(record["pose"]) == set(HomogenizeConfig.model_fields) | pose
     assert record["pose"]["side_mm"] == pytest.approx(load_reference().side_mm)
     assert record["pose"]["size"] == HomogenizeConfig().size
 
 
 def test_the_record_of_a_volume_is_explained(examples: dict[str, Any]) -> None:
-    [whole] = keys_of("_of_volume", "inference/record.py")
+    [whole] = keys_of("_volume_entries", "inference/record.py")
     documented = set(INLINE.findall((ROOT / "docs" / "formats.md").read_text()))
     assert whole - set(examples["prediction.json"]) <= documented
     assert "reach" in whole
