@@ -96,8 +96,8 @@ def scan_warnings(
             yield f"values up to {high:g} are not plausible HU; is the rescale slope missing?"
         elif _offset_is_missing(_sample(volume.array), low):
             yield (
-                f"hardly any value is below {_FAT_HU} except {low:g}, which is probably padding, and many are "
-                f"above {_SOFT_TISSUE_HU}; the HU offset (often -1024) seems to be missing, or this is not CT"
+                f"hardly any value is below {_FAT_HU} except {low:g}, which is probably padding, and many "
+                f"are above {_SOFT_TISSUE_HU}; the HU offset (often -1024) may be missing, or it is not CT"
             )
     x, y, z = volume.spacing
     thick = max(x, y) > THICK_RATIO * min(x, y) or (max(x, y) > THICK_RATIO * z and max(x, y) > THICK_MM)
