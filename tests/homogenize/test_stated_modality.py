@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 from isopose.cli import app
 from isopose.io.images import read_volume
 
-SAYS = (
-    "dataset.json names the channel {name}, that is {stated}, but its scans are taken for {used}, as "
-    "{setting} says; leave {setting} out unless that is right"
+WARNING = (
+    "dataset.json names the channel {name}, which means {stated}, but {setting} says {used}, which is used; "
+    "leave {setting} out unless it is right"
 )
 
 
 @pytest.fixture
 def dataset(tmp_path: Path):
-    """A dataset of a CT of which dataset.json says what is asked for."""
+    """A function that writes a dataset of one CT scan under the given channel name and returns its folder."""
 
     def named(channel: str) -> Path:
         data = write_dataset(tmp_path / channel, {"anna": "Tr"})
@@ -48,20 +48,20 @@ def commands(data: Path, out: Path, *options: str) -> dict[str, str]:
 
 
 def test_ct_against_a_dataset_of_mr(dataset, tmp_path: Path) -> None:
-    expected = SAYS.format(name="MR", stated="MR", used="CT", setting="--modality")
+    expected = WARNING.format(name="MR", stated="MR", used="CT", setting="--modality")
     for name, text in commands(dataset("MR"), tmp_path / "set", "--modality", "ct").items():
         assert text.count(expected) == 1, (name, text)
     # It is used as it was set: these values are HU.
     image = "h/imagesTr/anna_0000.nii.gz"
     assert json.loads((tmp_path / "set" / "h" / "dataset.json").read_text())["channel_names"] == {"0": "CT"}
     for name, text in commands(dataset("CT"), tmp_path / "same", "--modality", "ct").items():
-        assert "taken for" not in text, (name, text)
+        assert "which is used" not in text, (name, text)
     first, second = (read_volume(tmp_path / folder / image).array for folder in ("set", "same"))
     np.testing.assert_array_equal(first, second)
 
 
 def test_mr_against_a_dataset_of_ct(dataset, tmp_path: Path) -> None:
-    expected = SAYS.format(name="CT", stated="CT", used="MR", setting="--modality")
+    expected = WARNING.format(name="CT", stated="CT", used="MR", setting="--modality")
     data = dataset("CT")
     assert output_of("homogenize", data, tmp_path / "h", "--modality", "mr").count(expected) == 1
     store = ("--store", tmp_path / "store")
@@ -70,6 +70,6 @@ def test_mr_against_a_dataset_of_ct(dataset, tmp_path: Path) -> None:
 
 
 def test_scans_state_nothing(dataset, tmp_path: Path) -> None:
-    assert "taken for" not in output_of(
+    assert "which is used" not in output_of(
         "homogenize", dataset("CT") / "imagesTr", tmp_path / "h", "--modality", "mr"
     )

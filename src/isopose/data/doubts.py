@@ -13,13 +13,13 @@ from isopose.io.sizes import size_warnings
 
 #: A scan without a voxel below this has no fat and no air: its values are not HU.
 _AIRLESS_HU = -10
-#: A scan with padding has fat below this, unless its values are not HU; noise of air at 0 is above.
+#: Fat and air are below this in HU. Without the offset air is near 0, and its noise above this.
 _FAT_HU = -50
 #: Least part of the voxels besides padding that fat and air fill; every trunk has far more.
 _MIN_FAT_SHARE = 1e-3
 #: Soft tissue is below this, and above it if 1000 or 1024 were not subtracted.
 _SOFT_TISSUE_HU = 500
-#: Part of the voxels besides padding that bone, contrast and metal stay below.
+#: Bone, contrast and metal are at most this part of the voxels besides padding.
 _MAX_BRIGHT_SHARE = 0.05
 #: Number of voxels from which these parts are taken.
 _SAMPLED_VOXELS = 1 << 20

@@ -52,8 +52,8 @@ def modality_warnings(config: DataConfig, dataset: Dataset, setting: str) -> tup
         return ()
     channel = dataset.channels[pose_channel_of(config, dataset.channels)]
     return (
-        f"dataset.json names the channel {channel}, that is {stated.upper()}, but its scans are taken for "
-        f"{config.modality.upper()}, as {setting} says; leave {setting} out unless that is right",
+        f"dataset.json names the channel {channel}, which means {stated.upper()}, but {setting} says "
+        f"{config.modality.upper()}, which is used; leave {setting} out unless it is right",
     )
 
 

@@ -200,10 +200,10 @@ def _homogenize(
 ) -> list[CaseOutcome]:
     begin(settings, head)
     report_warnings(settings, reporter)
-    for case in unusable:
-        # Made when no other case had its name.
-        if is_usable_id(case.name):
-            remove_case(settings, case.name)
+    for outcome in unusable:
+        # It may have results from a run in which no other case had its name.
+        if is_usable_id(outcome.name):
+            remove_case(settings, outcome.name)
     try:
         outcomes = process_cases(
             partial(make_case, settings=settings),

@@ -224,7 +224,7 @@ def _check_targets(prediction: _Prediction, settings: _RestoreSettings) -> None:
 
 
 def _remove_half_written(prediction: _Prediction, settings: _RestoreSettings) -> None:
-    """Remove the files of a case that failed or whose worker died; with a record it wrote none."""
+    """Remove the files of a case that failed; if its record exists, it had not begun to write."""
     if (settings.output / f"{prediction.case}.json").exists():
         return
     for path in _targets(prediction, settings):

@@ -137,10 +137,10 @@ def wrap(
     output_folder(output)
     with only_writer(output):
         report_warnings(settings.homogenizing, reporter)
-        for one in unusable:
-            # Made when no other scan had its name.
-            if is_usable_id(one.name):
-                remove_results(settings, one.name)
+        for outcome in unusable:
+            # It may have results from a run in which no other scan had its name.
+            if is_usable_id(outcome.name):
+                remove_results(settings, outcome.name)
         return [*unusable, *_wrap_all(scans.cases, settings, workers, reporter)]
 
 

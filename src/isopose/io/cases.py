@@ -157,10 +157,10 @@ def report_unusable(unusable: Iterable[UnusableCase], say: Callable[[str], None]
         say: called with each line.
     """
     outcomes = []
-    for one in unusable:
-        say(one.name)
-        say(f"  error: {one.problem}")
-        outcomes.append(Outcome[Any](one.name, None, one.problem))
+    for case in unusable:
+        say(case.name)
+        say(f"  error: {case.problem}")
+        outcomes.append(Outcome[Any](case.name, None, case.problem))
     return outcomes
 
 
